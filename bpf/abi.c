@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * One variable of each type in zfw_abi.h, so that their BTF is complete: a
+ * program's own object describes only the types that its maps and functions
+ * name. scripts/gen-layout compiles and reads this; nothing loads it.
+ */
+#include "zfw_abi.h"
+
+enum zfw_limit limit;
+enum zfw_table table;
+enum zfw_action action;
+enum zfw_size_class size_class;
+enum zfw_verdict verdict;
+enum zfw_reason reason;
+enum zfw_setting setting;
+enum zfw_link_flag link_flag;
+enum zfw_rule_flag rule_flag;
+
+struct zfw_prefix_key prefix_key;
+struct zfw_port_rule port_rule;
+struct zfw_prefix prefix;
+struct zfw_interval interval;
+struct zfw_ports_medium ports_medium;
+struct zfw_ports_large ports_large;
+struct zfw_length_pair length_pair;
+struct zfw_length_list length_list;
+struct zfw_lengths lengths;
+struct zfw_length_key length_key;
+struct zfw_interface interface;
+struct zfw_name name;
+struct zfw_interface_name interface_name;
+struct zfw_interface_set interface_set;
+struct zfw_address address;
+struct zfw_rule_record rule_record;
+struct zfw_counter counter;
+struct zfw_route_key route_key;
+struct zfw_route route;
+struct zfw_fragment_key fragment_key;
+struct zfw_fragment fragment;
+struct zfw_state state;
+struct zfw_decision decision;

@@ -1,0 +1,253 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Which rule says what becomes of a packet: longest destination prefix, then
+ * longest source prefix, then the order of entry; a prefix without a matching
+ * rule hands on to the next shorter one.
+ */
+#ifndef ZFW_RULES_H
+#define ZFW_RULES_H
+
+#include <stdbool.h>
+#include <linux/bpf.h>
+#include <linux/in.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "maps.h"
+#include "parse.h"
+#include "zfw_abi.h"
+
+enum rule_match {
+	RULE_NONE,
+	RULE_FOUND,
+	/* The prefix's rules are in ports_medium or ports_large. */
+	RULE_IN_MEDIUM,
+	RULE_IN_LARGE,
+	/* The element was replaced while it was read. */
+	RULE_CHANGING,
+};
+
+struct rule_query {
+	__be32 source[4];
+	__be32 destination[4];
+	struct zfw_prefix_key key; /* the prefix that is being looked at */
+	__u16 port;
+	__u8 is_per_interface;
+	__u8 pad;
+	__u32 name_id;
+	__u32 cursor;
+	struct zfw_port_rule rule; /* the answer */
+};
+
+/* Reads that must happen here, once, in this order. */
+#define READ_ONCE_U16(x) (*(const volatile __u16 *)&(x))
+#define READ_ONCE_U32(x) (*(const volatile __u32 *)&(x))
+
+static __always_inline __be32 mask_word(__be32 word, int length)
+{
+	if (length <= 0)
+		return 0;
+	if (length >= 32)
+		return word;
+	return word & bpf_htonl(~0U << (32 - length));
+}
+
+static __always_inline bool rule_applies(const struct zfw_port_rule *rule,
+					 const struct rule_query *query)
+{
+	struct zfw_interface_set *set;
+	__u32 index;
+
+	/* Interface lists count only where the interface asks for them. */
+	if (!query->is_per_interface)
+		return true;
+	index = rule->interface_set;
+	set = bpf_map_lookup_elem(&interface_sets, &index);
+	return index && set &&
+	       set->members[(query->name_id / 64) % (ZFW_MAX_INTERFACE_NAMES / 64)] >>
+				       (query->name_id % 64) & 1;
+}
+
+static __always_inline bool is_key(const struct zfw_prefix_key *a, const struct zfw_prefix_key *b)
+{
+	const __u32 *x = (const __u32 *)a, *y = (const __u32 *)b;
+	__u32 difference = 0;
+	int i;
+
+#pragma unroll
+	for (i = 0; i < sizeof(*a) / sizeof(__u32); i++)
+		difference |= READ_ONCE_U32(x[i]) ^ y[i];
+	return !difference;
+}
+
+/*
+ * How many intervals end below the port, by halving steps; then the candidates
+ * that follow. The position lives in query->cursor: what the verifier reads
+ * back from there is any number, so that it meets the same state again and
+ * does not follow each path of the search through each turn of the loops.
+ */
+#define SEARCH_INTERVALS(ports, MAX_INTERVALS, MAX_RULES, FIRST_STEP)                              \
+	do {                                                                                       \
+		__u32 stamp = READ_ONCE_U32((ports)->stamp), step;                                 \
+		__u32 count = READ_ONCE_U16((ports)->interval_count);                              \
+                                                                                                   \
+		query->cursor = 0;                                                                 \
+		for (step = (FIRST_STEP); step; step /= 2) {                                       \
+			__u32 last = READ_ONCE_U32(query->cursor) + step - 1;                      \
+                                                                                                   \
+			if (last < count && last < (MAX_INTERVALS) &&                              \
+			    (ports)->intervals[last].high_port < query->port)                      \
+				query->cursor = last + 1;                                          \
+		}                                                                                  \
+		for (step = 0; step < ZFW_MAX_CANDIDATES; step++) {                                \
+			__u32 position = READ_ONCE_U32(query->cursor), rule;                       \
+                                                                                                   \
+			if (position >= count || position >= (MAX_INTERVALS) ||                    \
+			    (ports)->intervals[position].low_port > query->port)                   \
+				break;                                                             \
+			rule = (ports)->intervals[position].rule;                                  \
+			if (rule >= (MAX_RULES))                                                   \
+				break;                                                             \
+			if (rule_applies(&(ports)->rules[rule], query)) {                          \
+				query->rule = (ports)->rules[rule];                                \
+				match = RULE_FOUND;                                                \
+				break;                                                             \
+			}                                                                          \
+			query->cursor = position + 1;                                              \
+		}                                                                                  \
+		if (!is_key(&(ports)->key, &key) || READ_ONCE_U32((ports)->stamp) != stamp)        \
+			return RULE_CHANGING;                                                      \
+	} while (0)
+
+__noinline int search_medium(struct rule_query *query)
+{
+	struct zfw_ports_medium *ports;
+	struct zfw_prefix_key key;
+	int match = RULE_NONE;
+
+	if (!query)
+		return RULE_NONE;
+	key = query->key;
+	ports = bpf_map_lookup_elem(&ports_medium, &key);
+	if (!ports)
+		return RULE_CHANGING;
+	SEARCH_INTERVALS(ports, ZFW_MEDIUM_INTERVALS, ZFW_MEDIUM_RULES, 128);
+	return match;
+}
+
+__noinline int search_large(struct rule_query *query)
+{
+	struct zfw_ports_large *ports;
+	struct zfw_prefix_key key;
+	int match = RULE_NONE;
+
+	if (!query)
+		return RULE_NONE;
+	key = query->key;
+	ports = bpf_map_lookup_elem(&ports_large, &key);
+	if (!ports)
+		return RULE_CHANGING;
+	SEARCH_INTERVALS(ports, ZFW_LARGE_INTERVALS, ZFW_LARGE_RULES, 2048);
+	return match;
+}
+
+/*
+ * One pair of prefix lengths. This and match_rules() are global functions: the
+ * verifier goes through each once, not once for every path that leads to it
+ * (51c39bb1d5d1, "bpf: Introduce function-by-function verification").
+ */
+__noinline int match_prefix(struct rule_query *query)
+{
+	struct zfw_prefix_key key = {};
+	struct zfw_prefix *prefix;
+	int match = RULE_NONE, i, length;
+	__u32 stamp, size_class, zero = 0;
+	void *inner;
+
+	if (!query)
+		return RULE_NONE;
+	inner = bpf_map_lookup_elem(&prefixes, &zero);
+	if (!inner)
+		return RULE_NONE;
+
+	key.table = query->key.table;
+	key.destination_length = query->key.destination_length;
+	key.source_length = query->key.source_length;
+	if (key.table & ZFW_TABLE_IPV6) {
+#pragma unroll
+		for (i = 0; i < 4; i++) {
+			length = key.destination_length - 32 * i;
+			key.destination[i] = mask_word(query->destination[i], length);
+			length = key.source_length - 32 * i;
+			key.source[i] = mask_word(query->source[i], length);
+		}
+	} else {
+		key.destination[2] = key.source[2] = bpf_htonl(0xffff);
+		key.destination[3] =
+			mask_word(query->destination[3], key.destination_length - 96);
+		key.source[3] = mask_word(query->source[3], key.source_length - 96);
+	}
+
+	prefix = bpf_map_lookup_elem(inner, &key);
+	if (!prefix)
+		return RULE_NONE;
+	stamp = READ_ONCE_U32(prefix->stamp);
+	size_class = prefix->size_class;
+	if (size_class == ZFW_SIZE_INLINE) {
+		for (i = 0; i < ZFW_INLINE_RULES; i++) {
+			if (i >= prefix->rule_count)
+				break;
+			if (prefix->rules[i].low_port <= query->port &&
+			    query->port <= prefix->rules[i].high_port &&
+			    rule_applies(&prefix->rules[i], query)) {
+				query->rule = prefix->rules[i];
+				match = RULE_FOUND;
+				break;
+			}
+		}
+	} else {
+		query->key = key;
+		match = size_class == ZFW_SIZE_MEDIUM ? RULE_IN_MEDIUM : RULE_IN_LARGE;
+	}
+	if (!is_key(&prefix->key, &key) || READ_ONCE_U32(prefix->stamp) != stamp)
+		return RULE_CHANGING;
+	return match;
+}
+
+/* Fills query->rule. query's addresses, port, key.table and interface are set. */
+__noinline int match_rules(struct rule_query *query)
+{
+	struct zfw_lengths *table;
+	struct zfw_length_list *list;
+	__u32 number, changes, i;
+	int match = RULE_NONE;
+
+	if (!query)
+		return RULE_NONE;
+	number = query->key.table;
+	table = bpf_map_lookup_elem(&lengths, &number);
+	if (!table)
+		return RULE_NONE;
+	changes = READ_ONCE_U32(table->changes);
+	list = &table->lists[READ_ONCE_U32(table->active) & 1];
+	for (i = 0; i < ZFW_MAX_LENGTHS; i++) {
+		if (i >= list->count)
+			break;
+		query->key.destination_length = list->pairs[i].destination_length;
+		query->key.source_length = list->pairs[i].source_length;
+		match = match_prefix(query);
+		/* From here, not from there: each call deeper costs stack. */
+		if (match == RULE_IN_MEDIUM)
+			match = search_medium(query);
+		else if (match == RULE_IN_LARGE)
+			match = search_large(query);
+		if (match != RULE_NONE)
+			break;
+	}
+	/* One flip leaves the list that we read alone; two may not. */
+	if (READ_ONCE_U32(table->changes) - changes > 1)
+		return RULE_CHANGING;
+	return match;
+}
+
+#endif

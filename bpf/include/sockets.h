@@ -1,0 +1,151 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Which local socket a packet belongs to. Look-ups take the network namespace
+ * of the device (f71c6143c203); a socket that is returned is referenced and has
+ * to be released.
+ */
+#ifndef ZFW_SOCKETS_H
+#define ZFW_SOCKETS_H
+
+#include <stdbool.h>
+#include <linux/bpf.h>
+#include <linux/in.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "parse.h"
+
+static __always_inline __u32 packet_tuple(const struct zfw_packet *packet,
+					  struct bpf_sock_tuple *tuple)
+{
+	if (packet->family == ZFW_AF_INET) {
+		tuple->ipv4.saddr = packet->source[3];
+		tuple->ipv4.daddr = packet->destination[3];
+		tuple->ipv4.sport = packet->source_port;
+		tuple->ipv4.dport = packet->destination_port;
+		return sizeof(tuple->ipv4);
+	}
+	__builtin_memcpy(tuple->ipv6.saddr, packet->source, 16);
+	__builtin_memcpy(tuple->ipv6.daddr, packet->destination, 16);
+	tuple->ipv6.sport = packet->source_port;
+	tuple->ipv6.dport = packet->destination_port;
+	return sizeof(tuple->ipv6);
+}
+
+/* Does this flow end here? Any socket will do, but a listener: it has no flow. */
+static __always_inline bool has_local_socket(struct __sk_buff *skb, struct bpf_sock_tuple *tuple,
+					     __u32 length, __u8 protocol)
+{
+	struct bpf_sock *sk;
+	bool found;
+
+	if (protocol == IPPROTO_TCP) {
+		sk = length == sizeof(tuple->ipv4) ?
+			     bpf_skc_lookup_tcp(skb, tuple, sizeof(tuple->ipv4),
+						BPF_F_CURRENT_NETNS, 0) :
+			     bpf_skc_lookup_tcp(skb, tuple, sizeof(tuple->ipv6),
+						BPF_F_CURRENT_NETNS, 0);
+		if (!sk)
+			return false;
+		found = sk->state != BPF_TCP_LISTEN;
+		bpf_sk_release(sk);
+		return found;
+	}
+	if (protocol != IPPROTO_UDP)
+		return false;
+	sk = length == sizeof(tuple->ipv4) ?
+		     bpf_sk_lookup_udp(skb, tuple, sizeof(tuple->ipv4), BPF_F_CURRENT_NETNS, 0) :
+		     bpf_sk_lookup_udp(skb, tuple, sizeof(tuple->ipv6), BPF_F_CURRENT_NETNS, 0);
+	if (!sk)
+		return false;
+	bpf_sk_release(sk);
+	return true;
+}
+
+/*
+ * The socket of an existing flow, or NULL. TCP: anything but a listener, so
+ * also request and TIME_WAIT sockets; the stack turns a SYN on TIME_WAIT into a
+ * new connection only when it meets that socket. UDP: a connected socket only,
+ * or an unrelated one on 0.0.0.0:53 would take what a rule intercepts.
+ */
+static __always_inline struct bpf_sock *find_established(struct __sk_buff *skb,
+							 const struct zfw_packet *packet)
+{
+	struct bpf_sock_tuple tuple = {};
+	__u32 length = packet_tuple(packet, &tuple);
+	struct bpf_sock *sk;
+
+	if (packet->protocol == IPPROTO_TCP) {
+		sk = length == sizeof(tuple.ipv4) ?
+			     bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4),
+						BPF_F_CURRENT_NETNS, 0) :
+			     bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv6),
+						BPF_F_CURRENT_NETNS, 0);
+		if (!sk)
+			return NULL;
+		if (sk->state != BPF_TCP_LISTEN)
+			return sk;
+	} else {
+		sk = length == sizeof(tuple.ipv4) ?
+			     bpf_sk_lookup_udp(skb, &tuple, sizeof(tuple.ipv4),
+					       BPF_F_CURRENT_NETNS, 0) :
+			     bpf_sk_lookup_udp(skb, &tuple, sizeof(tuple.ipv6),
+					       BPF_F_CURRENT_NETNS, 0);
+		if (!sk)
+			return NULL;
+		if (sk->state == BPF_TCP_ESTABLISHED)
+			return sk;
+	}
+	bpf_sk_release(sk);
+	return NULL;
+}
+
+/*
+ * The transparent proxy's socket on 127.0.0.1 or ::1 and this port: TCP in
+ * LISTEN, UDP unconnected, and of a family that can take the packet (a
+ * dual-stack AF_INET6 socket takes IPv4 too; AF_INET never takes IPv6).
+ */
+static __always_inline struct bpf_sock *find_listener(struct __sk_buff *skb,
+						      const struct zfw_packet *packet, __u16 port)
+{
+	struct bpf_sock_tuple tuple = {};
+	__u32 length = packet_tuple(packet, &tuple);
+	struct bpf_sock *sk;
+	__u32 unconnected;
+
+	if (length == sizeof(tuple.ipv4)) {
+		tuple.ipv4.daddr = bpf_htonl(INADDR_LOOPBACK);
+		tuple.ipv4.dport = bpf_htons(port);
+	} else {
+		tuple.ipv6.daddr[0] = tuple.ipv6.daddr[1] = tuple.ipv6.daddr[2] = 0;
+		tuple.ipv6.daddr[3] = bpf_htonl(1);
+		tuple.ipv6.dport = bpf_htons(port);
+	}
+	if (packet->protocol == IPPROTO_TCP) {
+		sk = length == sizeof(tuple.ipv4) ?
+			     bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4),
+						BPF_F_CURRENT_NETNS, 0) :
+			     bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv6),
+						BPF_F_CURRENT_NETNS, 0);
+		if (!sk)
+			return NULL;
+		if (sk->state == BPF_TCP_LISTEN &&
+		    (packet->family == ZFW_AF_INET || sk->family == ZFW_AF_INET6))
+			return sk;
+	} else {
+		sk = length == sizeof(tuple.ipv4) ?
+			     bpf_sk_lookup_udp(skb, &tuple, sizeof(tuple.ipv4),
+					       BPF_F_CURRENT_NETNS, 0) :
+			     bpf_sk_lookup_udp(skb, &tuple, sizeof(tuple.ipv6),
+					       BPF_F_CURRENT_NETNS, 0);
+		if (!sk)
+			return NULL;
+		unconnected = sk->state != BPF_TCP_ESTABLISHED;
+		if (unconnected && (packet->family == ZFW_AF_INET || sk->family == ZFW_AF_INET6))
+			return sk;
+	}
+	bpf_sk_release(sk);
+	return NULL;
+}
+
+#endif

@@ -1,0 +1,109 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-only
+"""Compile bpf/*.bpf.c into zfw_py/objects/."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import sysconfig
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OBJECTS = ROOT / "zfw_py" / "objects"
+
+# -mcpu=v3 (32-bit jumps) is understood from Linux 5.1 on. The loops compare int
+# with sizeof on purpose: sign-compare has nothing to say there.
+FLAGS = (
+    "--target=bpf",
+    "-O2",
+    "-g",
+    "-mcpu=v3",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-Wno-sign-compare",
+)
+
+# Absolute paths, newest first: a build by root takes no compiler out of PATH.
+CLANGS = tuple(
+    Path(pattern.format(version))
+    for version in (*(f"-{number}" for number in range(22, 13, -1)), "")
+    for pattern in ("/usr/bin/clang{}", "/usr/local/bin/clang{}", "/usr/lib/llvm{}/bin/clang")
+)
+
+# The Debian package that brings a header.
+PACKAGES = {
+    "asm/types.h": "linux-libc-dev",
+    "linux/bpf.h": "linux-libc-dev",
+    "bpf/bpf_helpers.h": "libbpf-dev",
+}
+
+
+class BuildError(Exception):
+    """An object cannot be built; the message is one line."""
+
+
+def find_clang() -> Path | None:
+    """Return the newest clang of this machine, from version 14 on."""
+    return next((path for path in CLANGS if path.is_file()), None)
+
+
+def compile_bpf(source: Path, output: Path) -> None:
+    """Compile one C file to a BPF object with BTF, for this machine's byte order.
+
+    Raises:
+        BuildError: There is no compiler, or it refuses the source.
+    """
+    clang = find_clang()
+    if clang:
+        compiler = [str(clang)]
+    elif (ziglang := find_spec("ziglang")) and ziglang.origin:
+        headers = Path(ziglang.origin).parent / "lib"
+        compiler = [sys.executable, "-m", "ziglang", "clang", f"-resource-dir={headers}"]
+    else:
+        raise BuildError("no clang 14 or later found; on Debian: apt-get install clang")
+
+    command = [*compiler, *FLAGS, f"-ffile-prefix-map={ROOT}=.", f"-I{ROOT / 'bpf' / 'include'}"]
+    # Debian keeps asm/ there. The target is bpf, so that clang does not look by itself.
+    if multiarch := sysconfig.get_config_var("MULTIARCH"):
+        command += ["-idirafter", f"/usr/include/{multiarch}"]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(
+        [*command, "-c", str(source.resolve()), "-o", str(output.resolve())],
+        cwd=ROOT,  # BTF.ext names it: no path of this machine gets into the object
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        for header, package in PACKAGES.items():
+            if f"'{header}' file not found" in done.stderr:
+                raise BuildError(f"<{header}> is missing; on Debian: apt-get install {package}")
+        sys.stderr.write(done.stderr)
+        raise BuildError(f"{clang or 'ziglang'} cannot compile {source}")
+
+    # DWARF is most of the object, and the kernel reads only BTF. Without a strip
+    # that knows BPF it stays: larger, not different.
+    strip = clang and clang.resolve().with_name("llvm-strip")
+    if strip and strip.exists():
+        subprocess.run([str(strip), "--strip-debug", str(output)], check=True)
+
+
+def build() -> None:
+    """Build every object of the package.
+
+    Raises:
+        BuildError: There is no compiler, or it refuses a source.
+    """
+    for source in sorted((ROOT / "bpf").glob("*.bpf.c")):
+        compile_bpf(source, OBJECTS / f"{source.stem}.o")
+
+
+if __name__ == "__main__":
+    try:
+        build()
+    except BuildError as error:
+        sys.exit(f"build_bpf: {error}")

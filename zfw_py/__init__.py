@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""zfw: an interception firewall for Linux gateways.
+
+    from zfw_py import Firewall, Prefix, Rule, RuleKey
+
+    firewall = Firewall()
+    firewall.attach("eth0")
+    key = RuleKey(Prefix.parse("100.72.0.4/32"), "tcp", 22)
+    firewall.insert(Rule(key, tproxy_port=43321))
+
+Importing this package imports nothing else; each name is loaded when it is used.
+"""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Firewall": "zfw_py.firewall.firewall",
+    "Insert": "zfw_py.firewall.firewall",
+    "Delete": "zfw_py.firewall.firewall",
+    "Inserted": "zfw_py.firewall.rules",
+    "Deleted": "zfw_py.firewall.rules",
+    "RuleNotFound": "zfw_py.firewall.rules",
+    "Attachment": "zfw_py.firewall.attach",
+    "Decision": "zfw_py.firewall.explain",
+    "Status": "zfw_py.firewall.status",
+    "InterfaceStatus": "zfw_py.firewall.status",
+    "Prefix": "zfw_py.model.prefix",
+    "Rule": "zfw_py.model.rule",
+    "RuleKey": "zfw_py.model.rule",
+    "ZfwError": "zfw_py.errors",
+    "UsageError": "zfw_py.errors",
+    "NotInstalled": "zfw_py.errors",
+    "NotFound": "zfw_py.errors",
+    "Conflict": "zfw_py.errors",
+    "MapFull": "zfw_py.errors",
+    "LayoutMismatch": "zfw_py.errors",
+    "Busy": "zfw_py.errors",
+    "PermissionDenied": "zfw_py.errors",
+    "KernelError": "zfw_py.errors",
+    "VerifierError": "zfw_py.errors",
+}
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from zfw_py.errors import Busy as Busy
+    from zfw_py.errors import Conflict as Conflict
+    from zfw_py.errors import KernelError as KernelError
+    from zfw_py.errors import LayoutMismatch as LayoutMismatch
+    from zfw_py.errors import MapFull as MapFull
+    from zfw_py.errors import NotFound as NotFound
+    from zfw_py.errors import NotInstalled as NotInstalled
+    from zfw_py.errors import PermissionDenied as PermissionDenied
+    from zfw_py.errors import UsageError as UsageError
+    from zfw_py.errors import VerifierError as VerifierError
+    from zfw_py.errors import ZfwError as ZfwError
+    from zfw_py.firewall.attach import Attachment as Attachment
+    from zfw_py.firewall.explain import Decision as Decision
+    from zfw_py.firewall.firewall import Delete as Delete
+    from zfw_py.firewall.firewall import Firewall as Firewall
+    from zfw_py.firewall.firewall import Insert as Insert
+    from zfw_py.firewall.rules import Deleted as Deleted
+    from zfw_py.firewall.rules import Inserted as Inserted
+    from zfw_py.firewall.rules import RuleNotFound as RuleNotFound
+    from zfw_py.firewall.status import InterfaceStatus as InterfaceStatus
+    from zfw_py.firewall.status import Status as Status
+    from zfw_py.model.prefix import Prefix as Prefix
+    from zfw_py.model.rule import Rule as Rule
+    from zfw_py.model.rule import RuleKey as RuleKey
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*_HOMES, "__version__"])

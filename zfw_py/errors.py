@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What can go wrong, and the exit code that says so.
+
+ZfwError                    1
+├── UsageError              2   what was asked for makes no sense
+├── NotInstalled            3   nothing is attached in this network namespace
+├── NotFound                5   no such rule, interface or file
+├── Conflict                6   something else is in the way
+├── MapFull                 7   a limit of the tables is reached
+├── LayoutMismatch          8   the pinned maps are of another version of zfw
+├── Busy                   75   another zfw holds the lock for too long
+├── PermissionDenied       77   needs root
+└── KernelError             1   a call into the kernel failed (also an OSError)
+    └── VerifierError       1   the kernel refused a program; carries its log
+
+The classic grammar keeps its own codes: 0, 1, and 64 for usage.
+"""
+
+from __future__ import annotations
+
+
+class ZfwError(Exception):
+    """An expected failure: one line for people, and perhaps a hint on the next."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class UsageError(ZfwError):
+    """What was asked for makes no sense."""
+
+    exit_code = 2
+
+
+class NotInstalled(ZfwError):
+    """Nothing is attached in this network namespace."""
+
+    exit_code = 3
+
+
+class NotFound(ZfwError):
+    """There is no such rule, interface or file."""
+
+    exit_code = 5
+
+
+class Conflict(ZfwError):
+    """Something that is not ours is in the way."""
+
+    exit_code = 6
+
+
+class MapFull(ZfwError):
+    """A limit of the tables is reached; nothing was changed."""
+
+    exit_code = 7
+
+
+class LayoutMismatch(ZfwError):
+    """The pinned maps were made by another version of zfw."""
+
+    exit_code = 8
+
+
+class Busy(ZfwError):
+    """Another zfw held the lock for longer than we wait."""
+
+    exit_code = 75
+
+
+class PermissionDenied(ZfwError):
+    """Needs root."""
+
+    exit_code = 77
+
+
+class KernelError(ZfwError, OSError):
+    """A call into the kernel failed. ``errno`` is set as in any OSError."""
+
+    exit_code = 1
+
+    def __init__(self, operation: str, errno: int, *, hint: str | None = None) -> None:
+        # Not needed where nothing fails.
+        from errno import errorcode
+        from os import strerror
+
+        name = errorcode.get(errno, str(errno))
+        ZfwError.__init__(self, f"{operation}: {strerror(errno)} ({name})", hint=hint)
+        self.errno = errno
+
+
+class VerifierError(KernelError):
+    """The kernel's verifier refused a program. ``log`` is all that it said."""
+
+    def __init__(self, program: str, errno: int, log: str) -> None:
+        lines = [line for line in log.splitlines() if line.strip()]
+        telling = [line for line in lines if not line.startswith("processed ")]
+        last = telling[-1].strip() if telling else "no log"
+        super().__init__(f"load program {program}: {last}", errno)
+        self.log = log
+        self.hint = f"{len(lines)} lines of the verifier's log are in .log"

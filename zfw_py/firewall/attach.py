@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Programs onto interfaces and off them: by a pinned TCX link, or through clsact.
+
+Settings and addresses are in place before a program goes live, a program is
+exchanged without a gap, and nothing but our own attachments is touched.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from struct import unpack_from
+from typing import TYPE_CHECKING, NamedTuple
+
+from zfw_py.abi.codec import State
+from zfw_py.errors import KernelError, ZfwError
+from zfw_py.firewall.tables import ZERO, Tables
+from zfw_py.kernel import bpf, bpffs, netlink
+from zfw_py.kernel.libbpf import BpfObject
+from zfw_py.model.rule import DIRECTIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+OBJECT = Path(__file__).resolve().parent.parent / "objects" / "firewall.bpf.o"
+MODES = ("auto", "tcx", "clsact")
+PROGRAMS = ("ingress", "egress", "explain")
+_TCX_TYPES = {"ingress": bpf.TCX_INGRESS, "egress": bpf.TCX_EGRESS}
+_LINK_PIN = "link_"  # bpffs takes no dots in names
+
+
+class Attachment(NamedTuple):
+    """A program on an interface."""
+
+    ifindex: int
+    direction: str
+    mode: str
+    program_id: int
+
+
+def _digest() -> bytes:
+    try:
+        return sha256(OBJECT.read_bytes()).digest()
+    except FileNotFoundError:
+        raise ZfwError(
+            f"{OBJECT.name} is missing", hint="build it: pip install . in the source tree"
+        ) from None
+
+
+def open_or_install() -> Tables:
+    """The tables, for writing; made and published first where there are none."""
+    bpffs.make_root()
+    return Tables(is_writer=True, build=_install)
+
+
+def _install(directory: str) -> None:
+    """Load the object, pin all of it in a directory of its own, publish that by one rename."""
+    for leftover in bpffs.unfinished():
+        bpffs.remove_directory(leftover)
+    digest = _digest()
+    built = bpffs.new_directory()
+    try:
+        with BpfObject(OBJECT) as loaded:
+            loaded.load()
+            for name, fd in (loaded.maps() | loaded.programs()).items():
+                bpf.pin(fd, f"{built}/{name}")
+        tables = Tables(is_writer=True, directory=built)
+        tables.new_inner("prefixes")
+        tables.map("state").update(ZERO, State.new(digest).encode())
+        bpffs.publish(built, directory)
+    except BaseException:
+        bpffs.remove_directory(built)
+        raise
+
+
+def upgrade(tables: Tables) -> None:
+    """Where the pinned programs come from another build: load ours on the same maps.
+
+    Every attachment is exchanged in place, so that no packet passes unfiltered.
+    """
+    state = tables.state()
+    digest = _digest()
+    if state.object_digest == digest:
+        return
+    attached = attachments(tables)
+    with BpfObject(OBJECT) as loaded:
+        loaded.reuse_maps({name: tables.map(name).fd for name in loaded.maps()})
+        loaded.load()
+        programs = loaded.programs()
+        for attachment in attached:
+            _put(tables, attachment.ifindex, attachment.direction, attachment.mode,
+                 programs[attachment.direction])
+        for name, fd in programs.items():
+            bpf.pin(fd, f"{tables.directory}/new_{name}")
+            os.rename(f"{tables.directory}/new_{name}", f"{tables.directory}/{name}")
+    state.object_digest = digest
+    tables.map("state").update(ZERO, state.encode())
+
+
+def _link_path(tables: Tables, ifindex: int, direction: str) -> str:
+    return f"{tables.directory}/{_LINK_PIN}{direction}_{ifindex}"
+
+
+def _link_ifindex(fd: int) -> tuple[int, int]:
+    """Program id and interface index of a TCX link; index 0: the interface is gone."""
+    # struct bpf_link_info: type, id, prog_id, padding, tcx.ifindex, tcx.attach_type
+    program_id, ifindex = unpack_from("=I4xI", bpf.object_info(fd, 24), 8)
+    return program_id, ifindex
+
+
+def _tcx_attachments(tables: Tables) -> Iterable[Attachment]:
+    for name in os.listdir(tables.directory):  # noqa: PTH208
+        if not name.startswith(_LINK_PIN):
+            continue
+        _, direction, number = name.split("_")
+        fd = bpf.open_pin(f"{tables.directory}/{name}")
+        try:
+            program_id, ifindex = _link_ifindex(fd)
+        finally:
+            os.close(fd)
+        if ifindex == int(number):
+            yield Attachment(ifindex, direction, "tcx", program_id)
+        else:
+            os.unlink(f"{tables.directory}/{name}")  # noqa: PTH108
+
+
+def _program_ids(tables: Tables) -> dict[str, int]:
+    found = {}
+    for direction in DIRECTIONS:
+        fd = bpf.open_pin(f"{tables.directory}/{direction}")
+        try:
+            found[direction] = bpf.object_id(fd)
+        finally:
+            os.close(fd)
+    return found
+
+
+def _clsact_filters(tables: Tables, ifindexes: Iterable[int]) -> list[netlink.Filter]:
+    ours = _program_ids(tables)
+    return [
+        found
+        for ifindex in ifindexes
+        for direction in DIRECTIONS
+        for found in netlink.bpf_filters(ifindex, direction)
+        if found.program_id == ours[direction]
+    ]
+
+
+def _all_ifindexes() -> list[int]:
+    import socket
+
+    return [index for index, _ in socket.if_nameindex()]
+
+
+def attachments(tables: Tables) -> list[Attachment]:
+    """Where our programs are, as read back from the kernel."""
+    by_clsact = [
+        Attachment(found.ifindex, found.direction, "clsact", found.program_id)
+        for found in _clsact_filters(tables, _all_ifindexes())
+    ]
+    return sorted([*_tcx_attachments(tables), *by_clsact])
+
+
+def attach(tables: Tables, ifindex: int, name: str, direction: str, mode: str) -> Attachment:
+    """Attach one direction's program; where it is attached already, that stays as it is.
+
+    A mode other than "auto" that differs from the present one is changed to,
+    the new way in place before the old one goes.
+    """
+    present = [
+        a for a in attachments(tables) if a.ifindex == ifindex and a.direction == direction
+    ]
+    if mode == "auto":
+        if present:
+            return present[0]
+        mode = "tcx" if bpf.supports_tcx(ifindex) else "clsact"
+    elif mode == "tcx" and not bpf.supports_tcx(ifindex):
+        raise KernelError(
+            f"attach to {name} by TCX",
+            errno.EOPNOTSUPP,
+            hint="the kernel has none (6.6 does); --mode clsact works",
+        )
+    if not any(a.mode == mode for a in present):
+        fd = bpf.open_pin(f"{tables.directory}/{direction}")
+        try:
+            _put(tables, ifindex, direction, mode, fd)
+        finally:
+            os.close(fd)
+    for old in present:
+        if old.mode != mode:
+            _take_off(tables, old)
+    for attachment in attachments(tables):
+        if (attachment.ifindex, attachment.direction, attachment.mode) == (
+            ifindex, direction, mode,
+        ):
+            return attachment
+    raise ZfwError(f"attached to {name} ({direction}, {mode}), but the kernel does not show it")
+
+
+def _put(tables: Tables, ifindex: int, direction: str, mode: str, program_fd: int) -> None:
+    if mode == "clsact":
+        netlink.attach_clsact(ifindex, direction, program_fd, f"zfw_{direction}")
+        return
+    path = _link_path(tables, ifindex, direction)
+    with suppress(FileNotFoundError):
+        link = bpf.open_pin(path)
+        try:
+            bpf.update_link(link, program_fd)
+            return
+        finally:
+            os.close(link)
+    link = bpf.create_tcx_link(program_fd, ifindex, _TCX_TYPES[direction])
+    try:
+        # Unpinned, the link and with it the filter would go with this process.
+        bpf.pin(link, path)
+    finally:
+        os.close(link)
+
+
+def _take_off(tables: Tables, attachment: Attachment) -> None:
+    if attachment.mode == "tcx":
+        os.unlink(_link_path(tables, attachment.ifindex, attachment.direction))  # noqa: PTH108
+        return
+    for found in _clsact_filters(tables, [attachment.ifindex]):
+        if found.direction == attachment.direction:
+            netlink.delete_filter(found)
+
+
+def detach(tables: Tables, ifindex: int | None, direction: str | None) -> list[Attachment]:
+    """Take our programs off an interface, or off all of them; what was taken off."""
+    taken = [
+        a
+        for a in attachments(tables)
+        if ifindex in (None, a.ifindex) and direction in (None, a.direction)
+    ]
+    for attachment in taken:
+        _take_off(tables, attachment)
+    return taken
+
+
+def uninstall(tables: Tables) -> None:
+    """After ``detach``: remove every pin of this namespace."""
+    bpffs.remove_directory(tables.directory)

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the firewall would do with a packet: asks the program itself."""
+
+from __future__ import annotations
+
+import os
+from struct import pack_into, unpack_from
+from typing import TYPE_CHECKING, NamedTuple
+
+from zfw_py.abi import layout
+from zfw_py.kernel import bpf
+
+if TYPE_CHECKING:
+    from zfw_py.firewall.tables import Tables
+
+VERDICTS = ("pass", "drop", "assign")
+
+# struct __sk_buff, include/uapi/linux/bpf.h; a test may set ifindex and cb.
+_SK_BUFF_SIZE = 192
+_IFINDEX, _CB = 40, 48
+
+
+class Decision(NamedTuple):
+    """What decide() answers. ``slot`` is that of the rule that decided, or None."""
+
+    verdict: str
+    reason: str
+    slot: int | None
+
+
+def explain(tables: Tables, frame: bytes, ifindex: int) -> Decision:
+    """Ask about one frame, which starts with its Ethernet header, arriving at an interface.
+
+    The kernel wants at least 14 bytes, and the interface to be in the caller's
+    network namespace, where the sockets are looked up as well.
+    """
+    context = bytearray(_SK_BUFF_SIZE)
+    pack_into("=I", context, _IFINDEX, ifindex)
+    fd = bpf.open_pin(f"{tables.directory}/explain")
+    try:
+        _, answer = bpf.test_run(fd, frame, bytes(context))
+    finally:
+        os.close(fd)
+    verdict, reason, slot = unpack_from("=III", answer, _CB)
+    return Decision(
+        VERDICTS[verdict], layout.REASONS[reason], None if slot == layout.NO_SLOT else slot
+    )

@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The firewall of the caller's network namespace: every verb, each under the lock.
+
+Hot: what only rare verbs need is imported where they need it.
+"""
+
+from __future__ import annotations
+
+from zfw_py.errors import NotFound, NotInstalled, UsageError
+from zfw_py.firewall.interfaces import SETTINGS, Interfaces, index_of
+from zfw_py.firewall.rules import Deleted, Inserted, RuleEdit, port_rules, repair
+from zfw_py.firewall.tables import Tables
+from zfw_py.model.rule import DIRECTIONS, Rule, RuleKey
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from zfw_py.firewall.attach import Attachment
+    from zfw_py.firewall.explain import Decision
+    from zfw_py.firewall.status import Status
+    from zfw_py.model.prefix import Prefix
+
+
+class Insert:
+    """A rule to add, or to change in place. With ``route`` its destination is made local."""
+
+    __slots__ = ("route", "rule")
+
+    def __init__(self, rule: Rule, *, route: bool = False) -> None:
+        self.rule = rule
+        self.route = route
+
+
+class Delete:
+    """A rule to remove; with ``interfaces``, only those from its list.
+
+    ``route`` False leaves a local route that --route made where it is.
+    """
+
+    __slots__ = ("interfaces", "key", "route")
+
+    def __init__(
+        self, key: RuleKey, interfaces: tuple[str, ...] = (), *, route: bool = True
+    ) -> None:
+        self.key = key
+        self.interfaces = interfaces
+        self.route = route
+
+
+def _interfaces(tables: Tables) -> Interfaces:
+    def sets_in_use() -> set[int]:
+        return {rule[3] for _, _, rules in port_rules(tables) for rule in rules}
+
+    return Interfaces(tables, sets_in_use)
+
+
+class Firewall:
+    """The firewall of the network namespace that the caller is in.
+
+    Nothing happens before a verb is called, nothing is kept open between two,
+    and several processes may use the same firewall at once. Verbs raise
+    ZfwError; one that fails has changed nothing.
+    """
+
+    # Rules
+
+    def insert(self, rule: Rule, *, route: bool = False) -> Inserted:
+        """Add a rule; one with the same key is changed in place, its place in the order kept.
+
+        Where the new rule names interfaces, they join those that the old one
+        names. Established connections go on. ``route`` makes the destination
+        local for as long as the rule stands.
+        """
+        (result,) = self.apply([Insert(rule, route=route)])
+        assert isinstance(result, Inserted)
+        return result
+
+    def delete(
+        self, key: RuleKey, interfaces: tuple[str, ...] = (), *, route: bool = True
+    ) -> Deleted:
+        """Remove a rule, or with ``interfaces`` only those from its list.
+
+        Raises RuleNotFound. ``route`` False leaves its local route in place.
+        """
+        (result,) = self.apply([Delete(key, interfaces, route=route)])
+        assert isinstance(result, Deleted)
+        return result
+
+    def apply(self, edits: Sequence[Insert | Delete]) -> list[Inserted | Deleted]:
+        """Inserts and deletes in order, under one lock: all of them, or on an error none."""
+        for edit in edits:
+            if isinstance(edit, Insert):
+                for name in edit.rule.interfaces:
+                    index_of(name)
+        with Tables(is_writer=True) as tables:
+            interfaces = _interfaces(tables)
+            rule_edit = RuleEdit(tables, interfaces)
+            routed = [self._needs_route(edit) for edit in edits]
+            results: list[Inserted | Deleted] = []
+            for edit, is_routed in zip(edits, routed, strict=True):
+                if isinstance(edit, Insert):
+                    results.append(rule_edit.insert(edit.rule, is_routed=is_routed))
+                else:
+                    results.append(rule_edit.delete(edit.key, edit.interfaces))
+            held = self._hold_routes(tables, results)
+            try:
+                rule_edit.commit()
+            except BaseException:
+                self._release_routes(tables, held)
+                raise
+            self._release_deleted(tables, edits, results)
+            interfaces.refresh()
+            return results
+
+    @staticmethod
+    def _needs_route(edit: Insert | Delete) -> bool:
+        if not isinstance(edit, Insert) or not edit.route:
+            return False
+        from zfw_py.firewall.routes import needs_route
+
+        return needs_route(edit.rule.key.destination)
+
+    @staticmethod
+    def _hold_routes(tables: Tables, results: list[Inserted | Deleted]) -> list[Prefix]:
+        held = []
+        for result in results:
+            if isinstance(result, Inserted) and result.is_newly_routed:
+                from zfw_py.firewall import routes
+
+                routes.hold(tables, result.rule.key.destination)
+                held.append(result.rule.key.destination)
+        return held
+
+    @staticmethod
+    def _release_routes(tables: Tables, held: list[Prefix]) -> None:
+        for destination in held:
+            from zfw_py.firewall import routes
+
+            routes.release(tables, destination)
+
+    @staticmethod
+    def _release_deleted(
+        tables: Tables, edits: Sequence[Insert | Delete], results: list[Inserted | Deleted]
+    ) -> None:
+        for edit, result in zip(edits, results, strict=True):
+            if isinstance(edit, Delete) and isinstance(result, Deleted) and result.was_routed:
+                from zfw_py.firewall import routes
+
+                routes.release(tables, edit.key.destination, keep=not edit.route)
+
+    def rules(
+        self,
+        direction: str | None = None,
+        destination: Prefix | None = None,
+        family: int | None = None,
+    ) -> list[Rule]:
+        """The rules with their counters, sorted by prefix; in a prefix by order of entry."""
+        from zfw_py.firewall.listing import read_rules
+
+        def wanted(key: RuleKey) -> bool:
+            return (
+                direction in (None, key.direction)
+                and destination in (None, key.destination)
+                and family in (None, key.family)
+            )
+
+        with Tables(is_writer=False) as tables:
+            return read_rules(tables, _interfaces(tables), wanted)
+
+    def flush(self, direction: str | None = None, *, routes: bool = True) -> int:
+        """Remove all rules, or those of one direction; how many there were.
+
+        With ``routes`` the local routes that --route made go as well.
+        Settings, attachments and established connections stay.
+        """
+        with Tables(is_writer=True) as tables:
+            interfaces = _interfaces(tables)
+            state = tables.state()
+            state.in_progress = 1
+            tables.map("state").update(bytes(4), state.encode())
+            doomed = []
+            count = 0
+            released = []
+            for key, _, rules in port_rules(tables):
+                if direction in (None, DIRECTIONS[key[34] // 4]):
+                    doomed.append(key)
+                    count += len(rules)
+                    released += [key for rule in rules if rule[6]]
+            if direction is None:
+                # One pointer: every rule is gone at the same moment.
+                tables.new_inner("prefixes")
+            else:
+                tables.prefixes.delete_many(doomed)
+            repair(tables)
+            self._flush_routes(tables, direction, released, routes=routes)
+            interfaces.refresh()
+            return count
+
+    @staticmethod
+    def _flush_routes(
+        tables: Tables, direction: str | None, released: list[bytes], *, routes: bool
+    ) -> None:
+        if not released and (direction is not None or not routes):
+            return
+        from zfw_py.abi.codec import decode_prefix_key
+        from zfw_py.firewall import routes as local
+
+        for key in released:
+            local.release(tables, decode_prefix_key(key)[2], keep=not routes)
+        if routes:
+            local.forget_all(tables, unused_only=True)
+
+    # Interfaces
+
+    def set(self, names: Iterable[str], setting: str, on: bool) -> None:
+        """Turn a setting of interfaces on or off; the names of settings are in ``SETTINGS``.
+
+        It belongs to the name and outlives the interface.
+        """
+        if setting not in SETTINGS:
+            raise UsageError(f"no setting {setting!r}; there are {', '.join(SETTINGS)}")
+        names = list(names)
+        for name in names:
+            index_of(name)
+        with Tables(is_writer=True) as tables:
+            interfaces = _interfaces(tables)
+            for name in names:
+                interfaces.set(name, setting, on)
+            interfaces.refresh()
+
+    def refresh(self) -> None:
+        """Bring the table of interfaces and their addresses up to date."""
+        with Tables(is_writer=True) as tables:
+            _interfaces(tables).refresh()
+
+    def attach(
+        self, name: str, direction: str = "ingress", mode: str = "auto"
+    ) -> list[Attachment]:
+        """Put the firewall onto an interface; from then on what no rule allows is dropped.
+
+        ``direction`` is "ingress", "egress" or "both"; ``mode`` is "auto" (TCX
+        where the kernel has it), "tcx" or "clsact". Done again it changes
+        nothing, but brings programs of an older build up to date in place.
+        """
+        from zfw_py.firewall import attach
+
+        if direction not in (*DIRECTIONS, "both"):
+            raise UsageError(f"direction: not ingress, egress or both: {direction!r}")
+        if mode not in attach.MODES:
+            raise UsageError(f"mode: not auto, tcx or clsact: {mode!r}")
+        ifindex = index_of(name)
+        with attach.open_or_install() as tables:
+            attach.upgrade(tables)
+            interfaces = _interfaces(tables)
+            interfaces.add(name)
+            interfaces.refresh()
+            directions = DIRECTIONS if direction == "both" else (direction,)
+            return [attach.attach(tables, ifindex, name, one, mode) for one in directions]
+
+    def detach(self, name: str, direction: str | None = None) -> list[Attachment]:
+        """Take the firewall off an interface. Rules and settings stay."""
+        from zfw_py.firewall import attach
+
+        ifindex = index_of(name)
+        with Tables(is_writer=True) as tables:
+            taken = attach.detach(tables, ifindex, direction)
+            if not taken:
+                raise NotFound(f"nothing is attached to {name}")
+            return taken
+
+    def detach_all(self) -> list[Attachment]:
+        """Take the firewall off every interface and remove its state: rules, settings, all."""
+        from zfw_py.firewall import attach, routes
+
+        with Tables(is_writer=True) as tables:
+            taken = attach.detach(tables, None, None)
+            routes.forget_all(tables)
+            attach.uninstall(tables)
+            return taken
+
+    def status(self) -> Status:
+        """Version, interfaces, how many rules, and the count of every decision reason."""
+        from zfw_py.firewall.status import read_status
+
+        with Tables(is_writer=False) as tables:
+            return read_status(tables, _interfaces(tables))
+
+    def is_installed(self) -> bool:
+        """Whether there is a firewall in this network namespace."""
+        try:
+            with Tables(is_writer=False):
+                return True
+        except NotInstalled:
+            return False
+
+    def explain(self, frame: bytes, name: str) -> Decision:
+        """What would become of a frame that arrived at this interface; see ``explain``."""
+        from zfw_py.firewall.explain import explain
+
+        ifindex = index_of(name)
+        with Tables(is_writer=False) as tables:
+            return explain(tables, frame, ifindex)

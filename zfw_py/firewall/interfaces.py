@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Interfaces by name: their settings, the sets that rules name, their addresses. Hot.
+
+Rules and settings belong to names and outlive the interface; what the programs
+read, by index, follows from the names and is brought up to date by every writer.
+"""
+
+from __future__ import annotations
+
+from _socket import AF_INET, SOCK_DGRAM, if_nameindex, if_nametoindex, socket
+from fcntl import ioctl
+from struct import Struct, unpack_from
+
+from zfw_py.abi import layout
+from zfw_py.abi.codec import from_u32, u32
+from zfw_py.errors import MapFull, NotFound
+from zfw_py.kernel.ifaddrs import interface_addresses
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from zfw_py.firewall.tables import Tables
+
+_name_value = Struct(layout.INTERFACE_NAME)
+_interface = Struct(layout.INTERFACE)
+_address = Struct(layout.ADDRESS)
+
+_SET_WORDS = layout.MAX_INTERFACE_NAMES // 64
+_set = Struct(f"={_SET_WORDS}Q")
+
+# The name of each setting, its bit, and whether the bit turns it off.
+SETTINGS = {
+    "icmp_echo": (layout.SETTING_ICMP_ECHO, False),
+    "ssh": (layout.SETTING_SSH_OFF, True),
+    "ipv6": (layout.SETTING_IPV6, False),
+    "per_interface_rules": (layout.SETTING_PER_INTERFACE_RULES, False),
+    "pass_non_tuple": (layout.SETTING_PASS_NON_TUPLE, False),
+    "verbose": (layout.SETTING_VERBOSE, False),
+}
+
+# Frames of these start with an Ethernet header: ARPHRD_ETHER, ARPHRD_LOOPBACK.
+_ETHERNET_TYPES = (1, 772)
+_SIOCGIFHWADDR = 0x8927
+_LOOPBACK_IFINDEX = 1  # lo comes first in every network namespace
+
+
+def index_of(name: str) -> int:
+    """An interface's index by its name or an alternative name. Raises NotFound."""
+    try:
+        return if_nametoindex(name)
+    except OSError:
+        raise NotFound(f"Interface not found: {name}") from None
+
+
+def _key(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape").ljust(layout.NAME_LENGTH, b"\0")
+
+
+def _text(key: bytes) -> str:
+    return key.rstrip(b"\0").decode("utf-8", "surrogateescape")
+
+
+def _link_flags(name: str, ifindex: int) -> int:
+    if ifindex == _LOOPBACK_IFINDEX:
+        return layout.LINK_LOOPBACK
+    # Not from /sys/class/net: that is the namespace of whoever mounted it.
+    probe = socket(AF_INET, SOCK_DGRAM)
+    try:
+        # struct ifreq: the name, then a sockaddr whose family is the link's type.
+        answer = ioctl(probe.fileno(), _SIOCGIFHWADDR, _key(name) + bytes(24))
+    finally:
+        probe.close()
+    (link_type,) = unpack_from("=H", answer, layout.NAME_LENGTH)
+    return 0 if link_type in _ETHERNET_TYPES else layout.LINK_NO_ETHERNET
+
+
+class Interfaces:
+    """The names that rules and settings know. Changes are written as they are made."""
+
+    def __init__(self, tables: Tables, sets_in_use: Callable[[], set[int]]) -> None:
+        """Read the names; the sets are read when a rule needs them.
+
+        ``sets_in_use`` is asked when there is no number left for a new set.
+        """
+        self._tables = tables
+        self._sets_in_use = sets_in_use
+        self._sets_made: set[int] = set()
+        self._names: dict[str, tuple[int, int, int]] = {
+            _text(key): _name_value.unpack(value)
+            for key, value in tables.map("interface_names").items()
+        }
+        self._sets: list[int] | None = None
+
+    # Names
+
+    def indexes(self) -> dict[str, int]:
+        """Each known name with its interface's index, 0 if there is none."""
+        return {name: ifindex for name, (_, _, ifindex) in sorted(self._names.items())}
+
+    def add(self, name: str) -> int:
+        """Make a name known; its number."""
+        if name in self._names:
+            return self._names[name][0]
+        free = self._free_name_id()
+        if free is None:
+            self._collect()
+            free = self._free_name_id()
+        if free is None:
+            raise MapFull(
+                f"interface {name}: {layout.MAX_INTERFACE_NAMES} names are known already"
+            )
+        self._write(name, free, 0, 0)
+        return free
+
+    def _free_name_id(self) -> int | None:
+        used = {name_id for name_id, _, _ in self._names.values()}
+        return next((n for n in range(layout.MAX_INTERFACE_NAMES) if n not in used), None)
+
+    def _collect(self) -> None:
+        """Drop sets that no rule refers to, and names that nothing mentions any more."""
+        in_use = self._sets_in_use() | self._sets_made
+        mentioned = 0
+        for number, members in enumerate(self._loaded_sets()):
+            if members and number not in in_use:
+                self._write_set(number, 0)
+            else:
+                mentioned |= members
+        for name, (name_id, bits, ifindex) in list(self._names.items()):
+            if not (bits or ifindex or mentioned >> name_id & 1):
+                self._tables.map("interface_names").delete(_key(name))
+                del self._names[name]
+
+    def set(self, name: str, setting: str, on: bool) -> None:
+        """Turn a setting on or off."""
+        name_id = self.add(name)
+        bit, is_inverted = SETTINGS[setting]
+        _, bits, ifindex = self._names[name]
+        bits = bits | bit if on != is_inverted else bits & ~bit
+        self._write(name, name_id, bits, ifindex)
+
+    def _write(self, name: str, name_id: int, settings: int, ifindex: int) -> None:
+        self._tables.map("interface_names").update(
+            _key(name), _name_value.pack(name_id, settings, ifindex)
+        )
+        self._names[name] = (name_id, settings, ifindex)
+
+    # Sets
+
+    def _loaded_sets(self) -> list[int]:
+        if self._sets is None:
+            self._sets = [
+                sum(word << 64 * i for i, word in enumerate(_set.unpack(value)) if word)
+                for _, value in self._tables.map("interface_sets").items()
+            ]
+        return self._sets
+
+    def members_of(self, number: int) -> int:
+        """The bitmap of the names in a set; set 0 is the empty one."""
+        return self._loaded_sets()[number] if number else 0
+
+    def names_of(self, number: int) -> tuple[str, ...]:
+        """The names in a set, sorted."""
+        members = self.members_of(number)
+        if not members:
+            return ()
+        return tuple(sorted(n for n, (i, _, _) in self._names.items() if members >> i & 1))
+
+    def number_of(self, names: Iterable[str]) -> int:
+        """The number of the set of these names; made if there is none.
+
+        A set is never changed once it has a number: rules may refer to it.
+        """
+        members = 0
+        for name in names:
+            members |= 1 << self.add(name)
+        sets = self._loaded_sets()
+        if members in sets:
+            return sets.index(members)
+        free = next((n for n, m in enumerate(sets) if n and not m), None)
+        if free is None:
+            self._collect()
+            free = next((n for n, m in enumerate(sets) if n and not m), None)
+        if free is None:
+            raise MapFull(f"{layout.MAX_INTERFACE_SETS - 1} sets of interfaces are in use already")
+        self._write_set(free, members)
+        self._sets_made.add(free)
+        return free
+
+    def _write_set(self, number: int, members: int) -> None:
+        words = [members >> 64 * i & 0xFFFFFFFFFFFFFFFF for i in range(_SET_WORDS)]
+        self._tables.map("interface_sets").update(
+            u32(number), _set.pack(*words)
+        )
+        self._loaded_sets()[number] = members
+
+    # What the programs read
+
+    def refresh(self) -> None:
+        """Bring indexes, settings by index, and addresses up to date with the system."""
+        current = {name: index for index, name in if_nameindex()}
+        wanted: dict[bytes, bytes] = {}
+        attached: dict[str, int] = {}
+        rows = dict(self._tables.map("interfaces").items())
+        for name, (name_id, bits, recorded) in list(self._names.items()):
+            ifindex = current.get(name) or self._alternative_index(name)
+            if ifindex != recorded:
+                self._write(name, name_id, bits, ifindex)
+            if not ifindex:
+                continue
+            attached[name] = ifindex
+            key = u32(ifindex)
+            old = rows.get(key)
+            flags = _interface.unpack(old)[3] if old else _link_flags(name, ifindex)
+            wanted[key] = _interface.pack(ifindex, bits, name_id, flags)
+        self._replace("interfaces", rows, wanted)
+        if attached:
+            self._refresh_addresses({ifindex: name for name, ifindex in current.items()}, attached)
+
+    def _alternative_index(self, name: str) -> int:
+        try:
+            return if_nametoindex(name)
+        except OSError:
+            return 0
+
+    def _refresh_addresses(self, names: dict[int, str], attached: dict[str, int]) -> None:
+        found = interface_addresses()
+        wanted = {
+            _address.pack(ifindex, address): u32(1)
+            for ifindex in attached.values()
+            for address in found.get(names.get(ifindex, ""), ())
+        }
+        self._replace("addresses", dict(self._tables.map("addresses").items()), wanted)
+
+    def _replace(self, name: str, old: dict[bytes, bytes], new: dict[bytes, bytes]) -> None:
+        table = self._tables.map(name)
+        for key, value in new.items():
+            if old.get(key) != value:
+                table.update(key, value)
+        for key in old.keys() - new.keys():
+            table.delete(key)
+
+
+def settings_of(bits: int) -> dict[str, bool]:
+    """Each setting by name."""
+    return {name: bool(bits & bit) != is_inverted for name, (bit, is_inverted) in SETTINGS.items()}
+
+
+def addresses_by_index(tables: Tables) -> dict[int, list[bytes]]:
+    """What the programs know of addresses: by interface index, 16 bytes each."""
+    found: dict[int, list[bytes]] = {}
+    for key, _ in tables.map("addresses").items():
+        ifindex, address = _address.unpack(key)
+        found.setdefault(ifindex, []).append(address)
+    return found
+
+
+def known_interfaces(tables: Tables) -> dict[int, tuple[int, int]]:
+    """By index: settings and link flags, as the programs read them."""
+    found = {}
+    for key, value in tables.map("interfaces").items():
+        _, settings, _, flags = _interface.unpack(value)
+        found[from_u32(key)] = (settings, flags)
+    return found

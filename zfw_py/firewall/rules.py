@@ -1,0 +1,523 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The rule set: edits that happen as a whole, and the listing. Hot.
+
+A prefix's element holds all its rules and is replaced in one step, so what is
+published is always consistent. Everything else here (length lists, the free
+list, port indexes of another size) is derived or private; ``in_progress`` in
+the state says that an edit began, and a writer that finds it set rebuilds what
+is derived, because the one before it died.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+
+from zfw_py.abi import layout
+from zfw_py.abi.codec import (
+    action_number,
+    decode_length_key,
+    decode_lengths,
+    decode_ports,
+    decode_prefix,
+    decode_prefix_key,
+    encode_lengths,
+    encode_ports,
+    encode_prefix,
+    encode_prefix_key,
+    from_u32,
+    length_key_of,
+    size_class_of,
+    u32,
+)
+from zfw_py.abi.port_index import resolve, shadowed
+from zfw_py.errors import KernelError, MapFull, NotFound
+from zfw_py.firewall.tables import ZERO
+from zfw_py.kernel.bpf import create_map
+from zfw_py.model.rule import Rule, RuleKey
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from zfw_py.abi.codec import State
+    from zfw_py.abi.port_index import Interval, PortRule
+    from zfw_py.firewall.interfaces import Interfaces
+    from zfw_py.firewall.tables import Tables
+    from zfw_py.kernel.bpf import Map
+
+_record = Struct(layout.RULE_RECORD)
+
+# The inner map of prefixes grows by this factor, up to this many elements.
+_GROWTH = 4
+_MOST_PREFIXES = 4 * 1024 * 1024
+_PORTS = {layout.SIZE_MEDIUM: "ports_medium", layout.SIZE_LARGE: "ports_large"}
+_E2BIG, _ENOMEM = 7, 12
+
+# Fields of a port rule.
+_LOW, _HIGH, _TPROXY, _SET, _SLOT, _ACTION, _FLAGS = range(7)
+
+
+class RuleNotFound(NotFound):
+    """No such rule. ``is_prefix_known`` tells whether its prefix has others."""
+
+    def __init__(self, key: RuleKey, message: str, *, is_prefix_known: bool) -> None:
+        super().__init__(message)
+        self.key = key
+        self.is_prefix_known = is_prefix_known
+
+
+class _Prefix:
+    """A prefix that is being edited."""
+
+    __slots__ = ("intervals", "key", "old", "old_class", "old_ports", "rules", "size_class")
+
+    key: bytes
+    old: bytes | None
+    old_class: int
+    old_ports: bytes | None
+    rules: list[PortRule]
+    intervals: list[Interval]
+    size_class: int
+
+
+class Inserted:
+    """What an insert did."""
+
+    __slots__ = ("is_newly_routed", "is_replaced", "is_shadowed", "rule")
+
+    def __init__(self, rule: Rule, *, is_replaced: bool, is_newly_routed: bool) -> None:
+        self.rule = rule
+        self.is_replaced = is_replaced
+        # The rule holds a local route from now on and did not before.
+        self.is_newly_routed = is_newly_routed
+        # Known when the edit is committed: earlier rules cover it wholly.
+        self.is_shadowed = False
+
+
+class Deleted:
+    """What a delete did. ``is_gone`` is False where other interfaces are left to the rule."""
+
+    __slots__ = ("is_gone", "key", "was_routed")
+
+    def __init__(self, key: RuleKey, *, is_gone: bool, was_routed: bool) -> None:
+        self.key = key
+        self.is_gone = is_gone
+        self.was_routed = was_routed
+
+
+class RuleEdit:
+    """Inserts and deletes that are collected, then committed together.
+
+    Until ``commit`` nothing is written but names of interfaces; what is refused
+    raises a ZfwError and leaves the firewall as it was.
+    """
+
+    def __init__(self, tables: Tables, interfaces: Interfaces) -> None:
+        """``tables`` is entered as a writer."""
+        self._tables = tables
+        self._interfaces = interfaces
+        self._state = tables.state()
+        if self._state.in_progress:
+            self._state = repair(tables)
+        self._prefixes: dict[bytes, _Prefix] = {}
+        self._inserted: list[tuple[Inserted, bytes, int]] = []
+        # By slot: the service id to write, and whether the counter starts anew.
+        self._records: dict[int, tuple[str, bool]] = {}
+        self._freed: list[int] = []
+        self._allocated: list[int] = []
+        self._old_records: dict[int, bytes] = {}
+
+    # What is asked for
+
+    def insert(self, rule: Rule, *, is_routed: bool = False) -> Inserted:
+        """Add a rule, or change the one with its key in place."""
+        key = encode_prefix_key(rule.key)
+        prefix = self._load(key)
+        low = rule.key.low_port
+        position = _position(prefix.rules, low)
+        flags = layout.RULE_ROUTED if is_routed else 0
+        old_flags = 0
+        number = 0
+        if position is None:
+            slot = self._allocate()
+            if rule.interfaces:
+                number = self._interfaces.number_of(rule.interfaces)
+        else:
+            old = prefix.rules[position]
+            slot = old[_SLOT]
+            old_flags = old[_FLAGS]
+            if rule.interfaces:
+                names = {*rule.interfaces, *self._interfaces.names_of(old[_SET])}
+                number = self._interfaces.number_of(names)
+        port_rule = (
+            low,
+            rule.high_port,
+            rule.tproxy_port,
+            number,
+            slot,
+            action_number(rule.action),
+            flags | old_flags,
+        )
+        if position is None:
+            prefix.rules.append(port_rule)
+        else:
+            prefix.rules[position] = port_rule
+        self._records[slot] = (rule.service_id, position is None)
+        inserted = Inserted(
+            rule,
+            is_replaced=position is not None,
+            is_newly_routed=bool(flags & ~old_flags & layout.RULE_ROUTED),
+        )
+        self._inserted.append((inserted, key, slot))
+        return inserted
+
+    def delete(self, key: RuleKey, names: tuple[str, ...] = ()) -> Deleted:
+        """Remove a rule; or, with names, only these from its interfaces.
+
+        A rule whose last interface goes is removed. Raises RuleNotFound.
+        """
+        prefix = self._load(encode_prefix_key(key))
+        position = _position(prefix.rules, key.low_port)
+        if position is None:
+            known = bool(prefix.rules)
+            what = f"no rule {key}"
+            raise RuleNotFound(
+                key, what if known else f"{what}: the prefix has none", is_prefix_known=known
+            )
+        rule = prefix.rules[position]
+        was_routed = bool(rule[_FLAGS] & layout.RULE_ROUTED)
+        if names:
+            present = self._interfaces.names_of(rule[_SET])
+            for name in names:
+                if name not in present:
+                    raise RuleNotFound(
+                        key, f"rule {key} does not name interface {name}", is_prefix_known=True
+                    )
+            left = [name for name in present if name not in names]
+            if left:
+                number = self._interfaces.number_of(left)
+                prefix.rules[position] = (*rule[:_SET], number, *rule[_SET + 1 :])
+                return Deleted(key, is_gone=False, was_routed=False)
+        del prefix.rules[position]
+        self._records.pop(rule[_SLOT], None)
+        self._freed.append(rule[_SLOT])
+        return Deleted(key, is_gone=True, was_routed=was_routed)
+
+    def _load(self, key: bytes) -> _Prefix:
+        if key in self._prefixes:
+            return self._prefixes[key]
+        prefix = _Prefix()
+        prefix.key = key
+        prefix.old = self._tables.prefixes.lookup(key)
+        prefix.old_class, prefix.old_ports = layout.SIZE_INLINE, None
+        prefix.rules = []
+        if prefix.old is not None:
+            prefix.old_class, _, prefix.rules = decode_prefix(prefix.old)
+            if prefix.old_class != layout.SIZE_INLINE:
+                prefix.old_ports = self._tables.map(_PORTS[prefix.old_class]).lookup(key)
+                if prefix.old_ports is not None:
+                    prefix.rules = decode_ports(prefix.old_ports, prefix.old_class)
+        self._prefixes[key] = prefix
+        return prefix
+
+    def _allocate(self) -> int:
+        state = self._state
+        if state.free_slot != layout.NO_SLOT:
+            slot = state.free_slot
+            record = self._read_record(slot)
+            state.free_slot = _record.unpack(record)[1]
+        elif state.next_slot < layout.SEGMENTS * layout.SEGMENT_SLOTS:
+            slot = state.next_slot
+            state.next_slot += 1
+        else:
+            raise MapFull(f"{layout.SEGMENTS * layout.SEGMENT_SLOTS} rules are in use already")
+        self._allocated.append(slot)
+        return slot
+
+    def _read_record(self, slot: int) -> bytes:
+        segment = self._tables.inner("rule_records", slot // layout.SEGMENT_SLOTS)
+        record = segment.lookup(u32(slot % layout.SEGMENT_SLOTS)) if segment else None
+        return record if record is not None else bytes(layout.RULE_RECORD_SIZE)
+
+    # Doing it
+
+    def commit(self) -> None:
+        """Write what was collected. All of it is there afterwards, or on an error none."""
+        stamp = self._state.stamp
+        lengths_added: dict[bytes, int] = {}
+        lengths_removed: dict[bytes, int] = {}
+        written: list[_Prefix] = []
+        removed: list[_Prefix] = []
+        for prefix in self._prefixes.values():
+            if prefix.rules:
+                self._resolve(prefix)
+                written.append(prefix)
+                if prefix.old is None:
+                    key = length_key_of(prefix.key)
+                    lengths_added[key] = lengths_added.get(key, 0) + 1
+            elif prefix.old is not None:
+                removed.append(prefix)
+                key = length_key_of(prefix.key)
+                lengths_removed[key] = lengths_removed.get(key, 0) + 1
+        self._check_lengths(lengths_added)
+
+        state, tables = self._state, self._tables
+        state.stamp = (stamp + len(written)) & 0xFFFFFFFF
+        state.in_progress = 1
+        tables.map("state").update(ZERO, state.encode())
+        try:
+            self._write_records()
+            self._count_lengths(lengths_added, 1)
+            self._write_prefixes(written, stamp)
+            self._remove_prefixes(written, removed)
+            self._count_lengths(lengths_removed, -1)
+            self._free_slots()
+        except BaseException as error:
+            self._undo(written + removed)
+            if isinstance(error, OSError) and not isinstance(error, KernelError):
+                raise self._explain(error, written) from error
+            raise
+        state.in_progress = 0
+        tables.map("state").update(ZERO, state.encode())
+
+    @staticmethod
+    def _explain(error: OSError, written: list[_Prefix]) -> MapFull | KernelError:
+        what = "write the rules"
+        if written:
+            _, protocol, destination, _ = decode_prefix_key(written[0].key)
+            what = f"write the rules of {destination} {protocol}"
+        if error.errno == _E2BIG:
+            return MapFull(f"{what}: a map is full (E2BIG)")
+        return KernelError(what, error.errno or 0)
+
+    def _resolve(self, prefix: _Prefix) -> None:
+        intervals, most = resolve(prefix.rules, self._interfaces.members_of)
+        size_class = size_class_of(len(prefix.rules), len(intervals))
+        if size_class is None or most > layout.MAX_CANDIDATES:
+            _, protocol, destination, _ = decode_prefix_key(prefix.key)
+            raise MapFull(
+                f"{destination} {protocol}: {len(prefix.rules)} port ranges are too many for one"
+                f" prefix (at most {layout.LARGE_RULES}, {layout.MAX_CANDIDATES} for one port)"
+            )
+        prefix.intervals, prefix.size_class = intervals, size_class
+        hidden = {prefix.rules[i][_SLOT] for i in shadowed(prefix.rules, intervals)}
+        if hidden:
+            for inserted, key, slot in self._inserted:
+                if key == prefix.key and slot in hidden:
+                    inserted.is_shadowed = True
+
+    def _check_lengths(self, added: dict[bytes, int]) -> None:
+        """Refuse a pair of lengths too many before anything is written."""
+        new_of: dict[int, int] = {}
+        for key in added:
+            if self._tables.map("length_counts").lookup(key) is None:
+                table = decode_length_key(key)[0]
+                new_of[table] = new_of.get(table, 0) + 1
+        for table, count in new_of.items():
+            data = self._tables.map("lengths").lookup(u32(table)) or b""
+            if len(decode_lengths(data)) + count > layout.MAX_LENGTHS:
+                raise MapFull(
+                    f"{layout.MAX_LENGTHS} different pairs of destination and source lengths"
+                    " are in use already"
+                )
+
+    def _write_records(self) -> None:
+        by_segment: dict[int, tuple[list[bytes], list[bytes], list[bytes]]] = {}
+        for slot, (service_id, is_new) in self._records.items():
+            segment, position = divmod(slot, layout.SEGMENT_SLOTS)
+            keys, values, fresh = by_segment.setdefault(segment, ([], [], []))
+            if not is_new:
+                self._old_records[slot] = self._read_record(slot)
+            keys.append(u32(position))
+            values.append(
+                _record.pack(service_id.encode("utf-8", "surrogateescape"), layout.NO_SLOT)
+            )
+            if is_new:
+                fresh.append(u32(position))
+        for segment, (keys, values, fresh) in by_segment.items():
+            self._segment("rule_records", segment).update_many(keys, values)
+            counters = self._segment("rule_counters", segment)
+            if fresh:
+                counters.update_many(fresh, [bytes(counters.value_size)] * len(fresh))
+
+    def _segment(self, name: str, segment: int) -> Map:
+        return self._tables.inner(name, segment) or self._tables.new_inner(name, segment)
+
+    def _count_lengths(self, changes: dict[bytes, int], sign: int) -> None:
+        counts = self._tables.map("length_counts")
+        changed: dict[int, tuple[set[tuple[int, int]], set[tuple[int, int]]]] = {}
+        for key, change in changes.items():
+            old = counts.lookup(key)
+            count = (from_u32(old) if old is not None else 0) + sign * change
+            table, *pair = decode_length_key(key)
+            appearing, vanishing = changed.setdefault(table, (set(), set()))
+            if old is None:
+                appearing.add((pair[0], pair[1]))
+            if count > 0:
+                counts.update(key, u32(count))
+            else:
+                counts.delete(key)
+                vanishing.add((pair[0], pair[1]))
+        for table, (appearing, vanishing) in changed.items():
+            if appearing or vanishing:
+                lengths = self._tables.map("lengths")
+                present = set(decode_lengths(lengths.lookup(u32(table)) or b""))
+                write_lengths(self._tables, table, (present | appearing) - vanishing)
+
+    def _write_prefixes(self, written: list[_Prefix], stamp: int) -> None:
+        new = sum(prefix.old is None for prefix in written)
+        if new:
+            self._make_room(new)
+        keys: list[bytes] = []
+        values: list[bytes] = []
+        for number, prefix in enumerate(written):
+            this = (stamp + number) & 0xFFFFFFFF
+            if prefix.size_class != layout.SIZE_INLINE:
+                self._tables.map(_PORTS[prefix.size_class]).update(
+                    prefix.key,
+                    encode_ports(
+                        prefix.key, this, prefix.size_class, prefix.rules, prefix.intervals
+                    ),
+                )
+            keys.append(prefix.key)
+            values.append(encode_prefix(prefix.key, this, prefix.size_class, prefix.rules))
+        if not keys:
+            return
+        try:
+            self._tables.prefixes.update_many(keys, values)
+        except OSError as error:
+            if error.errno != _E2BIG:
+                raise
+            # The kernel counts elements roughly; ask for room once more.
+            self._make_room(self._tables.prefixes.max_entries)
+            self._tables.prefixes.update_many(keys, values)
+
+    def _make_room(self, new: int) -> None:
+        """Put a larger map in the place of the prefixes' one if it may not hold so many more."""
+        old = self._tables.prefixes
+        counts = self._tables.map("length_counts")
+        total = sum(from_u32(value) for _, value in counts.items())
+        size = old.max_entries
+        # length_counts has the new ones already.
+        while size < max(total, new) and size < _MOST_PREFIXES:
+            size *= _GROWTH
+        if size == old.max_entries:
+            return
+        spec = layout.INNER_MAPS["prefixes"]
+        larger = create_map((spec[0], spec[1], spec[2], size, spec[4]), "prefixes")
+        pairs = list(old.items())
+        larger.update_many([key for key, _ in pairs], [value for _, value in pairs])
+        self._tables.put_inner("prefixes", 0, larger)
+
+    def _remove_prefixes(self, written: list[_Prefix], removed: list[_Prefix]) -> None:
+        if removed:
+            self._tables.prefixes.delete_many([prefix.key for prefix in removed])
+        for prefix in removed:
+            if prefix.old_class != layout.SIZE_INLINE:
+                self._tables.map(_PORTS[prefix.old_class]).delete(prefix.key)
+        for prefix in written:
+            if prefix.old_class not in (layout.SIZE_INLINE, prefix.size_class):
+                self._tables.map(_PORTS[prefix.old_class]).delete(prefix.key)
+
+    def _free_slots(self) -> None:
+        by_segment: dict[int, tuple[list[bytes], list[bytes]]] = {}
+        for slot in self._freed:
+            segment, position = divmod(slot, layout.SEGMENT_SLOTS)
+            keys, values = by_segment.setdefault(segment, ([], []))
+            keys.append(u32(position))
+            values.append(_record.pack(b"", self._state.free_slot))
+            self._state.free_slot = slot
+        for segment, (keys, values) in by_segment.items():
+            self._segment("rule_records", segment).update_many(keys, values)
+
+    def _undo(self, touched: list[_Prefix]) -> None:
+        """Put every prefix back as it was, then rebuild what is derived."""
+        for prefix in touched:
+            if prefix.old is None:
+                self._tables.prefixes.delete(prefix.key)
+                continue
+            if prefix.old_ports is not None:
+                self._tables.map(_PORTS[prefix.old_class]).update(prefix.key, prefix.old_ports)
+            self._tables.prefixes.update(prefix.key, prefix.old)
+        for slot, record in self._old_records.items():
+            segment, position = divmod(slot, layout.SEGMENT_SLOTS)
+            self._segment("rule_records", segment).update(u32(position), record)
+        self._state = repair(self._tables)
+
+
+def _position(rules: list[PortRule], low_port: int) -> int | None:
+    for position, rule in enumerate(rules):
+        if rule[_LOW] == low_port:
+            return position
+    return None
+
+
+def write_lengths(tables: Tables, table: int, pairs: set[tuple[int, int]]) -> None:
+    """Make these the active pairs of a table, longest first."""
+    lengths = tables.map("lengths")
+    number = u32(table)
+    old = lengths.lookup(number)
+    for value in encode_lengths(old or bytes(layout.LENGTHS_SIZE), sorted(pairs, reverse=True)):
+        lengths.update(number, value)
+
+
+def port_rules(tables: Tables) -> Iterator[tuple[bytes, int, list[PortRule]]]:
+    """Every prefix key with its size class and its rules in order of entry."""
+    longer = {}
+    for key, value in tables.prefixes.items():
+        size_class, _, rules = decode_prefix(value)
+        if size_class == layout.SIZE_INLINE:
+            yield key, size_class, rules
+        else:
+            longer[key] = size_class
+    for key, size_class in longer.items():
+        data = tables.map(_PORTS[size_class]).lookup(key)
+        if data is not None:
+            yield key, size_class, decode_ports(data, size_class)
+
+
+def repair(tables: Tables) -> State:
+    """Rebuild all that follows from the prefixes; returns the state, settled.
+
+    For a writer that finds ``in_progress``: lengths and their counts, the free
+    list, and port indexes that no prefix leads to.
+    """
+    counts: dict[bytes, int] = {}
+    used: set[int] = set()
+    led_to: dict[int, set[bytes]] = {size_class: set() for size_class in (0, *_PORTS)}
+    for key, size_class, rules in port_rules(tables):
+        length_key = length_key_of(key)
+        counts[length_key] = counts.get(length_key, 0) + 1
+        used.update(rule[_SLOT] for rule in rules)
+        led_to[size_class].add(key)
+
+    pairs: dict[int, set[tuple[int, int]]] = {table: set() for table in range(layout.TABLES)}
+    for length_key in counts:
+        table, destination_length, source_length = decode_length_key(length_key)
+        pairs[table].add((destination_length, source_length))
+    for table, wanted in pairs.items():
+        write_lengths(tables, table, wanted)
+    length_counts = tables.map("length_counts")
+    for key in [key for key, _ in length_counts.items()]:
+        length_counts.delete(key)
+    for key, count in counts.items():
+        length_counts.update(key, u32(count))
+    for size_class, name in _PORTS.items():
+        ports = tables.map(name)
+        for key in [key for key, _ in ports.items(64)]:
+            if key not in led_to[size_class]:
+                ports.delete(key)
+
+    state = tables.state()
+    state.next_slot = max(used, default=-1) + 1
+    state.free_slot = layout.NO_SLOT
+    for slot in sorted(set(range(state.next_slot)) - used, reverse=True):
+        segment, position = divmod(slot, layout.SEGMENT_SLOTS)
+        records = tables.inner("rule_records", segment)
+        if records is None:
+            continue
+        records.update(u32(position), _record.pack(b"", state.free_slot))
+        state.free_slot = slot
+    state.in_progress = 0
+    tables.map("state").update(ZERO, state.encode())
+    return state

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the firewall is attached to, how it is set, and what it has counted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from zfw_py.abi.codec import table_parts
+from zfw_py.firewall.attach import attachments
+from zfw_py.firewall.interfaces import addresses_by_index, known_interfaces, settings_of
+from zfw_py.firewall.listing import read_reasons
+from zfw_py.firewall.rules import port_rules
+from zfw_py.model.prefix import Prefix
+
+if TYPE_CHECKING:
+    from zfw_py.firewall.attach import Attachment
+    from zfw_py.firewall.interfaces import Interfaces
+    from zfw_py.firewall.tables import Tables
+
+_MAPPED = b"\0" * 10 + b"\xff\xff"
+
+
+class InterfaceStatus(NamedTuple):
+    """An interface that is attached or has settings."""
+
+    name: str
+    ifindex: int
+    attachments: dict[str, Attachment]
+    settings: dict[str, bool]
+    addresses: list[str]
+
+
+class Status(NamedTuple):
+    """``rules`` counts by direction and family; ``reasons`` has packets and bytes."""
+
+    version: str
+    interfaces: list[InterfaceStatus]
+    rules: dict[str, dict[int, int]]
+    reasons: dict[str, tuple[int, int]]
+
+
+def _address_text(address: bytes) -> str:
+    if address.startswith(_MAPPED):
+        return Prefix(4, address[12:], 32).address_text
+    return Prefix(6, address, 128).address_text
+
+
+def read_status(tables: Tables, interfaces: Interfaces) -> Status:
+    """Read all of it; the caller holds the lock."""
+    from zfw_py import __version__
+
+    attached: dict[int, dict[str, Attachment]] = {}
+    for attachment in attachments(tables):
+        attached.setdefault(attachment.ifindex, {})[attachment.direction] = attachment
+    known = known_interfaces(tables)
+    addresses = addresses_by_index(tables)
+    rows = []
+    for name, ifindex in interfaces.indexes().items():
+        bits = known[ifindex][0] if ifindex in known else 0
+        if ifindex not in attached and not bits:
+            continue
+        rows.append(
+            InterfaceStatus(
+                name,
+                ifindex,
+                attached.get(ifindex, {}),
+                settings_of(bits),
+                sorted(_address_text(address) for address in addresses.get(ifindex, [])),
+            )
+        )
+    rules: dict[str, dict[int, int]] = {"ingress": {4: 0, 6: 0}, "egress": {4: 0, 6: 0}}
+    for key, _, some in port_rules(tables):
+        direction, family, _ = table_parts(key[34])
+        rules[direction][family] += len(some)
+    return Status(__version__, rows, rules, read_reasons(tables))

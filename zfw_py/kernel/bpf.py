@@ -1,0 +1,367 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""bpf(2): maps, pins, links and test runs, straight through the system call.
+
+Hot: imported for every rule that a router inserts, so it is ctypes and nothing
+more. Attributes are packed as union bpf_attr of include/uapi/linux/bpf.h has
+them; a call that fails raises OSError, and who knows the rule or interface it
+was about says so in its own words.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import posix
+from struct import Struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+# enum bpf_cmd
+_MAP_CREATE = 0
+_MAP_LOOKUP_ELEM = 1
+_MAP_UPDATE_ELEM = 2
+_MAP_DELETE_ELEM = 3
+_OBJ_PIN = 6
+_OBJ_GET = 7
+_PROG_TEST_RUN = 10
+_MAP_GET_FD_BY_ID = 14
+_OBJ_GET_INFO_BY_FD = 15
+_PROG_QUERY = 16
+_MAP_LOOKUP_BATCH = 24
+_MAP_UPDATE_BATCH = 26
+_MAP_DELETE_BATCH = 27
+_LINK_CREATE = 28
+_LINK_UPDATE = 29
+
+# enum bpf_map_type
+ARRAY_OF_MAPS = 12
+_PER_CPU_TYPES = (5, 6, 10)
+
+ANY = 0
+NO_EXIST = 1
+
+# enum bpf_attach_type, since 6.6 (e420bed02507)
+TCX_INGRESS = 46
+TCX_EGRESS = 47
+
+_ENOENT = 2
+_ENOSPC = 28
+_ENOTSUPP = 524  # the kernel's own, not in errno.h
+
+# The system call's number: arch/*/entry/syscalls, asm-generic/unistd.h.
+_NUMBERS = {
+    "x86_64": 321,
+    "aarch64": 280,
+    "riscv64": 280,
+    "loongarch64": 280,
+    "armv7l": 386,
+    "ppc64le": 361,
+    "ppc64": 361,
+    "s390x": 351,
+}
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_number = ctypes.c_long(_NUMBERS.get(posix.uname().machine, -1))
+
+_element = Struct("=IxxxxQQQ")
+_batch = Struct("=QQQQIIQQ")
+_object = Struct("=QIIi")
+_u32 = Struct("=I")
+
+
+def _bpf(command: int, attribute: ctypes.Array[ctypes.c_char]) -> int:
+    result: int = _syscall(_number, command, attribute, len(attribute))
+    if result < 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, posix.strerror(errno))
+    return result
+
+
+def _attribute(data: bytes, size: int = 0) -> ctypes.Array[ctypes.c_char]:
+    return ctypes.create_string_buffer(data, max(size, len(data)))
+
+
+def possible_cpus() -> int:
+    """How many values an element of a per-CPU map has (sysfs: possible)."""
+    with open("/sys/devices/system/cpu/possible") as file:  # noqa: PTH123
+        return int(file.read().strip().split(",")[-1].split("-")[-1]) + 1
+
+
+class Map:
+    """An open map. Keys and values are bytes of exactly the map's sizes.
+
+    A per-CPU map's value is one after the other, each padded to 8 bytes.
+    """
+
+    __slots__ = ("fd", "flags", "key_size", "max_entries", "type", "value_size")
+
+    fd: int
+    type: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int
+
+    def __init__(self, fd: int) -> None:
+        """Take over a descriptor; it is closed with the map."""
+        self.fd = fd
+        # struct bpf_map_info: type, id, key_size, value_size, max_entries, map_flags
+        info = object_info(fd, 24)
+        self.type, _, self.key_size, self.value_size, self.max_entries, self.flags = _info.unpack(
+            info
+        )
+        if self.type in _PER_CPU_TYPES:
+            self.value_size = (self.value_size + 7) // 8 * 8 * possible_cpus()
+
+    @property
+    def spec(self) -> tuple[int, int, int, int, int]:
+        """Type, key size, value size (of one CPU), max_entries, flags: as layout.MAPS has them."""
+        size = self.value_size
+        if self.type in _PER_CPU_TYPES:
+            size //= possible_cpus()
+        return self.type, self.key_size, size, self.max_entries, self.flags
+
+    def close(self) -> None:
+        """Close the descriptor; the map lives on while it is pinned or used."""
+        if self.fd >= 0:
+            posix.close(self.fd)
+            self.fd = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+    def lookup(self, key: bytes) -> bytes | None:
+        """The value of a key, or None."""
+        value = ctypes.create_string_buffer(self.value_size)
+        try:
+            self._element(_MAP_LOOKUP_ELEM, key, value)
+        except OSError as error:
+            if error.errno == _ENOENT:
+                return None
+            raise
+        return value.raw
+
+    def update(self, key: bytes, value: bytes, flags: int = ANY) -> None:
+        """Set a key's value, in one step for those who read."""
+        if len(value) != self.value_size:
+            raise ValueError(f"value of {len(value)} bytes in a map of {self.value_size}")
+        self._element(_MAP_UPDATE_ELEM, key, ctypes.create_string_buffer(value, len(value)), flags)
+
+    def delete(self, key: bytes) -> bool:
+        """Remove a key; False if it was not there."""
+        try:
+            self._element(_MAP_DELETE_ELEM, key, None)
+        except OSError as error:
+            if error.errno == _ENOENT:
+                return False
+            raise
+        return True
+
+    def _element(
+        self, command: int, key: bytes, value: ctypes.Array[ctypes.c_char] | None, flags: int = 0
+    ) -> None:
+        if len(key) != self.key_size:
+            raise ValueError(f"key of {len(key)} bytes in a map of {self.key_size}")
+        key_buffer = ctypes.create_string_buffer(key, len(key))
+        address = ctypes.addressof(value) if value is not None else 0
+        _bpf(
+            command,
+            _attribute(_element.pack(self.fd, ctypes.addressof(key_buffer), address, flags)),
+        )
+
+    def items(self, chunk: int = 4096) -> Iterator[tuple[bytes, bytes]]:
+        """Every key and value.
+
+        In batches (since 5.6); a hash map's batch takes whole buckets, so one
+        that is too small for a bucket is tried again with twice the room.
+        """
+        chunk = min(chunk, self.max_entries)
+        # A hash map's token is 4 bytes, another's a key.
+        size = max(self.key_size, 4)
+        token = ctypes.create_string_buffer(size)
+        next_token = ctypes.create_string_buffer(size)
+        is_first = True
+        while True:
+            keys = ctypes.create_string_buffer(self.key_size * chunk)
+            values = ctypes.create_string_buffer(self.value_size * chunk)
+            attribute = _attribute(
+                _batch.pack(
+                    0 if is_first else ctypes.addressof(token),
+                    ctypes.addressof(next_token),
+                    ctypes.addressof(keys),
+                    ctypes.addressof(values),
+                    chunk,
+                    self.fd,
+                    0,
+                    0,
+                )
+            )
+            is_last = False
+            try:
+                _bpf(_MAP_LOOKUP_BATCH, attribute)
+            except OSError as error:
+                if error.errno == _ENOSPC:
+                    chunk *= 2
+                    continue
+                if error.errno != _ENOENT:
+                    raise
+                is_last = True
+            count = _u32.unpack_from(attribute, 32)[0]
+            key_bytes, value_bytes = keys.raw, values.raw
+            for i in range(count):
+                yield (
+                    key_bytes[i * self.key_size : (i + 1) * self.key_size],
+                    value_bytes[i * self.value_size : (i + 1) * self.value_size],
+                )
+            if is_last:
+                return
+            ctypes.memmove(token, next_token, size)
+            is_first = False
+
+    def update_many(self, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
+        """Set many; on an error some may be set, and the OSError is raised."""
+        self._batch(_MAP_UPDATE_BATCH, keys, values)
+
+    def delete_many(self, keys: Sequence[bytes]) -> None:
+        """Remove many, all of which are there."""
+        self._batch(_MAP_DELETE_BATCH, keys, None)
+
+    def _batch(self, command: int, keys: Sequence[bytes], values: Sequence[bytes] | None) -> None:
+        step = max(1, min(len(keys), (1 << 22) // (self.key_size + self.value_size)))
+        for start in range(0, len(keys), step):
+            some = keys[start : start + step]
+            if len(some) == 1:
+                # A short batch costs the kernel more than an element does.
+                if values is None:
+                    self.delete(some[0])
+                else:
+                    self.update(some[0], values[start])
+                continue
+            key_buffer = ctypes.create_string_buffer(b"".join(some), len(some) * self.key_size)
+            value_address = 0
+            if values is not None:
+                joined = b"".join(values[start : start + step])
+                value_buffer = ctypes.create_string_buffer(joined, len(joined))
+                value_address = ctypes.addressof(value_buffer)
+            _bpf(
+                command,
+                _attribute(
+                    _batch.pack(
+                        0,
+                        0,
+                        ctypes.addressof(key_buffer),
+                        value_address,
+                        len(some),
+                        self.fd,
+                        0,
+                        0,
+                    )
+                ),
+            )
+
+
+_info = Struct("=IIIIII")
+
+
+def object_info(fd: int, size: int) -> bytes:
+    """The first ``size`` bytes of struct bpf_map_info, bpf_prog_info or bpf_link_info."""
+    info = ctypes.create_string_buffer(size)
+    _bpf(
+        _OBJ_GET_INFO_BY_FD,
+        _attribute(Struct("=IIQ").pack(fd, size, ctypes.addressof(info))),
+    )
+    return info.raw
+
+
+def object_id(fd: int) -> int:
+    """The id of a map or program: the second word of its info."""
+    number: int = _u32.unpack_from(object_info(fd, 8), 4)[0]
+    return number
+
+
+def open_pin(path: str) -> int:
+    """A descriptor of what is pinned at ``path``."""
+    name = ctypes.create_string_buffer(path.encode())
+    return _bpf(_OBJ_GET, _attribute(_object.pack(ctypes.addressof(name), 0, 0, 0)))
+
+
+def pin(fd: int, path: str) -> None:
+    """Pin an object; the path must not exist."""
+    name = ctypes.create_string_buffer(path.encode())
+    _bpf(_OBJ_PIN, _attribute(_object.pack(ctypes.addressof(name), fd, 0, 0)))
+
+
+def open_map(path: str) -> Map:
+    """The map pinned at ``path``."""
+    return Map(open_pin(path))
+
+
+def open_map_by_id(number: int) -> Map:
+    """A map by its id: an inner map, as its outer map's look-up names it."""
+    return Map(_bpf(_MAP_GET_FD_BY_ID, _attribute(Struct("=III").pack(number, 0, 0))))
+
+
+def create_map(spec: tuple[int, int, int, int, int], name: str) -> Map:
+    """A new map, neither pinned nor in a map. ``name``: up to 15 letters."""
+    map_type, key_size, value_size, max_entries, flags = spec
+    data = Struct("=IIIIIII16s").pack(
+        map_type, key_size, value_size, max_entries, flags, 0, 0, name.encode()
+    )
+    return Map(_bpf(_MAP_CREATE, _attribute(data)))
+
+
+def supports_tcx(ifindex: int) -> bool:
+    """Whether the kernel has TCX: asks, as 6.6 and later answer and earlier refuse."""
+    try:
+        _bpf(_PROG_QUERY, _attribute(Struct("=II56x").pack(ifindex, TCX_INGRESS)))
+    except OSError as error:
+        if error.errno == 22:
+            return False
+        raise
+    return True
+
+
+def create_tcx_link(program_fd: int, ifindex: int, attach_type: int) -> int:
+    """Attach a program by a TCX link; the descriptor of the link."""
+    data = Struct("=IIII32x").pack(program_fd, ifindex, attach_type, 0)
+    return _bpf(_LINK_CREATE, _attribute(data))
+
+
+def update_link(link_fd: int, program_fd: int) -> None:
+    """Exchange a link's program; every packet meets the old one or the new one."""
+    _bpf(_LINK_UPDATE, _attribute(Struct("=IIII").pack(link_fd, program_fd, 0, 0)))
+
+
+def test_run(program_fd: int, data: bytes, context: bytes) -> tuple[int, bytes]:
+    """BPF_PROG_TEST_RUN of a packet: the program's result and the context afterwards.
+
+    ``context`` is a struct __sk_buff with what the kernel lets a test set.
+    """
+    data_in = ctypes.create_string_buffer(data, len(data))
+    context_in = ctypes.create_string_buffer(context, len(context))
+    context_out = ctypes.create_string_buffer(len(context))
+    # prog_fd, retval, data_size_in, data_size_out, data_in, data_out, repeat,
+    # duration, ctx_size_in, ctx_size_out, ctx_in, ctx_out, flags, cpu, batch_size
+    attribute = _attribute(
+        Struct("=IIIIQQIIIIQQIIIxxxx").pack(
+            program_fd,
+            0,
+            len(data),
+            0,
+            ctypes.addressof(data_in),
+            0,
+            1,
+            0,
+            len(context),
+            len(context),
+            ctypes.addressof(context_in),
+            ctypes.addressof(context_out),
+            0,
+            0,
+            0,
+        )
+    )
+    _bpf(_PROG_TEST_RUN, attribute)
+    return _u32.unpack_from(attribute, 4)[0], context_out.raw

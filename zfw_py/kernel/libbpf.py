@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""libbpf through ctypes: open an object, load it, hand out descriptors."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, Self
+
+from zfw_py.errors import KernelError, VerifierError, ZfwError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+# By its name: ctypes.util.find_library would start a compiler or ldconfig.
+_LIBRARY = "libbpf.so.1"
+_LOG_SIZE = 1 << 20
+
+
+def _load_library() -> ctypes.CDLL:
+    try:
+        lib = ctypes.CDLL(_LIBRARY, use_errno=True)
+    except OSError:
+        raise ZfwError(f"{_LIBRARY} is missing", hint="Debian: apt install libbpf1") from None
+    pointer, text = ctypes.c_void_p, ctypes.c_char_p
+    for name, result, arguments in (
+        ("bpf_object__open_file", pointer, [text, pointer]),
+        ("bpf_object__load", ctypes.c_int, [pointer]),
+        ("bpf_object__close", None, [pointer]),
+        ("bpf_object__next_program", pointer, [pointer, pointer]),
+        ("bpf_object__next_map", pointer, [pointer, pointer]),
+        ("bpf_program__name", text, [pointer]),
+        ("bpf_program__fd", ctypes.c_int, [pointer]),
+        ("bpf_program__set_log_buf", ctypes.c_int, [pointer, pointer, ctypes.c_size_t]),
+        ("bpf_map__name", text, [pointer]),
+        ("bpf_map__fd", ctypes.c_int, [pointer]),
+        ("bpf_map__reuse_fd", ctypes.c_int, [pointer, ctypes.c_int]),
+        ("libbpf_set_print", pointer, [pointer]),
+    ):
+        function = getattr(lib, name)
+        function.restype = result
+        function.argtypes = arguments
+    # Silence: what matters comes back as an errno and in the programs' logs.
+    lib.libbpf_set_print(None)
+    return lib
+
+
+class BpfObject:
+    """A compiled object, open; a context manager that closes it.
+
+    Descriptors that it hands out are its own: pin what shall outlive it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the file. Raises ZfwError if it is missing or no BPF object."""
+        self._lib = _load_library()
+        self._path = path
+        self._object = self._lib.bpf_object__open_file(str(path).encode(), None)
+        if not self._object:
+            raise KernelError(f"open BPF object {path.name}", ctypes.get_errno())
+        self._logs = {
+            name: (program, ctypes.create_string_buffer(_LOG_SIZE))
+            for name, program in self._each("program")
+        }
+        for program, log in self._logs.values():
+            self._lib.bpf_program__set_log_buf(program, log, _LOG_SIZE)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lib.bpf_object__close(self._object)
+
+    def _each(self, what: str) -> list[tuple[str, int]]:
+        found, item = [], None
+        while item := getattr(self._lib, f"bpf_object__next_{what}")(self._object, item):
+            found.append((getattr(self._lib, f"bpf_{what}__name")(item).decode(), item))
+        return found
+
+    def reuse_maps(self, descriptors: dict[str, int]) -> None:
+        """Before ``load``: take these maps instead of making new ones."""
+        for name, item in self._each("map"):
+            if self._lib.bpf_map__reuse_fd(item, descriptors[name]) != 0:
+                raise KernelError(f"reuse map {name}", ctypes.get_errno())
+
+    def load(self) -> None:
+        """Create the maps and load the programs.
+
+        Raises VerifierError with the log of the program that was refused.
+        """
+        if self._lib.bpf_object__load(self._object) == 0:
+            return
+        errno = ctypes.get_errno()
+        for name, (program, log) in self._logs.items():
+            if log.value and self._lib.bpf_program__fd(program) < 0:
+                raise VerifierError(name, errno, log.value.decode("utf-8", "replace"))
+        raise KernelError(
+            f"load BPF object {self._path.name}",
+            errno,
+            hint="the kernel needs BPF and its JIT (CONFIG_BPF_SYSCALL), 5.15 or later",
+        )
+
+    def maps(self) -> dict[str, int]:
+        """Descriptors of the maps by name."""
+        return {name: self._lib.bpf_map__fd(item) for name, item in self._each("map")}
+
+    def programs(self) -> dict[str, int]:
+        """Descriptors of the programs by name."""
+        return {name: self._lib.bpf_program__fd(item) for name, item in self._each("program")}

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""rtnetlink: TC filters, and the addresses and routes that make a prefix local.
+
+The only importer of pyroute2, which takes 150 ms to import: nothing on the
+per-rule path comes here.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import ip_network
+from typing import Any, NamedTuple
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.rtnl.tcmsg import sched_bpf
+
+from zfw_py.errors import Conflict, KernelError
+
+# What include/uapi/linux/pkt_cls.h has after TCA_BPF_FLAGS, and pyroute2 lacks:
+# the program's id tells our filters from others'.
+sched_bpf.options.nla_map = (
+    *sched_bpf.options.nla_map,
+    ("TCA_BPF_FLAGS_GEN", "uint32"),
+    ("TCA_BPF_TAG", "hex"),
+    ("TCA_BPF_ID", "uint32"),
+)
+
+# Parents of clsact, include/uapi/linux/pkt_sched.h: TC_H_CLSACT and its minors.
+_PARENTS = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
+_ETH_P_ALL = 3
+_PREFERENCE = 1
+_HANDLE = 0x7A66  # "zf"
+_LOOPBACK_IFINDEX = 1
+_SCOPE_HOST = 254
+_TABLE_LOCAL = 255
+_ROUTE_LOCAL = 2  # RTN_LOCAL
+
+
+class Filter(NamedTuple):
+    """A cls_bpf filter: what names it, and its program."""
+
+    ifindex: int
+    direction: str
+    preference: int
+    handle: int
+    program_id: int
+
+
+@contextmanager
+def _route(operation: str) -> Iterator[IPRoute]:
+    try:
+        with IPRoute() as route:
+            yield route
+    except NetlinkError as error:
+        raise KernelError(operation, error.code) from error
+
+
+def bpf_filters(ifindex: int, direction: str) -> list[Filter]:
+    """The cls_bpf filters of an interface; none where it has no clsact."""
+    found = []
+    with _route("read the tc filters") as route:
+        try:
+            messages = list(route.get_filters(index=ifindex, parent=_PARENTS[direction]))
+        except NetlinkError as error:
+            if error.code in (errno.EINVAL, errno.ENOENT, errno.ENODEV):
+                return []
+            raise
+    for message in messages:
+        options = message.get_attr("TCA_OPTIONS")
+        if message.get_attr("TCA_KIND") != "bpf" or options is None:
+            continue
+        program_id = options.get_attr("TCA_BPF_ID")
+        if program_id is not None:
+            found.append(
+                Filter(ifindex, direction, message["info"] >> 16, message["handle"], program_id)
+            )
+    return found
+
+
+def attach_clsact(ifindex: int, direction: str, program_fd: int, name: str) -> None:
+    """Attach by a cls_bpf filter of ours, or exchange its program; other filters stay."""
+    with _route(f"attach through clsact ({direction})") as route:
+        try:
+            route.tc("add", "clsact", ifindex)
+        except NetlinkError as error:
+            if error.code != errno.EEXIST:
+                raise
+        try:
+            route.tc(
+                "replace-filter",
+                "bpf",
+                ifindex,
+                handle=_HANDLE,
+                fd=program_fd,
+                name=name,
+                parent=_PARENTS[direction],
+                prio=_PREFERENCE,
+                protocol=_ETH_P_ALL,
+                direct_action=True,
+            )
+        except NetlinkError as error:
+            if error.code in (errno.EINVAL, errno.EEXIST):
+                raise Conflict(
+                    f"attach through clsact ({direction}): a filter of another kind holds"
+                    f" preference {_PREFERENCE}"
+                ) from error
+            raise
+
+
+def delete_filter(found: Filter) -> None:
+    """Remove exactly this filter."""
+    with _route(f"remove our tc filter ({found.direction})") as route:
+        route.tc(
+            "del-filter",
+            "bpf",
+            found.ifindex,
+            handle=found.handle,
+            parent=_PARENTS[found.direction],
+            prio=found.preference,
+            protocol=_ETH_P_ALL,
+        )
+
+
+def lies_in_a_subnet(address: str, length: int) -> bool:
+    """Whether an IPv4 prefix lies within the subnet of an interface other than lo."""
+    wanted = ip_network(f"{address}/{length}")
+    with _route("read the addresses") as route:
+        for message in route.get_addr(family=2):
+            if message["index"] == _LOOPBACK_IFINDEX or message["prefixlen"] == 32:
+                continue
+            subnet = ip_network(
+                f"{message.get_attr('IFA_ADDRESS')}/{message['prefixlen']}", strict=False
+            )
+            if wanted.subnet_of(subnet):  # type: ignore[arg-type]
+                return True
+    return False
+
+
+def _local(route: IPRoute, verb: str, family: int, address: str, length: int) -> None:
+    """IPv4: a prefix as an address of lo makes all of it local. IPv6: a local route does."""
+    if family == 4:
+        arguments: dict[str, Any] = {"index": _LOOPBACK_IFINDEX, "scope": _SCOPE_HOST}
+        route.addr(verb, address=address, prefixlen=length, **arguments)
+    else:
+        route.route(
+            verb,
+            dst=f"{address}/{length}",
+            oif=_LOOPBACK_IFINDEX,
+            table=_TABLE_LOCAL,
+            type=_ROUTE_LOCAL,
+            scope=_SCOPE_HOST,
+            family=10,
+        )
+
+
+def add_local(family: int, address: str, length: int) -> bool:
+    """Make a prefix local; False if it was made so before, by whoever."""
+    with _route(f"make {address}/{length} local") as route:
+        try:
+            _local(route, "add", family, address, length)
+        except NetlinkError as error:
+            if error.code == errno.EEXIST:
+                return False
+            raise
+    return True
+
+
+def remove_local(family: int, address: str, length: int) -> None:
+    """Undo ``add_local``; it is no error if somebody else has."""
+    with _route(f"make {address}/{length} no longer local") as route:
+        try:
+            _local(route, "del", family, address, length)
+        except NetlinkError as error:
+            if error.code not in (errno.EADDRNOTAVAIL, errno.ESRCH, errno.ENOENT):
+                raise

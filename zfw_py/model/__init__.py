@@ -1,0 +1,1 @@
+"""Pure values: prefixes, ports, rules. They parse and validate; no I/O, no kernel."""
