@@ -30,8 +30,7 @@
 #define FRAGMENT_LIFETIME_NS (30ULL * 1000 * 1000 * 1000)
 
 /* What holds on loopback whatever is set. */
-#define LOOPBACK_SETTINGS \
-	(ZFW_SETTING_ICMP_ECHO | ZFW_SETTING_IPV6 | ZFW_SETTING_PASS_NON_TUPLE)
+#define LOOPBACK_SETTINGS (ZFW_SETTING_ICMP_ECHO | ZFW_SETTING_IPV6 | ZFW_SETTING_PASS_NON_TUPLE)
 
 static __always_inline void decided(struct zfw_decision *decision, enum zfw_verdict verdict,
 				    enum zfw_reason reason)
@@ -181,16 +180,14 @@ static __always_inline struct bpf_sock *decide(struct __sk_buff *skb, struct zfw
 {
 	struct zfw_interface interface = {};
 	struct zfw_interface *known;
-	__u32 ifindex = skb->ifindex;
+	__u32 row = skb->ifindex % ZFW_INTERFACE_ROWS;
 	struct bpf_sock *sk;
 
 	decision->slot = ZFW_NO_SLOT;
-	known = bpf_map_lookup_elem(&interfaces, &ifindex);
-	if (known)
+	known = bpf_map_lookup_elem(&interfaces, &row);
+	/* An interface that is not known has the strictest settings. */
+	if (known && known->ifindex == skb->ifindex)
 		interface = *known;
-	/* Replaced meanwhile (see struct zfw_prefix): the strictest settings. */
-	if (interface.ifindex != ifindex)
-		interface.settings = 0;
 	if (interface.link_flags & ZFW_LINK_LOOPBACK)
 		interface.settings |= LOOPBACK_SETTINGS;
 
@@ -284,8 +281,8 @@ static __always_inline void remember_fragment(const struct __sk_buff *skb,
 	struct zfw_fragment_key key = {};
 	struct zfw_fragment fragment = {
 		.expires = bpf_ktime_get_ns() + FRAGMENT_LIFETIME_NS,
-		.verdict = decision->verdict == ZFW_VERDICT_DROP ? ZFW_VERDICT_DROP :
-								   ZFW_VERDICT_PASS,
+		.verdict =
+			decision->verdict == ZFW_VERDICT_DROP ? ZFW_VERDICT_DROP : ZFW_VERDICT_PASS,
 	};
 
 	fragment_key(skb, packet, &key);

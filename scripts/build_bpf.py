@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import sysconfig
@@ -33,12 +34,8 @@ CLANGS = tuple(
     for pattern in ("/usr/bin/clang{}", "/usr/local/bin/clang{}", "/usr/lib/llvm{}/bin/clang")
 )
 
-# The Debian package that brings a header.
-PACKAGES = {
-    "asm/types.h": "linux-libc-dev",
-    "linux/bpf.h": "linux-libc-dev",
-    "bpf/bpf_helpers.h": "libbpf-dev",
-}
+# The Debian package that brings the headers of a folder.
+PACKAGES = {"asm": "linux-libc-dev", "bpf": "libbpf-dev", "linux": "linux-libc-dev"}
 
 
 class BuildError(Exception):
@@ -46,7 +43,7 @@ class BuildError(Exception):
 
 
 def find_clang() -> Path | None:
-    """Return the newest clang of this machine, from version 14 on."""
+    """Return the newest clang of this machine; one without a number is taken as it is."""
     return next((path for path in CLANGS if path.is_file()), None)
 
 
@@ -79,9 +76,9 @@ def compile_bpf(source: Path, output: Path) -> None:
         check=False,
     )
     if done.returncode:
-        for header, package in PACKAGES.items():
-            if f"'{header}' file not found" in done.stderr:
-                raise BuildError(f"<{header}> is missing; on Debian: apt-get install {package}")
+        missing = re.search(r"'((\w+)/\S+)' file not found", done.stderr)
+        if missing and (package := PACKAGES.get(missing[2])):
+            raise BuildError(f"<{missing[1]}> is missing; on Debian: apt-get install {package}")
         sys.stderr.write(done.stderr)
         raise BuildError(f"{clang or 'ziglang'} cannot compile {source}")
 

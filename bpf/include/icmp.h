@@ -58,7 +58,8 @@ static __always_inline bool quotes_local_flow(struct __sk_buff *skb,
 	if (packet->family == ZFW_AF_INET) {
 		struct iphdr quoted;
 
-		if (offset + sizeof(quoted) > end || !read_bytes(skb, offset, &quoted, sizeof(quoted)))
+		if (offset + sizeof(quoted) > end ||
+		    !read_bytes(skb, offset, &quoted, sizeof(quoted)))
 			return false;
 		if (quoted.version != 4 || quoted.ihl < 5 ||
 		    quoted.frag_off & bpf_htons(ZFW_IPV4_FRAGMENT_OFFSET))
@@ -71,7 +72,8 @@ static __always_inline bool quotes_local_flow(struct __sk_buff *skb,
 	} else {
 		struct ipv6hdr quoted;
 
-		if (offset + sizeof(quoted) > end || !read_bytes(skb, offset, &quoted, sizeof(quoted)))
+		if (offset + sizeof(quoted) > end ||
+		    !read_bytes(skb, offset, &quoted, sizeof(quoted)))
 			return false;
 		if (quoted.version != 6)
 			return false;
@@ -106,8 +108,7 @@ static __always_inline bool quotes_local_flow(struct __sk_buff *skb,
 }
 
 static __always_inline enum zfw_reason judge_icmpv4(struct __sk_buff *skb,
-						     const struct zfw_packet *packet,
-						     __u32 settings)
+						    const struct zfw_packet *packet, __u32 settings)
 {
 	__u8 header[8];
 
@@ -130,13 +131,11 @@ static __always_inline enum zfw_reason judge_icmpv4(struct __sk_buff *skb,
 }
 
 static __always_inline enum zfw_reason judge_icmpv6(struct __sk_buff *skb,
-						     const struct zfw_packet *packet,
-						     __u32 settings)
+						    const struct zfw_packet *packet, __u32 settings)
 {
 	__u8 header[8];
 
-	if (packet->transport_length < 4 ||
-	    !read_bytes(skb, packet->transport_offset, header, 4))
+	if (packet->transport_length < 4 || !read_bytes(skb, packet->transport_offset, header, 4))
 		return ZFW_REASON_MALFORMED;
 	switch (header[0]) {
 	case ICMPV6_ECHO_REQUEST:

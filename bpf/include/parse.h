@@ -110,8 +110,7 @@ static __always_inline enum zfw_parsed parse_ipv4(struct __sk_buff *skb, __u32 o
 	/* BIG TCP: GRO makes packets that tot_len cannot hold (b1a78b9b9886). */
 	if (total == 0 && skb->gso_segs)
 		total = skb->len - offset;
-	if (ip.version != 4 || header < sizeof(ip) || total < header ||
-	    offset + total > skb->len)
+	if (ip.version != 4 || header < sizeof(ip) || total < header || offset + total > skb->len)
 		return ZFW_PARSED_MALFORMED;
 
 	packet->family = ZFW_AF_INET;
@@ -160,7 +159,8 @@ static __always_inline enum zfw_parsed parse_ipv6(struct __sk_buff *skb, __u32 o
 		    next != ZFW_NEXT_DESTINATION_OPTIONS && next != ZFW_NEXT_AUTHENTICATION &&
 		    next != ZFW_NEXT_FRAGMENT)
 			break;
-		if (offset + sizeof(header) > end || !read_bytes(skb, offset, header, sizeof(header)))
+		if (offset + sizeof(header) > end ||
+		    !read_bytes(skb, offset, header, sizeof(header)))
 			return ZFW_PARSED_MALFORMED;
 		if (next == ZFW_NEXT_FRAGMENT) {
 			__u16 fragment = (__u16)header[2] << 8 | header[3];
@@ -241,7 +241,8 @@ __noinline int parse_packet(struct __sk_buff *skb, int has_ethernet, struct zfw_
 		for (i = 0; i < ZFW_MAX_VLAN_TAGS; i++) {
 			__be16 tag[2];
 
-			if (protocol != bpf_htons(ETH_P_8021Q) && protocol != bpf_htons(ETH_P_8021AD))
+			if (protocol != bpf_htons(ETH_P_8021Q) &&
+			    protocol != bpf_htons(ETH_P_8021AD))
 				break;
 			if (!read_bytes(skb, offset, tag, sizeof(tag)))
 				return ZFW_PARSED_MALFORMED;

@@ -17,9 +17,14 @@
 #include "parse.h"
 #include "zfw_abi.h"
 
+/* Pairs of lengths that one call looks at. */
+#define LENGTHS_BATCH 16
+
 enum rule_match {
 	RULE_NONE,
 	RULE_FOUND,
+	/* Not here; shorter prefixes may have one. */
+	RULE_NEXT,
 	/* The prefix's rules are in ports_medium or ports_large. */
 	RULE_IN_MEDIUM,
 	RULE_IN_LARGE,
@@ -35,6 +40,8 @@ struct rule_query {
 	__u8 is_per_interface;
 	__u8 pad;
 	__u32 name_id;
+	__u32 position; /* of the next pair of lengths */
+	__u32 changes; /* of the lengths, when the first was read */
 	__u32 cursor;
 	struct zfw_port_rule rule; /* the answer */
 };
@@ -65,19 +72,20 @@ static __always_inline bool rule_applies(const struct zfw_port_rule *rule,
 	set = bpf_map_lookup_elem(&interface_sets, &index);
 	return index && set &&
 	       set->members[(query->name_id / 64) % (ZFW_MAX_INTERFACE_NAMES / 64)] >>
-				       (query->name_id % 64) & 1;
+			       (query->name_id % 64) &
+		       1;
 }
+
+/* Both keys start at a multiple of eight: a value does, and KEY_ON_STACK. */
+#define KEY_ON_STACK struct zfw_prefix_key __attribute__((aligned(8)))
 
 static __always_inline bool is_key(const struct zfw_prefix_key *a, const struct zfw_prefix_key *b)
 {
-	const __u32 *x = (const __u32 *)a, *y = (const __u32 *)b;
-	__u32 difference = 0;
-	int i;
+	const volatile __u64 *x = (const volatile __u64 *)a;
+	const __u64 *y = (const __u64 *)b;
 
-#pragma unroll
-	for (i = 0; i < sizeof(*a) / sizeof(__u32); i++)
-		difference |= READ_ONCE_U32(x[i]) ^ y[i];
-	return !difference;
+	return !((x[0] ^ y[0]) | (x[1] ^ y[1]) | (x[2] ^ y[2]) | (x[3] ^ y[3]) |
+		 (*(const volatile __u32 *)&x[4] ^ *(const __u32 *)&y[4]));
 }
 
 /*
@@ -122,8 +130,8 @@ static __always_inline bool is_key(const struct zfw_prefix_key *a, const struct 
 __noinline int search_medium(struct rule_query *query)
 {
 	struct zfw_ports_medium *ports;
-	struct zfw_prefix_key key;
-	int match = RULE_NONE;
+	KEY_ON_STACK key;
+	int match = RULE_NEXT;
 
 	if (!query)
 		return RULE_NONE;
@@ -138,8 +146,8 @@ __noinline int search_medium(struct rule_query *query)
 __noinline int search_large(struct rule_query *query)
 {
 	struct zfw_ports_large *ports;
-	struct zfw_prefix_key key;
-	int match = RULE_NONE;
+	KEY_ON_STACK key;
+	int match = RULE_NEXT;
 
 	if (!query)
 		return RULE_NONE;
@@ -151,48 +159,36 @@ __noinline int search_large(struct rule_query *query)
 	return match;
 }
 
-/*
- * One pair of prefix lengths. This and match_rules() are global functions: the
- * verifier goes through each once, not once for every path that leads to it
- * (51c39bb1d5d1, "bpf: Introduce function-by-function verification").
- */
-__noinline int match_prefix(struct rule_query *query)
+/* The prefix that a packet's addresses have at these lengths. */
+static __always_inline void cut_to_prefix(const struct rule_query *query,
+					  struct zfw_length_pair lengths,
+					  struct zfw_prefix_key *key)
 {
-	struct zfw_prefix_key key = {};
-	struct zfw_prefix *prefix;
-	int match = RULE_NONE, i, length;
-	__u32 stamp, size_class, zero = 0;
-	void *inner;
+	int i;
 
-	if (!query)
-		return RULE_NONE;
-	inner = bpf_map_lookup_elem(&prefixes, &zero);
-	if (!inner)
-		return RULE_NONE;
-
-	key.table = query->key.table;
-	key.destination_length = query->key.destination_length;
-	key.source_length = query->key.source_length;
-	if (key.table & ZFW_TABLE_IPV6) {
+	key->destination_length = lengths.destination_length;
+	key->source_length = lengths.source_length;
+	if (key->table & ZFW_TABLE_IPV6) {
 #pragma unroll
 		for (i = 0; i < 4; i++) {
-			length = key.destination_length - 32 * i;
-			key.destination[i] = mask_word(query->destination[i], length);
-			length = key.source_length - 32 * i;
-			key.source[i] = mask_word(query->source[i], length);
+			key->destination[i] = mask_word(query->destination[i],
+							lengths.destination_length - 32 * i);
+			key->source[i] =
+				mask_word(query->source[i], lengths.source_length - 32 * i);
 		}
 	} else {
-		key.destination[2] = key.source[2] = bpf_htonl(0xffff);
-		key.destination[3] =
-			mask_word(query->destination[3], key.destination_length - 96);
-		key.source[3] = mask_word(query->source[3], key.source_length - 96);
+		key->destination[3] =
+			mask_word(query->destination[3], lengths.destination_length - 96);
+		key->source[3] = mask_word(query->source[3], lengths.source_length - 96);
 	}
+}
 
-	prefix = bpf_map_lookup_elem(inner, &key);
-	if (!prefix)
-		return RULE_NONE;
-	stamp = READ_ONCE_U32(prefix->stamp);
-	size_class = prefix->size_class;
+static __always_inline int match_prefix(struct rule_query *query, struct zfw_prefix *prefix,
+					const struct zfw_prefix_key *key)
+{
+	__u32 stamp = READ_ONCE_U32(prefix->stamp), size_class = prefix->size_class, i;
+	int match = RULE_NEXT;
+
 	if (size_class == ZFW_SIZE_INLINE) {
 		for (i = 0; i < ZFW_INLINE_RULES; i++) {
 			if (i >= prefix->rule_count)
@@ -206,47 +202,96 @@ __noinline int match_prefix(struct rule_query *query)
 			}
 		}
 	} else {
-		query->key = key;
+		query->key = *key;
 		match = size_class == ZFW_SIZE_MEDIUM ? RULE_IN_MEDIUM : RULE_IN_LARGE;
 	}
-	if (!is_key(&prefix->key, &key) || READ_ONCE_U32(prefix->stamp) != stamp)
+	if (!is_key(&prefix->key, key) || READ_ONCE_U32(prefix->stamp) != stamp)
 		return RULE_CHANGING;
 	return match;
 }
 
-/* Fills query->rule. query's addresses, port, key.table and interface are set. */
-__noinline int match_rules(struct rule_query *query)
+/*
+ * The next pairs of lengths, up to a batch of them: RULE_NEXT where there are
+ * more. This and those below are global functions: the verifier goes through
+ * each once, not once for every path that leads to it (51c39bb1d5d1, "bpf:
+ * Introduce function-by-function verification"). A batch, because a call for
+ * each pair would cost a packet more than the look-up.
+ */
+__noinline int match_lengths(struct rule_query *query)
 {
+	KEY_ON_STACK key = {};
 	struct zfw_lengths *table;
 	struct zfw_length_list *list;
-	__u32 number, changes, i;
-	int match = RULE_NONE;
+	__u32 number, zero = 0, i;
+	void *inner;
+	int match = RULE_NEXT;
 
 	if (!query)
 		return RULE_NONE;
-	number = query->key.table;
+	number = key.table = query->key.table;
 	table = bpf_map_lookup_elem(&lengths, &number);
-	if (!table)
+	inner = bpf_map_lookup_elem(&prefixes, &zero);
+	if (!table || !inner)
 		return RULE_NONE;
-	changes = READ_ONCE_U32(table->changes);
+	if (query->position == 0)
+		query->changes = READ_ONCE_U32(table->changes);
 	list = &table->lists[READ_ONCE_U32(table->active) & 1];
-	for (i = 0; i < ZFW_MAX_LENGTHS; i++) {
-		if (i >= list->count)
+
+	key.destination[2] = key.source[2] = bpf_htonl(0xffff);
+	for (i = 0; i < LENGTHS_BATCH; i++) {
+		__u32 position = query->position;
+		struct zfw_prefix *prefix;
+
+		if (position >= list->count || position >= ZFW_MAX_LENGTHS) {
+			match = RULE_NONE;
 			break;
-		query->key.destination_length = list->pairs[i].destination_length;
-		query->key.source_length = list->pairs[i].source_length;
-		match = match_prefix(query);
-		/* From here, not from there: each call deeper costs stack. */
+		}
+		query->position = position + 1;
+		cut_to_prefix(query, list->pairs[position], &key);
+		prefix = bpf_map_lookup_elem(inner, &key);
+		if (!prefix)
+			continue;
+		match = match_prefix(query, prefix, &key);
+		if (match != RULE_NEXT)
+			break;
+	}
+	/* One flip leaves the list that we read alone; two may not. */
+	if (READ_ONCE_U32(table->changes) - query->changes > 1)
+		return RULE_CHANGING;
+	return match;
+}
+
+/* What match_lengths() did not settle at its first go. */
+__noinline int match_further(struct rule_query *query, int match)
+{
+	__u32 i;
+
+	if (!query)
+		return RULE_NONE;
+	/* A pair's look-up ends in a port index, or a batch of them does not. */
+	for (i = 0; i < ZFW_MAX_LENGTHS + ZFW_MAX_LENGTHS / LENGTHS_BATCH; i++) {
 		if (match == RULE_IN_MEDIUM)
 			match = search_medium(query);
 		else if (match == RULE_IN_LARGE)
 			match = search_large(query);
-		if (match != RULE_NONE)
-			break;
+		else if (match == RULE_NEXT)
+			match = match_lengths(query);
+		else
+			return match;
 	}
-	/* One flip leaves the list that we read alone; two may not. */
-	if (READ_ONCE_U32(table->changes) - changes > 1)
-		return RULE_CHANGING;
+	return RULE_NONE;
+}
+
+/*
+ * The rule for a packet goes to query->rule. Addresses, port, key.table and the
+ * interface are set, position is zero. RULE_FOUND, RULE_NONE or RULE_CHANGING.
+ */
+static __always_inline int match_rules(struct rule_query *query)
+{
+	int match = match_lengths(query);
+
+	if (match == RULE_NEXT || match == RULE_IN_MEDIUM || match == RULE_IN_LARGE)
+		match = match_further(query, match);
 	return match;
 }
 

@@ -87,10 +87,10 @@ static __always_inline struct bpf_sock *find_established(struct __sk_buff *skb,
 			return sk;
 	} else {
 		sk = length == sizeof(tuple.ipv4) ?
-			     bpf_sk_lookup_udp(skb, &tuple, sizeof(tuple.ipv4),
-					       BPF_F_CURRENT_NETNS, 0) :
-			     bpf_sk_lookup_udp(skb, &tuple, sizeof(tuple.ipv6),
-					       BPF_F_CURRENT_NETNS, 0);
+			     bpf_sk_lookup_udp(skb, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS,
+					       0) :
+			     bpf_sk_lookup_udp(skb, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS,
+					       0);
 		if (!sk)
 			return NULL;
 		if (sk->state == BPF_TCP_ESTABLISHED)
@@ -134,10 +134,10 @@ static __always_inline struct bpf_sock *find_listener(struct __sk_buff *skb,
 			return sk;
 	} else {
 		sk = length == sizeof(tuple.ipv4) ?
-			     bpf_sk_lookup_udp(skb, &tuple, sizeof(tuple.ipv4),
-					       BPF_F_CURRENT_NETNS, 0) :
-			     bpf_sk_lookup_udp(skb, &tuple, sizeof(tuple.ipv6),
-					       BPF_F_CURRENT_NETNS, 0);
+			     bpf_sk_lookup_udp(skb, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS,
+					       0) :
+			     bpf_sk_lookup_udp(skb, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS,
+					       0);
 		if (!sk)
 			return NULL;
 		unconnected = sk->state != BPF_TCP_ESTABLISHED;

@@ -42,6 +42,9 @@ enum zfw_limit {
 	 * of them that rules may be limited to. */
 	ZFW_MAX_INTERFACE_NAMES = 1024,
 	ZFW_MAX_INTERFACE_SETS = 1024,
+	/* Rows of interfaces: an index takes the row of its remainder, whoever comes
+	 * last; the other one then has the strictest settings. */
+	ZFW_INTERFACE_ROWS = 16384,
 	/* Rule slots: ZFW_SEGMENTS maps of ZFW_SEGMENT_SLOTS records each,
 	 * made when the first slot of a segment is needed. */
 	ZFW_SEGMENT_SLOTS = 4096,
@@ -251,7 +254,7 @@ struct zfw_length_key {
 
 /* An interface by index, as the programs see it. */
 struct zfw_interface {
-	__u32 ifindex; /* the key again: see struct zfw_prefix */
+	__u32 ifindex; /* whose row this is; 0: nobody's */
 	__u32 settings; /* enum zfw_setting */
 	__u32 name_id; /* bit number in zfw_interface_set.members */
 	__u32 link_flags; /* enum zfw_link_flag */

@@ -19,7 +19,9 @@ LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 class Listener:
     """A bound socket, transparent; ``port`` is where a rule sends to."""
 
-    def __init__(self, family: int, kind: socket.SocketKind, port: int = 0, address: str = "") -> None:
+    def __init__(
+        self, family: int, kind: socket.SocketKind, port: int = 0, address: str = ""
+    ) -> None:
         self.family = family
         self.socket = socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, kind)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

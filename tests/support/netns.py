@@ -73,7 +73,9 @@ class Namespace:
             _checked(_libc.setns(back, CLONE_NEWNET), "setns")
             os.close(back)
 
-    def run(self, *command: str, check: bool = True, **options: object) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *command: str, check: bool = True, **options: object
+    ) -> subprocess.CompletedProcess[str]:
         """Run a command in the namespace; its output is text in the result."""
         options.setdefault("capture_output", True)
         with self.entered():
@@ -107,8 +109,17 @@ class Network:
                     with open(f"/proc/sys/net/ipv6/conf/{name}/accept_dad", "w") as file:
                         file.write("0")
         self.gateway.run(
-            "ip", "link", "add", "gw0", "type", "veth",
-            "peer", "name", "eth0", "netns", f"/proc/{os.getpid()}/fd/{self.client.fd}",
+            "ip",
+            "link",
+            "add",
+            "gw0",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            f"/proc/{os.getpid()}/fd/{self.client.fd}",
         )
         self.gateway.run("ip", "address", "add", "10.9.0.1/24", "dev", "gw0")
         self.gateway.run("ip", "address", "add", "fd09::1/64", "dev", "gw0", "nodad")

@@ -31,6 +31,7 @@ from tests.support.reference import (
     Flow,
     Interface,
     Network,
+    Packet,
     Rule,
     Sockets,
 )
@@ -47,6 +48,8 @@ class Scene:
     interface: Interface
     rules: Sequence[Rule] = ()
     sockets: Sockets = field(default_factory=Sockets)
+    # First fragments that were seen.
+    first_fragments: list[Packet] = field(default_factory=list)
 
 
 # --- headers ---------------------------------------------------------------------------------
@@ -445,6 +448,32 @@ def _ip_version_6(rng: Random, segment: _Segment, is_simple: bool) -> bytes:
     )
 
 
+def _at_datagram(rng: Random, scene: Scene) -> bytes:
+    """A fragment that follows a first one, or that of another datagram by a hair."""
+    first = rng.choice(scene.first_fragments)
+    source, destination, protocol = first.source, first.destination, first.protocol
+    identification = first.identification
+    spoilt = rng.choice(("", "", "", "identification", "protocol", "source"))
+    if spoilt == "identification":
+        identification ^= 1
+    elif spoilt == "protocol":
+        protocol = TCP if protocol == UDP else UDP
+    elif spoilt == "source":
+        source = _address(rng, scene, first.family)
+    offset, payload = _fragment_offset(rng), rng.randbytes(rng.randrange(40))
+    if first.family == 4:
+        return ipv4(
+            source,
+            destination,
+            protocol,
+            payload,
+            identification=identification,
+            fragment=rng.choice((0, 0x2000)) | offset,
+        )
+    header = fragment_header(protocol, offset, _chance(rng, 0.5), identification)
+    return ipv6(source, destination, FRAGMENT, header + payload)
+
+
 # --- frames ----------------------------------------------------------------------------------
 
 _AIMS = (_at_rule, _at_random, _at_icmp, _at_exception, _at_flow, _at_other_protocol)
@@ -491,12 +520,14 @@ def random_frame(rng: Random, scene: Scene) -> bytes:
     """A frame of at least 14 bytes, most often about something in the scene."""
     if _chance(rng, 0.03):
         return _other_ethertype(rng)
-    aim = rng.choices(_AIMS, _WEIGHTS)[0]
-    if aim is _at_rule and not scene.rules:
-        aim = _at_random
-    segment = aim(rng, scene)
-    packet = _ip(rng, segment, simple=0.75)
-    ethertype = ETHERTYPE_IPV4 if segment.source.version == 4 else ETHERTYPE_IPV6
+    if scene.first_fragments and _chance(rng, 0.06):
+        packet = _at_datagram(rng, scene)
+    else:
+        aim = rng.choices(_AIMS, _WEIGHTS)[0]
+        if aim is _at_rule and not scene.rules:
+            aim = _at_random
+        packet = _ip(rng, aim(rng, scene), simple=0.75)
+    ethertype = ETHERTYPE_IPV4 if packet[0] >> 4 == 4 else ETHERTYPE_IPV6
     if _chance(rng, 0.005):
         ethertype = ETHERTYPE_IPV4 + ETHERTYPE_IPV6 - ethertype
     frame = ethernet(packet, ethertype, _tags(rng))
@@ -521,10 +552,14 @@ def is_testable(frame: bytes) -> bool:
 # --- rules -----------------------------------------------------------------------------------
 
 _DESTINATIONS = {
-    4: ("0.0.0.0/0", "100.64.0.0/10", "100.72.0.0/16", "100.72.0.0/23", "100.72.0.0/24")
-    + ("100.72.0.4/30", "100.72.0.4/31", "100.72.0.4/32", "10.0.0.0/8", "10.1.2.3/32"),
-    6: ("::/0", "fd00::/8", "fd00:1::/32", "fd00:1::/33", "fd00:1::/64", "fd00:1::/65")
-    + ("fd00:1::4/127", "fd00:1::4/128", "::ffff:100.72.0.0/112", "2001:db8::/47"),
+    4: (
+        *("0.0.0.0/0", "100.64.0.0/10", "100.72.0.0/16", "100.72.0.0/23", "100.72.0.0/24"),
+        *("100.72.0.4/30", "100.72.0.4/31", "100.72.0.4/32", "10.0.0.0/8", "10.1.2.3/32"),
+    ),
+    6: (
+        *("::/0", "fd00::/8", "fd00:1::/32", "fd00:1::/33", "fd00:1::/64", "fd00:1::/65"),
+        *("fd00:1::4/127", "fd00:1::4/128", "::ffff:100.72.0.0/112", "2001:db8::/47"),
+    ),
 }
 _SOURCES = {
     4: ("0.0.0.0/0", "10.0.0.0/8", "10.0.0.0/9", "10.0.0.0/24", "10.0.0.1/32", "192.0.2.0/25"),

@@ -123,22 +123,28 @@ class RuleSet:
     def insert(self, new: Rule) -> None:
         """Add a rule, or change the one of the same key where it stands.
 
-        Interface lists of the old and the new rule are joined.
+        Interfaces that it names join those of the rule that was there; if it
+        names none, none are left.
         """
         self._by_precedence = None
         for place, old in enumerate(self._rules):
             if old.key == new.key:
-                self._rules[place] = replace(new, interfaces=old.interfaces | new.interfaces)
+                joined = old.interfaces | new.interfaces if new.interfaces else new.interfaces
+                self._rules[place] = replace(new, interfaces=joined)
                 return
         self._rules.append(new)
 
     def delete(self, key: tuple[object, ...], interfaces: Iterable[str] = ()) -> bool:
-        """Remove a rule; with interfaces only these from its list, and it with the last."""
+        """Remove a rule; with interfaces only these from its list, and it with the last.
+
+        False where there is no such rule, or it does not name them all.
+        """
         self._by_precedence = None
+        gone = frozenset(interfaces)
         for place, old in enumerate(self._rules):
-            if old.key == key:
-                left = old.interfaces - set(interfaces)
-                if interfaces and left:
+            if old.key == key and gone <= old.interfaces:
+                left = old.interfaces - gone
+                if gone and left:
                     self._rules[place] = replace(old, interfaces=left)
                 else:
                     del self._rules[place]
@@ -352,7 +358,7 @@ class _Chain:
 
 
 def _walk_chain(protocol: int, payload: bytes, start: int) -> _Chain:
-    """Walk extension headers (RFC 8200 section 4). ``start`` is the payload's place in the frame."""
+    """Walk extension headers (RFC 8200 section 4), the first at ``start`` in the frame."""
     position = 0
     fragment, identification = "whole", 0
     seen_fragment_header = False

@@ -123,9 +123,7 @@ def size_class_of(rule_count: int, interval_count: int) -> int | None:
     return None
 
 
-def encode_prefix(
-    key: bytes, stamp: int, size_class: int, rules: Sequence[PortRule]
-) -> bytes:
+def encode_prefix(key: bytes, stamp: int, size_class: int, rules: Sequence[PortRule]) -> bytes:
     """struct zfw_prefix; the rules stand inside only in the inline class."""
     inline = rules if size_class == layout.SIZE_INLINE else ()
     return _prefix.pack(

@@ -19,6 +19,7 @@ MAX_CANDIDATES = 256
 MAX_LENGTHS = 1089
 MAX_INTERFACE_NAMES = 1024
 MAX_INTERFACE_SETS = 1024
+INTERFACE_ROWS = 16384
 SEGMENT_SLOTS = 4096
 SEGMENTS = 512
 NAME_LENGTH = 16
@@ -141,7 +142,7 @@ MAPS = {
     "fragments": (9, 44, 16, 4096, 0),
     "interface_names": (1, 16, 16, 1024, 1),
     "interface_sets": (2, 4, 128, 1024, 0),
-    "interfaces": (1, 4, 16, 1024, 1),
+    "interfaces": (2, 4, 16, 16384, 0),
     "length_counts": (1, 4, 4, 8712, 1),
     "lengths": (2, 4, 4376, 8, 0),
     "ports_large": (1, 36, 65328, 8192, 1),

@@ -91,8 +91,13 @@ def upgrade(tables: Tables) -> None:
         loaded.load()
         programs = loaded.programs()
         for attachment in attached:
-            _put(tables, attachment.ifindex, attachment.direction, attachment.mode,
-                 programs[attachment.direction])
+            _put(
+                tables,
+                attachment.ifindex,
+                attachment.direction,
+                attachment.mode,
+                programs[attachment.direction],
+            )
         for name, fd in programs.items():
             bpf.pin(fd, f"{tables.directory}/new_{name}")
             os.rename(f"{tables.directory}/new_{name}", f"{tables.directory}/{name}")
@@ -170,9 +175,7 @@ def attach(tables: Tables, ifindex: int, name: str, direction: str, mode: str) -
     A mode other than "auto" that differs from the present one is changed to,
     the new way in place before the old one goes.
     """
-    present = [
-        a for a in attachments(tables) if a.ifindex == ifindex and a.direction == direction
-    ]
+    present = [a for a in attachments(tables) if a.ifindex == ifindex and a.direction == direction]
     if mode == "auto":
         if present:
             return present[0]
@@ -194,7 +197,9 @@ def attach(tables: Tables, ifindex: int, name: str, direction: str, mode: str) -
             _take_off(tables, old)
     for attachment in attachments(tables):
         if (attachment.ifindex, attachment.direction, attachment.mode) == (
-            ifindex, direction, mode,
+            ifindex,
+            direction,
+            mode,
         ):
             return attachment
     raise ZfwError(f"attached to {name} ({direction}, {mode}), but the kernel does not show it")

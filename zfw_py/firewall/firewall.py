@@ -96,11 +96,15 @@ class Firewall:
         with Tables(is_writer=True) as tables:
             interfaces = _interfaces(tables)
             rule_edit = RuleEdit(tables, interfaces)
-            routed = [self._needs_route(edit) for edit in edits]
             results: list[Inserted | Deleted] = []
-            for edit, is_routed in zip(edits, routed, strict=True):
+            for edit in edits:
                 if isinstance(edit, Insert):
-                    results.append(rule_edit.insert(edit.rule, is_routed=is_routed))
+                    obstacle = self._route_obstacle(edit)
+                    inserted = rule_edit.insert(
+                        edit.rule, is_routed=edit.route and obstacle is None
+                    )
+                    inserted.route_obstacle = obstacle
+                    results.append(inserted)
                 else:
                     results.append(rule_edit.delete(edit.key, edit.interfaces))
             held = self._hold_routes(tables, results)
@@ -114,12 +118,12 @@ class Firewall:
             return results
 
     @staticmethod
-    def _needs_route(edit: Insert | Delete) -> bool:
-        if not isinstance(edit, Insert) or not edit.route:
-            return False
-        from zfw_py.firewall.routes import needs_route
+    def _route_obstacle(edit: Insert) -> str | None:
+        if not edit.route:
+            return None
+        from zfw_py.firewall.routes import obstacle
 
-        return needs_route(edit.rule.key.destination)
+        return obstacle(edit.rule.key.destination)
 
     @staticmethod
     def _hold_routes(tables: Tables, results: list[Inserted | Deleted]) -> list[Prefix]:
@@ -234,9 +238,7 @@ class Firewall:
         with Tables(is_writer=True) as tables:
             _interfaces(tables).refresh()
 
-    def attach(
-        self, name: str, direction: str = "ingress", mode: str = "auto"
-    ) -> list[Attachment]:
+    def attach(self, name: str, direction: str = "ingress", mode: str = "auto") -> list[Attachment]:
         """Put the firewall onto an interface; from then on what no rule allows is dropped.
 
         ``direction`` is "ingress", "egress" or "both"; ``mode`` is "auto" (TCX

@@ -12,7 +12,7 @@ from fcntl import ioctl
 from struct import Struct, unpack_from
 
 from zfw_py.abi import layout
-from zfw_py.abi.codec import from_u32, u32
+from zfw_py.abi.codec import u32
 from zfw_py.errors import MapFull, NotFound
 from zfw_py.kernel.ifaddrs import interface_addresses
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _name_value = Struct(layout.INTERFACE_NAME)
 _interface = Struct(layout.INTERFACE)
 _address = Struct(layout.ADDRESS)
+_EMPTY_ROW = bytes(layout.INTERFACE_SIZE)
 
 _SET_WORDS = layout.MAX_INTERFACE_NAMES // 64
 _set = Struct(f"={_SET_WORDS}Q")
@@ -107,9 +108,7 @@ class Interfaces:
             self._collect()
             free = self._free_name_id()
         if free is None:
-            raise MapFull(
-                f"interface {name}: {layout.MAX_INTERFACE_NAMES} names are known already"
-            )
+            raise MapFull(f"interface {name}: {layout.MAX_INTERFACE_NAMES} names are known already")
         self._write(name, free, 0, 0)
         return free
 
@@ -189,9 +188,7 @@ class Interfaces:
 
     def _write_set(self, number: int, members: int) -> None:
         words = [members >> 64 * i & 0xFFFFFFFFFFFFFFFF for i in range(_SET_WORDS)]
-        self._tables.map("interface_sets").update(
-            u32(number), _set.pack(*words)
-        )
+        self._tables.map("interface_sets").update(u32(number), _set.pack(*words))
         self._loaded_sets()[number] = members
 
     # What the programs read
@@ -199,23 +196,25 @@ class Interfaces:
     def refresh(self) -> None:
         """Bring indexes, settings by index, and addresses up to date with the system."""
         current = {name: index for index, name in if_nameindex()}
-        wanted: dict[bytes, bytes] = {}
-        attached: dict[str, int] = {}
-        rows = dict(self._tables.map("interfaces").items())
+        known: list[int] = []
         for name, (name_id, bits, recorded) in list(self._names.items()):
             ifindex = current.get(name) or self._alternative_index(name)
             if ifindex != recorded:
                 self._write(name, name_id, bits, ifindex)
-            if not ifindex:
-                continue
-            attached[name] = ifindex
-            key = u32(ifindex)
-            old = rows.get(key)
-            flags = _interface.unpack(old)[3] if old else _link_flags(name, ifindex)
-            wanted[key] = _interface.pack(ifindex, bits, name_id, flags)
-        self._replace("interfaces", rows, wanted)
-        if attached:
-            self._refresh_addresses({ifindex: name for name, ifindex in current.items()}, attached)
+                if recorded and _row_of(self._tables, recorded):
+                    self._tables.map("interfaces").update(_row_key(recorded), _EMPTY_ROW)
+            if ifindex:
+                known.append(ifindex)
+                self._refresh_row(name, ifindex, bits, name_id)
+        if known:
+            self._refresh_addresses({index: name for name, index in current.items()}, known)
+
+    def _refresh_row(self, name: str, ifindex: int, bits: int, name_id: int) -> None:
+        old = _row_of(self._tables, ifindex)
+        flags = old[3] if old else _link_flags(name, ifindex)
+        new = (ifindex, bits, name_id, flags)
+        if old != new:
+            self._tables.map("interfaces").update(_row_key(ifindex), _interface.pack(*new))
 
     def _alternative_index(self, name: str) -> int:
         try:
@@ -223,21 +222,18 @@ class Interfaces:
         except OSError:
             return 0
 
-    def _refresh_addresses(self, names: dict[int, str], attached: dict[str, int]) -> None:
+    def _refresh_addresses(self, names: dict[int, str], known: list[int]) -> None:
         found = interface_addresses()
         wanted = {
-            _address.pack(ifindex, address): u32(1)
-            for ifindex in attached.values()
+            _address.pack(ifindex, address)
+            for ifindex in known
             for address in found.get(names.get(ifindex, ""), ())
         }
-        self._replace("addresses", dict(self._tables.map("addresses").items()), wanted)
-
-    def _replace(self, name: str, old: dict[bytes, bytes], new: dict[bytes, bytes]) -> None:
-        table = self._tables.map(name)
-        for key, value in new.items():
-            if old.get(key) != value:
-                table.update(key, value)
-        for key in old.keys() - new.keys():
+        table = self._tables.map("addresses")
+        present = {key for key, _ in table.items()}
+        for key in wanted - present:
+            table.update(key, u32(1))
+        for key in present - wanted:
             table.delete(key)
 
 
@@ -255,10 +251,18 @@ def addresses_by_index(tables: Tables) -> dict[int, list[bytes]]:
     return found
 
 
-def known_interfaces(tables: Tables) -> dict[int, tuple[int, int]]:
-    """By index: settings and link flags, as the programs read them."""
-    found = {}
-    for key, value in tables.map("interfaces").items():
-        _, settings, _, flags = _interface.unpack(value)
-        found[from_u32(key)] = (settings, flags)
-    return found
+def settings_by_index(tables: Tables, ifindex: int) -> int:
+    """The bits of an interface's settings, as the programs read them."""
+    row = _row_of(tables, ifindex)
+    return row[1] if row else 0
+
+
+def _row_key(ifindex: int) -> bytes:
+    return u32(ifindex % layout.INTERFACE_ROWS)
+
+
+def _row_of(tables: Tables, ifindex: int) -> tuple[int, int, int, int] | None:
+    """The row of an index, None if another's index, or none, is in its place."""
+    data = tables.map("interfaces").lookup(_row_key(ifindex)) or _EMPTY_ROW
+    row: tuple[int, int, int, int] = _interface.unpack(data)
+    return row if row[0] == ifindex else None

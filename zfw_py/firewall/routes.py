@@ -32,11 +32,16 @@ def _prefix_of(key: bytes) -> Prefix:
     return Prefix.from_mapped(family, address, length)
 
 
-def needs_route(destination: Prefix) -> bool:
-    """Not inside an IPv4 subnet of an interface: that would cut its neighbours off."""
-    return destination.family == 6 or not netlink.lies_in_a_subnet(
-        destination.address_text, destination.length
-    )
+def obstacle(destination: Prefix) -> str | None:
+    """Why a destination must not be made local, or None.
+
+    The local table is looked at before all others: made local, an interface's
+    subnet, or a part of it, would be cut off from its neighbours.
+    """
+    if destination.family == 6:
+        return None
+    subnet = netlink.overlapping_subnet(destination.address_text, destination.length)
+    return f"{destination} shares addresses with the subnet {subnet}" if subnet else None
 
 
 def hold(tables: Tables, destination: Prefix) -> None:

@@ -83,7 +83,7 @@ class _Prefix:
 class Inserted:
     """What an insert did."""
 
-    __slots__ = ("is_newly_routed", "is_replaced", "is_shadowed", "rule")
+    __slots__ = ("is_newly_routed", "is_replaced", "is_shadowed", "route_obstacle", "rule")
 
     def __init__(self, rule: Rule, *, is_replaced: bool, is_newly_routed: bool) -> None:
         self.rule = rule
@@ -92,6 +92,17 @@ class Inserted:
         self.is_newly_routed = is_newly_routed
         # Known when the edit is committed: earlier rules cover it wholly.
         self.is_shadowed = False
+        # Why no local route was made although one was asked for.
+        self.route_obstacle: str | None = None
+
+    def warnings(self) -> list[str]:
+        """What whoever asked for the rule should know, a line each."""
+        found = []
+        if self.is_shadowed:
+            found.append(f"rule {self.rule} can never match: earlier rules of its prefix cover it")
+        if self.route_obstacle:
+            found.append(f"no local route is made: {self.route_obstacle}")
+        return found
 
 
 class Deleted:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.abi.codec import table_parts
 from zfw_py.firewall.attach import attachments
-from zfw_py.firewall.interfaces import addresses_by_index, known_interfaces, settings_of
+from zfw_py.firewall.interfaces import addresses_by_index, settings_by_index, settings_of
 from zfw_py.firewall.listing import read_reasons
 from zfw_py.firewall.rules import port_rules
 from zfw_py.model.prefix import Prefix
@@ -52,11 +52,10 @@ def read_status(tables: Tables, interfaces: Interfaces) -> Status:
     attached: dict[int, dict[str, Attachment]] = {}
     for attachment in attachments(tables):
         attached.setdefault(attachment.ifindex, {})[attachment.direction] = attachment
-    known = known_interfaces(tables)
     addresses = addresses_by_index(tables)
     rows = []
     for name, ifindex in interfaces.indexes().items():
-        bits = known[ifindex][0] if ifindex in known else 0
+        bits = settings_by_index(tables, ifindex)
         if ifindex not in attached and not bits:
             continue
         rows.append(

@@ -11,6 +11,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_network
+from socket import AF_INET, AF_INET6
 from typing import Any, NamedTuple
 
 from pyroute2 import IPRoute
@@ -124,19 +125,19 @@ def delete_filter(found: Filter) -> None:
         )
 
 
-def lies_in_a_subnet(address: str, length: int) -> bool:
-    """Whether an IPv4 prefix lies within the subnet of an interface other than lo."""
+def overlapping_subnet(address: str, length: int) -> str | None:
+    """An IPv4 subnet of an interface other than lo that shares addresses with a prefix."""
     wanted = ip_network(f"{address}/{length}")
     with _route("read the addresses") as route:
-        for message in route.get_addr(family=2):
+        for message in route.get_addr(family=AF_INET):
             if message["index"] == _LOOPBACK_IFINDEX or message["prefixlen"] == 32:
                 continue
             subnet = ip_network(
                 f"{message.get_attr('IFA_ADDRESS')}/{message['prefixlen']}", strict=False
             )
-            if wanted.subnet_of(subnet):  # type: ignore[arg-type]
-                return True
-    return False
+            if wanted.overlaps(subnet):
+                return str(subnet)
+    return None
 
 
 def _local(route: IPRoute, verb: str, family: int, address: str, length: int) -> None:
@@ -152,7 +153,7 @@ def _local(route: IPRoute, verb: str, family: int, address: str, length: int) ->
             table=_TABLE_LOCAL,
             type=_ROUTE_LOCAL,
             scope=_SCOPE_HOST,
-            family=10,
+            family=AF_INET6,
         )
 
 

@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The BPF program against the reference model: random rules, random frames, one answer.
+
+For a longer run: ZFW_DIFFERENTIAL_COMPARISONS=1000000, and ZFW_DIFFERENTIAL_SEED=N
+to repeat one that failed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
+from random import Random
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.support.listeners import Listener
+from tests.support.packets import Scene, is_testable, random_frame, random_rules
+from tests.support.reference import (
+    LOOPBACK,
+    Decision,
+    Flow,
+    Fragments,
+    Interface,
+    RuleSet,
+    Sockets,
+    decide,
+    parse_frame,
+    remember,
+)
+
+from zfw_py import Delete, Firewall, Insert, Prefix, Rule, RuleKey
+from zfw_py.abi.codec import decode_prefix_key
+from zfw_py.firewall.rules import port_rules
+from zfw_py.firewall.tables import Tables
+from zfw_py.kernel import bpf
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support import reference
+    from tests.support.netns import Network
+
+pytestmark = [pytest.mark.kernel, pytest.mark.slow]
+
+SEEDS = range(8)
+FRAMES_PER_SEED = 2700
+STAGES = 3
+SHOWN_MISMATCHES = 3
+
+# How many rules the prefixes of a world have: inline, medium and large port indexes.
+SIZES = (
+    (1, 1, 2, 3),
+    (1, 2, 3, 4) * 6,
+    (4, 5, 20, 60, 121, 122),
+    (4, 123, 300),
+    (1, 2, 3, 4, 5, 40, 122, 123, 250),
+)
+TPROXY_PORTS = (40001, 40002, 40003, 40004, 40005)
+LISTENERS = {
+    *((family, protocol, 40001) for family in (4, 6) for protocol in ("tcp", "udp")),
+    (4, "tcp", 40002),
+    (6, "udp", 40002),
+    (6, "tcp", 40003),
+    (4, "udp", 40004),
+}
+EXTRA_INTERFACE, UNKNOWN_INTERFACE = "other0", "other1"
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_program_and_model_agree(network: Network, seed: int) -> None:
+    _compare(network, seed, FRAMES_PER_SEED)
+
+
+@pytest.mark.timeout(0)
+def test_program_and_model_agree_on_a_new_seed(network: Network) -> None:
+    seed = int(os.environ.get("ZFW_DIFFERENTIAL_SEED", time.time_ns() // 1000))
+    comparisons = int(os.environ.get("ZFW_DIFFERENTIAL_COMPARISONS", FRAMES_PER_SEED))
+    print(f"ZFW_DIFFERENTIAL_SEED={seed}")
+    while comparisons > 0:
+        _compare(network, seed, min(comparisons, FRAMES_PER_SEED))
+        comparisons -= FRAMES_PER_SEED
+        seed += 1
+
+
+def _compare(network: Network, seed: int, frames: int) -> None:
+    """One random firewall, changed twice; each time a share of the frames is compared."""
+    rng = Random(seed)
+    with _world(network, rng) as world:
+        for stage in range(STAGES):
+            if stage == 0:
+                world.insert(_new_rules(rng))
+            else:
+                world.edit(rng)
+            world.check_rules()
+            mismatches = [
+                found
+                for _ in range(frames // STAGES)
+                if (found := world.compare_one(rng)) is not None
+            ]
+            if mismatches:
+                rules = "\n".join(f"  {each}" for each in world.model)
+                shown = "\n\n".join(mismatches[:SHOWN_MISMATCHES])
+                pytest.fail(
+                    f"ZFW_DIFFERENTIAL_SEED={seed}, stage {stage}: {len(mismatches)} of"
+                    f" {frames // STAGES} differ\nrules in order of entry:\n{rules}\n{shown}",
+                    pytrace=False,
+                )
+
+
+def _new_rules(rng: Random) -> list[reference.Rule]:
+    return random_rules(
+        rng,
+        rng.choice(SIZES),
+        tproxy_ports=TPROXY_PORTS,
+        interfaces=("lo", "gw0", EXTRA_INTERFACE, UNKNOWN_INTERFACE),
+    )
+
+
+@dataclass
+class _World:
+    """A firewall, and the model of it."""
+
+    firewall: Firewall
+    interfaces: list[Interface]
+    sockets: Sockets
+    model: RuleSet = field(default_factory=RuleSet)
+    fragments: Fragments = field(default_factory=dict)
+    first_fragments: list[reference.Packet] = field(default_factory=list)
+    # What names the rule of a slot.
+    keys: dict[int, tuple[object, ...]] = field(default_factory=dict)
+
+    def insert(self, rules: list[reference.Rule]) -> None:
+        """Add rules to both."""
+        self.firewall.apply([Insert(_rule(each)) for each in rules])
+        for each in rules:
+            self.model.insert(each)
+
+    def edit(self, rng: Random) -> None:
+        """Delete some rules, change some, add some, in one batch; then turn settings."""
+        edits: list[Insert | Delete] = []
+        for old in rng.sample(list(self.model), len(self.model) // 3):
+            if rng.random() < 0.5:
+                gone = tuple(sorted(old.interfaces))[: rng.randrange(2)]
+                edits.append(Delete(_rule(old).key, gone))
+                assert self.model.delete(old.key, gone)
+                continue
+            # The same key, whatever else.
+            new = rng.choice(list(self.model))
+            changed = replace(
+                old,
+                high=min(old.low + rng.choice((0, 1, 7, 300)), 65535),
+                action=new.action if new.direction == old.direction else old.action,
+                tproxy_port=new.tproxy_port if new.direction == old.direction else old.tproxy_port,
+                interfaces=rng.choice((frozenset(), old.interfaces, new.interfaces)),
+            )
+            edits.append(Insert(_rule(changed)))
+            self.model.insert(changed)
+        for new in random_rules(rng, (2, 3), tproxy_ports=TPROXY_PORTS, interfaces=("gw0",)):
+            edits.append(Insert(_rule(new)))
+            self.model.insert(new)
+        self.firewall.apply(edits)
+        self.interfaces = [_set_at_random(rng, self.firewall, each) for each in self.interfaces]
+
+    def check_rules(self) -> None:
+        """The kernel has the model's rules, those of a prefix in the same order; note the slots."""
+        self.keys.clear()
+        found: dict[tuple[object, ...], list[int]] = {}
+        with Tables(is_writer=False) as tables:
+            for prefix, _, rules in port_rules(tables):
+                direction, protocol, destination, source = decode_prefix_key(prefix)
+                for low, _, _, _, slot, _, _ in rules:
+                    assert slot not in self.keys
+                    self.keys[slot] = (direction, protocol, str(destination), str(source), low)
+                    found.setdefault(self.keys[slot][:-1], []).append(low)
+        expected: dict[tuple[object, ...], list[int]] = {}
+        for each in self.model:
+            expected.setdefault(_key(each)[:-1], []).append(each.low)
+        assert found == expected
+
+        listed = {
+            (*_listed_key(rule), rule.high_port, rule.action, rule.tproxy_port, rule.interfaces)
+            for rule in self.firewall.rules()
+        }
+        assert listed == {
+            (*_key(each), each.high, each.action, each.tproxy_port, tuple(sorted(each.interfaces)))
+            for each in self.model
+        }
+
+    def compare_one(self, rng: Random) -> str | None:
+        """Ask both about a frame; what is to be said if they differ."""
+        interface = rng.choice(self.interfaces)
+        scene = Scene(interface, list(self.model), self.sockets, self.first_fragments)
+        frame = random_frame(rng, scene)
+        while not is_testable(frame):
+            frame = random_frame(rng, scene)
+        wanted = decide(frame, interface, self.model, self.sockets, self.fragments)
+        got = self.firewall.explain(frame, interface.name)
+        if (got.verdict, got.reason, self.keys.get(got.slot) if got.slot is not None else None) == (
+            wanted.verdict,
+            wanted.reason,
+            _key(wanted.rule) if wanted.rule else None,
+        ):
+            if rng.random() < 0.2:
+                self._note_first_fragment(frame, interface, wanted)
+            return None
+        return (
+            f"{interface}\nframe   {frame.hex()}\nmodel   {wanted}\nprogram {got},"
+            f" rule {self.keys.get(got.slot) if got.slot is not None else None}"
+        )
+
+    def _note_first_fragment(self, frame: bytes, interface: Interface, wanted: Decision) -> None:
+        """Let both see a first fragment arrive, that later ones may follow it."""
+        try:
+            packet = parse_frame(frame)
+        except Exception:  # noqa: BLE001 - not a packet, whatever it is
+            return
+        if packet.fragment != "first":
+            return
+        # The program that runs on the wire: explain has no effect.
+        with Tables(is_writer=False) as tables:
+            program = bpf.open_pin(f"{tables.directory}/ingress")
+            context = bytearray(192)
+            context[40:44] = socket.if_nametoindex(interface.name).to_bytes(4, "little")
+            bpf.test_run(program, frame, bytes(context))
+            os.close(program)
+        remember(frame, interface, wanted, self.fragments)
+        self.first_fragments.append(packet)
+        del self.first_fragments[:-20]
+
+
+@contextmanager
+def _world(network: Network, rng: Random) -> Iterator[_World]:
+    """A firewall with some interfaces and sockets, without a rule."""
+    _add_addresses(network)
+    firewall = Firewall()
+    firewall.attach(network.interface)
+    try:
+        with ExitStack() as stack:
+            interfaces = [
+                _set_at_random(rng, firewall, Interface(name, _addresses(network, name)))
+                for name in (network.interface, EXTRA_INTERFACE)
+            ]
+            lo = Interface("lo", _addresses(network, "lo"), is_loopback=True)
+            interfaces.append(_set_at_random(rng, firewall, lo))
+            # It has no settings and is not attached: what holds there are the defaults,
+            # and no address is its own.
+            interfaces.append(Interface(UNKNOWN_INTERFACE))
+            yield _World(firewall, interfaces, _open_sockets(stack))
+    finally:
+        firewall.detach_all()
+
+
+def _add_addresses(network: Network) -> None:
+    """A second pair of interfaces, and addresses that rules are about; done once."""
+    gateway = network.gateway
+    if gateway.run("ip", "link", "show", EXTRA_INTERFACE, check=False).returncode == 0:
+        return
+    gateway.run(
+        *("ip", "link", "add", EXTRA_INTERFACE, "type", "veth", "peer", "name", UNKNOWN_INTERFACE)
+    )
+    for address in ("100.72.0.1/32", "fd00:1::1/128"):
+        gateway.run("ip", "address", "add", address, "dev", network.interface)
+    for address in ("10.1.2.3/8", "2001:db8::1/64"):
+        gateway.run("ip", "address", "add", address, "dev", EXTRA_INTERFACE)
+    # The link-local address of an interface comes when its carrier does.
+    deadline = time.monotonic() + 10
+    while not any(a.is_link_local for a in _addresses(network, network.interface)):
+        assert time.monotonic() < deadline, f"{network.interface} has no link-local address"
+        time.sleep(0.05)
+
+
+def _addresses(network: Network, name: str) -> frozenset[reference.Address]:
+    shown = network.gateway.run("ip", "-json", "address", "show", "dev", name).stdout
+    return frozenset(
+        ip_address(entry["local"]) for link in json.loads(shown) for entry in link["addr_info"]
+    )
+
+
+def _set_at_random(rng: Random, firewall: Firewall, interface: Interface) -> Interface:
+    """Settings drawn anew, in both."""
+    if interface.name == UNKNOWN_INTERFACE:
+        return interface
+    settings = {
+        "icmp_echo": rng.random() < 0.5,
+        "ssh": rng.random() < 0.7,
+        "ipv6": rng.random() < 0.75,
+        "per_interface_rules": rng.random() < 0.4,
+        "pass_non_tuple": rng.random() < 0.25,
+    }
+    for setting, on in settings.items():
+        firewall.set([interface.name], setting, on)
+    return replace(interface, **settings)
+
+
+def _open_sockets(stack: ExitStack) -> Sockets:
+    """Listeners for some of the tproxy ports, and two connected sockets of each family."""
+    kinds = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
+    listeners = {}
+    for family, protocol, port in sorted(LISTENERS):
+        listeners[family, protocol, port] = Listener(family, kinds[protocol], port)
+        stack.enter_context(listeners[family, protocol, port].socket)
+    flows = set()
+    for family, address in LOOPBACK.items():
+        for protocol, kind, port in (("tcp", kinds["tcp"], 50001), ("udp", kinds["udp"], 50002)):
+            client = socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, kind)
+            stack.enter_context(client)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # The kernel keeps no TIME_WAIT socket of a connection that is reset.
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            client.bind((str(address), port))
+            client.connect((str(address), 40001))
+            flows.add(Flow(protocol, address, port, address, 40001))
+            if protocol == "tcp":
+                stack.enter_context(listeners[family, "tcp", 40001].accept())
+                flows.add(Flow(protocol, address, 40001, address, port))
+    return Sockets(set(LISTENERS), flows)
+
+
+def _key(each: reference.Rule) -> tuple[object, ...]:
+    return (
+        each.direction,
+        each.protocol,
+        str(each.destination),
+        # As zfw has it, an IPv4-mapped address has dots in it, ipaddress writes none.
+        str(each.source),
+        each.low,
+    )
+
+
+def _listed_key(rule: Rule) -> tuple[object, ...]:
+    key = rule.key
+    return (key.direction, key.protocol, str(key.destination), str(key.source), key.low_port)
+
+
+def _rule(each: reference.Rule) -> Rule:
+    key = RuleKey(
+        Prefix.parse(str(each.destination)),
+        each.protocol,
+        each.low,
+        source=Prefix.parse(str(each.source)),
+        direction=each.direction,
+    )
+    return Rule(
+        key,
+        each.high,
+        tproxy_port=each.tproxy_port,
+        deny=each.action == "deny",
+        interfaces=tuple(sorted(each.interfaces)),
+    )

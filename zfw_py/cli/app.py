@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The modern grammar: a Typer app whose commands are imported as they are called.
+
+Errors become one line on stderr and an exit code here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import typer
+from typer._click.exceptions import UsageError
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from zfw_py.cli import output
+from zfw_py.errors import ZfwError
+
+if TYPE_CHECKING:
+    from typer._click.core import Command
+
+# Each is the function ``command`` of the module of its name in zfw_py.cli.commands.
+COMMANDS = (
+    "attach",
+    "detach",
+    "insert",
+    "delete",
+    "list",
+    "flush",
+    "status",
+    "set",
+    "batch",
+    "completion",
+)
+
+# Rich costs 40 ms, and a bug is better told by a plain traceback.
+_PLAIN: dict[str, Any] = {
+    "add_completion": False,
+    "rich_markup_mode": None,
+    "pretty_exceptions_enable": False,
+    "context_settings": {"max_content_width": 100},
+}
+
+
+class _Commands(TyperGroup):
+    """The commands by name; none is imported before it is asked for."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        return list(COMMANDS)
+
+    def get_command(self, ctx: typer.Context, cmd_name: str) -> Command | None:  # type: ignore[override]
+        if cmd_name not in COMMANDS:
+            return None
+        if cmd_name not in self.commands:
+            module = import_module(f"zfw_py.cli.commands.{cmd_name}")
+            single = typer.Typer(**_PLAIN)
+            single.command(cmd_name)(module.command)
+            self.commands[cmd_name] = get_command(single)
+        return self.commands[cmd_name]
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        result = super().invoke(ctx)
+        # While Typer still looks: it takes a reader that has gone for no error.
+        sys.stdout.flush()
+        return result
+
+
+app = typer.Typer(cls=_Commands, **_PLAIN)
+
+
+@app.callback()
+def zfw() -> None:
+    """Interception firewall: hands the packets that its rules name to local listeners.
+
+    Options first, as in zfw -I, is the classic grammar: see zfw -?.
+    """
+
+
+def main(argv: list[str]) -> int:
+    """Run a command line, without the command's own name; the exit code."""
+    # A command makes its objects, prints them and ends: a listing or a batch of
+    # many rules would spend a third of its time on looking for garbage.
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return _run(argv or ["--help"])
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _run(argv: list[str]) -> int:
+    try:
+        # Whatever Typer itself ends early, such as Ctrl-C, comes back as its exit code.
+        return get_command(app).main(argv, prog_name="zfw", standalone_mode=False) or 0
+    except UsageError as error:
+        path = error.ctx.command_path if error.ctx else "zfw"
+        output.error(f"{error.format_message()} Try '{path} --help'.")
+        return error.exit_code
+    except typer.Abort:
+        output.error("aborted")
+        return 1
+    except ZfwError as error:
+        output.error(error.message, error.hint)
+        return error.exit_code
+    except SystemExit as done:
+        # Completion, or a reader of the output that has gone.
+        return done.code if isinstance(done.code, int) else 1
