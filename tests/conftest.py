@@ -7,8 +7,8 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.support.netns import Namespace, Network, use_private_bpffs
 
+from tests.support.netns import Namespace, Network, use_private_bpffs
 from zfw_py import Firewall, NotInstalled
 
 if TYPE_CHECKING:

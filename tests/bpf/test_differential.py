@@ -13,11 +13,12 @@ import socket
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
+
 from tests.support.listeners import Listener
 from tests.support.packets import Scene, is_testable, random_frame, random_rules
 from tests.support.reference import (
@@ -32,7 +33,6 @@ from tests.support.reference import (
     parse_frame,
     remember,
 )
-
 from zfw_py import Delete, Firewall, Insert, Prefix, Rule, RuleKey
 from zfw_py.abi.codec import decode_prefix_key
 from zfw_py.firewall.rules import port_rules
@@ -175,11 +175,12 @@ class _World:
                 direction, protocol, destination, source = decode_prefix_key(prefix)
                 for low, _, _, _, slot, _, _ in rules:
                     assert slot not in self.keys
-                    self.keys[slot] = (direction, protocol, str(destination), str(source), low)
+                    networks = ip_network(str(destination)), ip_network(str(source))
+                    self.keys[slot] = (direction, protocol, *networks, low)
                     found.setdefault(self.keys[slot][:-1], []).append(low)
         expected: dict[tuple[object, ...], list[int]] = {}
         for each in self.model:
-            expected.setdefault(_key(each)[:-1], []).append(each.low)
+            expected.setdefault(each.key[:-1], []).append(each.low)
         assert found == expected
 
         listed = {
@@ -187,7 +188,7 @@ class _World:
             for rule in self.firewall.rules()
         }
         assert listed == {
-            (*_key(each), each.high, each.action, each.tproxy_port, tuple(sorted(each.interfaces)))
+            (*each.key, each.high, each.action, each.tproxy_port, tuple(sorted(each.interfaces)))
             for each in self.model
         }
 
@@ -200,17 +201,15 @@ class _World:
             frame = random_frame(rng, scene)
         wanted = decide(frame, interface, self.model, self.sockets, self.fragments)
         got = self.firewall.explain(frame, interface.name)
-        if (got.verdict, got.reason, self.keys.get(got.slot) if got.slot is not None else None) == (
-            wanted.verdict,
-            wanted.reason,
-            _key(wanted.rule) if wanted.rule else None,
-        ):
+        got_key = None if got.slot is None else self.keys[got.slot]
+        wanted_key = wanted.rule.key if wanted.rule else None
+        if (got.verdict, got.reason, got_key) == (wanted.verdict, wanted.reason, wanted_key):
             if rng.random() < 0.2:
                 self._note_first_fragment(frame, interface, wanted)
             return None
         return (
-            f"{interface}\nframe   {frame.hex()}\nmodel   {wanted}\nprogram {got},"
-            f" rule {self.keys.get(got.slot) if got.slot is not None else None}"
+            f"{interface}\nframe   {frame.hex()}\n"
+            f"model   {wanted}\nprogram {got.verdict} {got.reason} {got_key}"
         )
 
     def _note_first_fragment(self, frame: bytes, interface: Interface, wanted: Decision) -> None:
@@ -247,8 +246,7 @@ def _world(network: Network, rng: Random) -> Iterator[_World]:
             ]
             lo = Interface("lo", _addresses(network, "lo"), is_loopback=True)
             interfaces.append(_set_at_random(rng, firewall, lo))
-            # It has no settings and is not attached: what holds there are the defaults,
-            # and no address is its own.
+            # Not attached, never set, without an address.
             interfaces.append(Interface(UNKNOWN_INTERFACE))
             yield _World(firewall, interfaces, _open_sockets(stack))
     finally:
@@ -272,6 +270,9 @@ def _add_addresses(network: Network) -> None:
     while not any(a.is_link_local for a in _addresses(network, network.interface)):
         assert time.monotonic() < deadline, f"{network.interface} has no link-local address"
         time.sleep(0.05)
+    # It follows from a random MAC; a seed must give the same frames each time.
+    gateway.run(*("ip", "-6", "address", "flush", "dev", network.interface, "scope", "link"))
+    gateway.run(*("ip", "address", "add", "fe80::1234/64", "dev", network.interface, "nodad"))
 
 
 def _addresses(network: Network, name: str) -> frozenset[reference.Address]:
@@ -321,20 +322,10 @@ def _open_sockets(stack: ExitStack) -> Sockets:
     return Sockets(set(LISTENERS), flows)
 
 
-def _key(each: reference.Rule) -> tuple[object, ...]:
-    return (
-        each.direction,
-        each.protocol,
-        str(each.destination),
-        # As zfw has it, an IPv4-mapped address has dots in it, ipaddress writes none.
-        str(each.source),
-        each.low,
-    )
-
-
 def _listed_key(rule: Rule) -> tuple[object, ...]:
     key = rule.key
-    return (key.direction, key.protocol, str(key.destination), str(key.source), key.low_port)
+    networks = ip_network(str(key.destination)), ip_network(str(key.source))
+    return (key.direction, key.protocol, *networks, key.low_port)
 
 
 def _rule(each: reference.Rule) -> Rule:

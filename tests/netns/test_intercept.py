@@ -7,13 +7,12 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.support.listeners import tcp_listener, udp_listener
 
+from tests.support.listeners import tcp_listener
 from zfw_py import Prefix, Rule, RuleKey
 
 if TYPE_CHECKING:
     from tests.support.netns import Network
-
     from zfw_py import Firewall
 
 pytestmark = pytest.mark.kernel

@@ -11,6 +11,7 @@ import os
 import subprocess
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -106,8 +107,7 @@ class Network:
         for namespace in (self.client, self.gateway):
             with namespace.entered():
                 for name in ("all", "default"):
-                    with open(f"/proc/sys/net/ipv6/conf/{name}/accept_dad", "w") as file:
-                        file.write("0")
+                    Path(f"/proc/sys/net/ipv6/conf/{name}/accept_dad").write_text("0")
         self.gateway.run(
             "ip",
             "link",

@@ -77,6 +77,14 @@ class Rule:
         """What names the rule: a second one with the same key replaces it."""
         return (self.direction, self.protocol, self.destination, self.source, self.low)
 
+    def __str__(self) -> str:
+        to = f" {self.tproxy_port}" if self.tproxy_port else ""
+        on = f" on {','.join(sorted(self.interfaces))}" if self.interfaces else ""
+        return (
+            f"{self.direction} {self.protocol} {self.destination} from {self.source}"
+            f" ports {self.low}-{self.high} {self.action}{to}{on}"
+        )
+
 
 def rule(
     destination: str,

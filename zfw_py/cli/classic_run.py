@@ -133,13 +133,12 @@ def _attach(request: Request) -> int:
     if name not in _OBJECT_NAMES:
         import os
 
-        if not os.path.exists(path):  # noqa: PTH110
+        if not os.path.exists(path):
             raise ZfwError(f"-O, --object-file: object file {path} not in path")
         raise ZfwError(
             f"-O, --object-file: {path} is not a program of zfw; {' and '.join(_OBJECT_NAMES)} are"
         )
-    assert request.direction is not None
-    return _attach_all(request.interface, (request.direction,))
+    return _attach_all(request.interface, (str(request.direction),))
 
 
 def _init(request: Request) -> int:

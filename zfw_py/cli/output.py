@@ -10,12 +10,15 @@ from __future__ import annotations
 import sys
 from itertools import islice
 from time import monotonic
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+
+    Cell = str | int
 
 Item = TypeVar("Item")
 
@@ -57,44 +60,130 @@ def error(text: str, hint: str | None = None) -> None:
         print(f"hint: {safe(hint)}", file=sys.stderr)
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things: "1 rule", "2 rules"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def is_interactive() -> bool:
     """Whether there is somebody to ask."""
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
-class Column(NamedTuple, Generic[Item]):
-    """A column of a table: its title, and what it shows of an item."""
+class Column(NamedTuple):
+    """A column of a table."""
 
     title: str
-    value: Callable[[Item], str | int]
-    unit: str = ""  # "bytes": people read them as kB and MB
+    is_number: bool = False
+    is_bytes: bool = False  # a number that people rather read as kB or MB
 
 
-def table(columns: Sequence[Column[Item]], items: Sequence[Item]) -> None:
-    """A table on stdout. An empty text is shown as "-"."""
+def table(
+    columns: Sequence[Column], items: Sequence[Item], cells: Callable[[Item], tuple[Cell, ...]]
+) -> None:
+    """A table on stdout, an item a row. An empty text is shown as "-"."""
     if sys.stdout.isatty() and len(items) <= _MOST_RICH_ROWS:
-        _rich_table(columns, items)
+        _rich_table(columns, items, cells)
     else:
-        _plain_table(columns, items)
+        _plain_table(columns, items, cells)
 
 
-def _cell(value: str | int) -> str:
-    return safe(value) or "-" if isinstance(value, str) else str(value)
-
-
-def _plain_table(columns: Sequence[Column[Item]], items: Sequence[Item]) -> None:
-    """Twice over the items, so that a million of them need no more memory than one."""
-    titles = [column.title for column in columns]
-    values = [column.value for column in columns]
-    widths = [
-        max(len(title), max((len(_cell(value(item))) for item in items), default=0))
-        for title, value in zip(titles, values, strict=True)
-    ]
-    is_number = [all(isinstance(value(item), int) for item in items[:1]) for value in values]
-    form = "  ".join(
-        f"{{:{'>' if right else '<'}{width}}}"
-        for right, width in zip(is_number, widths, strict=True)
-    ).format
-    print(form(*titles).rstrip())
+def _plain_table(
+    columns: Sequence[Column], items: Sequence[Item], cells: Callable[[Item], tuple[Cell, ...]]
+) -> None:
+    # Twice over the items: the texts of a million rows need more room than the rules.
+    widths = [len(column.title) for column in columns]
     for item in items:
-        print(form(*[_cell(value(item)) for value in values]).rstrip())
+        widths = list(map(max, widths, [len(_text(cell)) for cell in cells(item)]))
+    line_of = "  ".join(
+        f"{{:{'>' if column.is_number else '<'}{width}}}"
+        for column, width in zip(columns, widths, strict=True)
+    ).format
+    print(line_of(*[column.title for column in columns]).rstrip())
+    for item in items:
+        print(line_of(*[_text(cell) for cell in cells(item)]).rstrip())
+
+
+def _rich_table(
+    columns: Sequence[Column], items: Sequence[Item], cells: Callable[[Item], tuple[Cell, ...]]
+) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.filesize import decimal
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=box.ROUNDED, header_style="bold")
+    for column in columns:
+        made.add_column(
+            column.title,
+            justify="right" if column.is_number else "left",
+            # An address with an ellipsis is no address.
+            overflow="fold",
+        )
+    for item in items:
+        made.add_row(
+            *[
+                # Text, not a str: service ids may look like markup.
+                Text(decimal(int(cell)) if column.is_bytes else _text(cell), _STYLES.get(cell, ""))
+                for column, cell in zip(columns, cells(item), strict=True)
+            ]
+        )
+    Console().print(made)
+
+
+def _text(cell: Cell) -> str:
+    return safe(cell) or "-" if isinstance(cell, str) else str(cell)
+
+
+def json_object(value: object) -> None:
+    """An object as JSON on stdout, for people to read as well."""
+    from json import dumps
+
+    print(dumps(value, indent=2))
+
+
+def json_array(items: Iterable[dict[str, object]]) -> None:
+    """An array of objects as JSON on stdout, an object a line."""
+    from json import JSONEncoder
+
+    encode = JSONEncoder(separators=(",", ":"), check_circular=False).encode
+    start = "[\n"
+    rest = iter(items)
+    while some := list(islice(rest, _CHUNK)):
+        sys.stdout.write(start + ",\n".join([encode(item) for item in some]))
+        start = ",\n"
+    print("[]" if start == "[\n" else "\n]")
+
+
+class Progress:
+    """A bar on a terminal's stderr for what takes longer than a second; else nothing."""
+
+    def __init__(self) -> None:
+        self._starts = monotonic() + _BAR_AFTER if sys.stderr.isatty() else float("inf")
+        self._bar: Bar | None = None
+        self._task: TaskID | None = None
+        self._stage = ""
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show(self, stage: str, done: int, total: int | None) -> None:
+        """How far a stage has come, of a total if that is known. To be called now and then."""
+        if monotonic() < self._starts:
+            return
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(console=Console(stderr=True), transient=True)
+            self._bar.start()
+        if self._task is None or stage != self._stage:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._task, self._stage = self._bar.add_task(stage, total=total), stage
+        self._bar.update(self._task, completed=done)

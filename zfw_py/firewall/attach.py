@@ -117,7 +117,7 @@ def _link_ifindex(fd: int) -> tuple[int, int]:
 
 
 def _tcx_attachments(tables: Tables) -> Iterable[Attachment]:
-    for name in os.listdir(tables.directory):  # noqa: PTH208
+    for name in os.listdir(tables.directory):
         if not name.startswith(_LINK_PIN):
             continue
         _, direction, number = name.split("_")
@@ -129,7 +129,7 @@ def _tcx_attachments(tables: Tables) -> Iterable[Attachment]:
         if ifindex == int(number):
             yield Attachment(ifindex, direction, "tcx", program_id)
         else:
-            os.unlink(f"{tables.directory}/{name}")  # noqa: PTH108
+            os.unlink(f"{tables.directory}/{name}")
 
 
 def _program_ids(tables: Tables) -> dict[str, int]:
@@ -227,7 +227,7 @@ def _put(tables: Tables, ifindex: int, direction: str, mode: str, program_fd: in
 
 def _take_off(tables: Tables, attachment: Attachment) -> None:
     if attachment.mode == "tcx":
-        os.unlink(_link_path(tables, attachment.ifindex, attachment.direction))  # noqa: PTH108
+        os.unlink(_link_path(tables, attachment.ifindex, attachment.direction))
         return
     for found in _clsact_filters(tables, [attachment.ifindex]):
         if found.direction == attachment.direction:

@@ -72,9 +72,7 @@ class Firewall:
         names. Established connections go on. ``route`` makes the destination
         local for as long as the rule stands.
         """
-        (result,) = self.apply([Insert(rule, route=route)])
-        assert isinstance(result, Inserted)
-        return result
+        return self.apply([Insert(rule, route=route)])[0]  # type: ignore[return-value]
 
     def delete(
         self, key: RuleKey, interfaces: tuple[str, ...] = (), *, route: bool = True
@@ -83,9 +81,7 @@ class Firewall:
 
         Raises RuleNotFound. ``route`` False leaves its local route in place.
         """
-        (result,) = self.apply([Delete(key, interfaces, route=route)])
-        assert isinstance(result, Deleted)
-        return result
+        return self.apply([Delete(key, interfaces, route=route)])[0]  # type: ignore[return-value]
 
     def apply(self, edits: Sequence[Insert | Delete]) -> list[Inserted | Deleted]:
         """Inserts and deletes in order, under one lock: all of them, or on an error none."""

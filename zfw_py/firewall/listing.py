@@ -65,7 +65,7 @@ def read_rules(
     """
     segments = _Segments(tables)
     rules = []
-    names_of = {0: ()}
+    names_of: dict[int, tuple[str, ...]] = {0: ()}
     for prefix_key, _, entries in sorted(port_rules(tables), key=lambda item: _order(item[0])):
         direction, protocol, destination, source = decode_prefix_key(prefix_key)
         for low, high, tproxy_port, interface_set, slot, action, flags in entries:

@@ -33,7 +33,6 @@ from zfw_py.abi.port_index import resolve, shadowed
 from zfw_py.errors import KernelError, MapFull, NotFound
 from zfw_py.firewall.tables import ZERO
 from zfw_py.kernel.bpf import create_map
-from zfw_py.model.rule import Rule, RuleKey
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from zfw_py.firewall.interfaces import Interfaces
     from zfw_py.firewall.tables import Tables
     from zfw_py.kernel.bpf import Map
+    from zfw_py.model.rule import Rule, RuleKey
 
 _record = Struct(layout.RULE_RECORD)
 
@@ -207,7 +207,7 @@ class RuleEdit:
             left = [name for name in present if name not in names]
             if left:
                 number = self._interfaces.number_of(left)
-                prefix.rules[position] = (*rule[:_SET], number, *rule[_SET + 1 :])
+                prefix.rules[position] = (*rule[:3], number, *rule[4:])
                 return Deleted(key, is_gone=False, was_routed=False)
         del prefix.rules[position]
         self._records.pop(rule[_SLOT], None)

@@ -85,7 +85,7 @@ def _attribute(data: bytes, size: int = 0) -> ctypes.Array[ctypes.c_char]:
 
 def possible_cpus() -> int:
     """How many values an element of a per-CPU map has (sysfs: possible)."""
-    with open("/sys/devices/system/cpu/possible") as file:  # noqa: PTH123
+    with open("/sys/devices/system/cpu/possible") as file:
         return int(file.read().strip().split(",")[-1].split("-")[-1]) + 1
 
 

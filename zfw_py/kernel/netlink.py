@@ -8,17 +8,19 @@ per-rule path comes here.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_network
 from socket import AF_INET, AF_INET6
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl.tcmsg import sched_bpf
 
 from zfw_py.errors import Conflict, KernelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # What include/uapi/linux/pkt_cls.h has after TCA_BPF_FLAGS, and pyroute2 lacks:
 # the program's id tells our filters from others'.

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The lines of a batch: an insert or a delete each, in either grammar.
+
+A batch has up to millions of lines, and Typer takes a millisecond for one, so
+the modern grammar has a small parser of its own here. What its options are
+called and what becomes of their values is in ``rule_options`` for both.
+"""
+
+from __future__ import annotations
+
+import shlex
+from array import array
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO, overload
+
+from zfw_py.cli import classic
+from zfw_py.cli.commands.rule_options import FLAGS, LISTS, VALUES, inverse, read_insert
+from zfw_py.errors import UsageError, ZfwError
+from zfw_py.firewall.firewall import Delete, Insert
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+MAX_LINE_BYTES = 64 * 1024
+MAX_LINES = 2_000_000
+
+# Progress is told once for so many lines.
+_STEP = 4096
+
+
+def _by_spelling(options: dict[str, Any]) -> dict[str, str]:
+    return {text: name for name, option in options.items() for text in option.spellings}
+
+
+_VALUES = _by_spelling(VALUES | LISTS)
+_FLAGS = _by_spelling(FLAGS)
+
+
+class Edits(Sequence[Insert | Delete]):
+    """The edits of a batch, and the line that each stands in.
+
+    ``line`` is that of the edit which is being looked at, None when all have
+    been; ``told`` is called now and then with how many that are.
+    """
+
+    def __init__(self) -> None:
+        self._edits: list[Insert | Delete] = []
+        self._lines = array("I")
+        self.line: int | None = None
+        self.told: Callable[[int], None] = lambda done: None
+
+    def add(self, edit: Insert | Delete, line: int) -> None:
+        """One more, from this line."""
+        self._edits.append(edit)
+        self._lines.append(line)
+
+    def line_of(self, index: int) -> int:
+        """The line that an edit stands in."""
+        return self._lines[index]
+
+    def __len__(self) -> int:
+        return len(self._edits)
+
+    @overload
+    def __getitem__(self, index: int) -> Insert | Delete: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Insert | Delete]: ...
+    def __getitem__(self, index: int | slice) -> Insert | Delete | list[Insert | Delete]:
+        return self._edits[index]
+
+    def __iter__(self) -> Iterator[Insert | Delete]:
+        for index, edit in enumerate(self._edits):
+            self.line = self._lines[index]
+            if index % _STEP == 0:
+                self.told(index)
+            yield edit
+        self.line = None
+
+
+def read(file: BinaryIO, name: str, told: Callable[[int], None]) -> Edits:
+    """Read and check all lines of a file; ``told`` is called with the bytes read so far.
+
+    Raises UsageError for the first bad line, naming file and line.
+    """
+    edits = Edits()
+    done = number = 0
+    while data := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        done += len(data)
+        if number > MAX_LINES:
+            raise UsageError(f"{name}: more than {MAX_LINES} lines")
+        if len(data) > MAX_LINE_BYTES:
+            raise UsageError(f"{name}:{number}: longer than {MAX_LINE_BYTES} bytes")
+        if number % _STEP == 0:
+            told(done)
+        try:
+            words = split(data.decode("utf-8", "surrogateescape"))
+            if words:
+                edits.add(parse(words), number)
+        except ZfwError as error:
+            raise UsageError(f"{name}:{number}: {error.message}") from None
+    return edits
+
+
+def split(text: str) -> list[str]:
+    """A line's words, as a shell has them; none if it is blank or a comment."""
+    words = text.split()
+    if not words or words[0].startswith("#"):
+        return []
+    if '"' in text or "'" in text or "\\" in text:
+        try:
+            return shlex.split(text)
+        except ValueError as error:
+            raise UsageError(f"{error}".lower()) from None
+    return words
+
+
+def parse(words: list[str]) -> Insert | Delete:
+    """What a line asks for; it may begin with the command's name."""
+    if words[0] == "zfw":
+        words = words[1:]
+    verb = words[0] if words else ""
+    if verb == "insert":
+        return _parse_modern(words)
+    if verb == "delete":
+        return inverse(_parse_modern(words))
+    if verb.startswith("-"):
+        return _parse_classic(words)
+    raise UsageError(f"neither insert nor delete: {verb!r}")
+
+
+def _parse_modern(words: list[str]) -> Insert:
+    values: dict[str, Any] = {}
+    rest = iter(words)
+    next(rest)
+    for word in rest:
+        value: str | None
+        if word in _VALUES:
+            name, value = _VALUES[word], next(rest, None)
+            if value is None:
+                raise UsageError(f"{word}: needs a value")
+        elif word in _FLAGS:
+            values[_FLAGS[word]] = True
+            continue
+        else:
+            name, value = _glued(word)
+        if name in LISTS:
+            values.setdefault(name, []).append(value)
+        else:
+            values[name] = value
+    return read_insert(**values)
+
+
+def _glued(word: str) -> tuple[str, str]:
+    """Split --low-port=22 or -l22 into the option's name and its value."""
+    if word.startswith("--"):
+        spelling, equals, value = word.partition("=")
+        if spelling in _FLAGS:
+            raise UsageError(f"{spelling}: takes no value")
+        if equals and spelling in _VALUES:
+            return _VALUES[spelling], value
+    elif word[:2] in _VALUES:
+        return _VALUES[word[:2]], word[2:]
+    if word.startswith("-"):
+        raise UsageError(f"no such option: {word!r}")
+    raise UsageError(f"unexpected word: {word!r}")
+
+
+def _parse_classic(words: list[str]) -> Insert | Delete:
+    request = classic.parse(words)
+    if request.verb == "insert":
+        return Insert(request.rule, route=request.route)
+    if request.verb == "delete":
+        return Delete(request.key, request.interfaces, route=request.route)
+    raise UsageError(f"neither -I nor -D: {words[0]!r}")

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""zfw flush."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from zfw_py.cli import output
+from zfw_py.errors import UsageError
+from zfw_py.firewall.firewall import Firewall
+
+
+def command(
+    direction: Annotated[
+        Literal["ingress", "egress"] | None,
+        typer.Option("-z", "--direction", help="Only rules of this direction."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete all rules, and the local routes that --route made.
+
+    Settings, attachments and established connections stay. Asks before it
+    does it; where there is no terminal to ask on, --yes is needed.
+    """
+    firewall = Firewall()
+    if not yes:
+        counts = firewall.status().rules
+        directions = counts if direction is None else [direction]
+        count = sum(sum(counts[one].values()) for one in directions)
+        if count and not _is_confirmed(count, direction):
+            output.line("nothing deleted")
+            raise typer.Exit(1)
+    output.line(f"deleted {output.counted(firewall.flush(direction), 'rule')}")
+
+
+def _is_confirmed(count: int, direction: str | None) -> bool:
+    if not output.is_interactive():
+        raise UsageError("there is no terminal to ask on", hint="zfw flush --yes does not ask")
+    which = f"{direction} " if direction else ""
+    return typer.confirm(f"Delete {output.counted(count, which + 'rule')}?", err=True)

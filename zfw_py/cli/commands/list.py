@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""zfw list."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from zfw_py.cli import output
+from zfw_py.cli.commands.rule_options import read_prefix
+from zfw_py.errors import UsageError
+from zfw_py.firewall.firewall import Firewall
+
+if TYPE_CHECKING:
+    from zfw_py.model.rule import Rule
+
+COLUMNS = (
+    output.Column("DIRECTION"),
+    output.Column("PROTOCOL"),
+    output.Column("DESTINATION"),
+    output.Column("SOURCE"),
+    output.Column("PORTS"),
+    output.Column("ACTION"),
+    output.Column("TPROXY"),
+    output.Column("SERVICE"),
+    output.Column("INTERFACES"),
+    output.Column("PACKETS", is_number=True),
+    output.Column("BYTES", is_number=True, is_bytes=True),
+)
+
+
+def command(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="An array of objects, with exact numbers.")
+    ] = False,
+    direction: Annotated[
+        Literal["ingress", "egress"] | None,
+        typer.Option("-z", "--direction", help="Only rules of this direction."),
+    ] = None,
+    destination: Annotated[
+        str | None,
+        typer.Option(
+            "-c",
+            "--destination",
+            metavar="ADDR[/LEN]",
+            help="Only rules with exactly this destination.",
+        ),
+    ] = None,
+    intercepts: Annotated[
+        bool, typer.Option("--intercepts", help="Only rules that intercept.")
+    ] = False,
+    passthrough: Annotated[
+        bool, typer.Option("--passthrough", help="Only rules that pass packets to the host.")
+    ] = False,
+) -> None:
+    """List the rules and what they have counted.
+
+    Sorted by direction, family, destination, source and protocol; the rules of
+    one prefix stand in their order of entry, in which the first that matches wins.
+    """
+    if intercepts and passthrough:
+        raise UsageError("--intercepts: not together with --passthrough")
+    prefix = None if destination is None else read_prefix(destination)
+    rules = Firewall().rules(direction, prefix)
+    if intercepts or passthrough:
+        action = "intercept" if intercepts else "pass"
+        rules = [rule for rule in rules if rule.action == action]
+    if as_json:
+        output.json_array(map(as_object, rules))
+    elif rules:
+        output.table(COLUMNS, rules, cells)
+    else:
+        output.line("no rules")
+
+
+def as_object(rule: Rule) -> dict[str, object]:
+    """A rule as JSON has it."""
+    key = rule.key
+    return {
+        "direction": key.direction,
+        "family": key.family,
+        "protocol": key.protocol,
+        "destination": str(key.destination),
+        "source": str(key.source),
+        "low_port": key.low_port,
+        "high_port": rule.high_port,
+        "action": rule.action,
+        "tproxy_port": rule.tproxy_port,
+        "service_id": rule.service_id,
+        "interfaces": rule.interfaces,
+        "packets": rule.packets,
+        "bytes": rule.bytes,
+    }
+
+
+def cells(rule: Rule) -> tuple[str | int, ...]:
+    """A rule as a row of the table."""
+    key = rule.key
+    low, high = key.low_port, rule.high_port
+    return (
+        key.direction,
+        key.protocol,
+        str(key.destination),
+        str(key.source),
+        str(low) if low == high else f"{low}-{high}",
+        rule.action,
+        str(rule.tproxy_port) if rule.tproxy_port else "",
+        rule.service_id,
+        ",".join(rule.interfaces),
+        rule.packets,
+        rule.bytes,
+    )

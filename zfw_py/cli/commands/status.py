@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""zfw status."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from zfw_py.cli import output
+from zfw_py.firewall.firewall import Firewall
+from zfw_py.model.rule import DIRECTIONS
+
+if TYPE_CHECKING:
+    from zfw_py.firewall.status import InterfaceStatus, Status
+
+INTERFACES = (
+    output.Column("INTERFACE"),
+    output.Column("IFINDEX", is_number=True),
+    output.Column("INGRESS"),
+    output.Column("EGRESS"),
+    output.Column("SETTINGS"),
+    output.Column("ADDRESSES"),
+)
+REASONS = (
+    output.Column("REASON"),
+    output.Column("PACKETS", is_number=True),
+    output.Column("BYTES", is_number=True, is_bytes=True),
+)
+
+
+def command(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="An object, with every reason and exact numbers.")
+    ] = False,
+) -> None:
+    """Show where the firewall is attached, how it is set, and what it has decided.
+
+    Of the reasons for which packets were passed, dropped or intercepted those
+    that have occurred.
+    """
+    status = Firewall().status()
+    if as_json:
+        output.json_object(as_object(status))
+        return
+    output.line(f"zfw {status.version}")
+    output.line(f"rules: {_rules_text(status)}")
+    output.line("")
+    output.table(INTERFACES, status.interfaces, _interface_cells)
+    occurred = [(name, *counts) for name, counts in status.reasons.items() if counts[0]]
+    if occurred:
+        output.line("")
+        output.table(REASONS, occurred, tuple)
+
+
+def as_object(status: Status) -> dict[str, object]:
+    """The status as JSON has it."""
+    return {
+        "version": status.version,
+        "interfaces": [_interface_object(interface) for interface in status.interfaces],
+        "rules": {
+            direction: {f"ipv{family}": count for family, count in counts.items()}
+            for direction, counts in status.rules.items()
+        },
+        "reasons": {
+            name: {"packets": packets, "bytes": octets}
+            for name, (packets, octets) in status.reasons.items()
+        },
+    }
+
+
+def _interface_object(interface: InterfaceStatus) -> dict[str, object]:
+    attachments: dict[str, object] = dict.fromkeys(DIRECTIONS)
+    for direction, attachment in interface.attachments.items():
+        attachments[direction] = {"mode": attachment.mode, "program_id": attachment.program_id}
+    return {
+        "name": interface.name,
+        "ifindex": interface.ifindex,
+        **attachments,
+        "settings": interface.settings,
+        "addresses": interface.addresses,
+    }
+
+
+def _rules_text(status: Status) -> str:
+    return ", ".join(
+        f"{count} {direction} IPv{family}"
+        for direction, counts in status.rules.items()
+        for family, count in counts.items()
+    )
+
+
+def _interface_cells(interface: InterfaceStatus) -> tuple[str | int, ...]:
+    modes = dict.fromkeys(DIRECTIONS, "")
+    modes.update({name: attachment.mode for name, attachment in interface.attachments.items()})
+    settings = [name for name, on in interface.settings.items() if on]
+    return (
+        interface.name,
+        interface.ifindex,
+        *modes.values(),
+        ",".join(settings),
+        ",".join(interface.addresses),
+    )
