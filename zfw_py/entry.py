@@ -7,6 +7,7 @@ once for each rule: nothing heavy is imported on that way.
 
 from __future__ import annotations
 
+import gc
 import sys
 
 TYPE_CHECKING = False
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 def main() -> NoReturn:
     """Run the command line of this process and exit with its code."""
+    # One command, then the process ends: a million rules of a batch or a listing
+    # would be gone through again and again, and nothing is there to be collected.
+    gc.disable()
     argv = sys.argv[1:]
     if argv and argv[0].startswith("-") and argv[0] != "--help":
         from zfw_py.cli.classic_run import run

@@ -28,6 +28,8 @@ def resolve(
     earlier candidate names. ``members_of`` turns an interface set's number into
     a bitmap of its names. Also returns the most candidates that an interval has.
     """
+    if len(rules) == 1:
+        return [(rules[0][0], rules[0][1], 0)], 1
     changes: dict[int, tuple[list[int], list[int]]] = {}
     for index, rule in enumerate(rules):
         changes.setdefault(rule[0], ([], []))[0].append(index)

@@ -125,11 +125,15 @@ def _rich_table(
         made.add_row(
             *[
                 # Text, not a str: service ids may look like markup.
-                Text(decimal(int(cell)) if column.is_bytes else _text(cell), _STYLES.get(cell, ""))
+                Text(decimal(int(cell)) if column.is_bytes else _text(cell), _style(cell))
                 for column, cell in zip(columns, cells(item), strict=True)
             ]
         )
     Console().print(made)
+
+
+def _style(cell: Cell) -> str:
+    return _STYLES.get(cell, "") if isinstance(cell, str) else ""
 
 
 def _text(cell: Cell) -> str:

@@ -92,6 +92,7 @@ class Firewall:
         with Tables(is_writer=True) as tables:
             interfaces = _interfaces(tables)
             rule_edit = RuleEdit(tables, interfaces)
+            rule_edit.expect(len(edits))
             results: list[Inserted | Deleted] = []
             for edit in edits:
                 if isinstance(edit, Insert):

@@ -23,6 +23,8 @@ _counter = Struct(layout.COUNTER)
 
 def counter_sum(value: bytes) -> tuple[int, int]:
     """Packets and bytes of all CPUs, of a per-CPU map's value."""
+    if not any(value):
+        return 0, 0
     packets = octets = 0
     for some_packets, some_bytes in _counter.iter_unpack(value):
         packets += some_packets
@@ -92,9 +94,13 @@ def read_rules(
     return rules
 
 
-def _order(key: bytes) -> tuple[int, bytes, int, bytes, int, int]:
+# By table: what sorts first, its direction and family without the protocol.
+_GROUPS = [bytes([table & ~layout.TABLE_UDP]) for table in range(layout.TABLES)]
+
+
+def _order(key: bytes) -> bytes:
     """Direction and family, destination, source, protocol of a struct zfw_prefix_key."""
-    return (key[34] & ~layout.TABLE_UDP, key[:16], key[32], key[16:32], key[33], key[34])
+    return _GROUPS[key[34]] + key[:16] + key[32:33] + key[16:32] + key[33:35]
 
 
 def read_reasons(tables: Tables) -> dict[str, tuple[int, int]]:

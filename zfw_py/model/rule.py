@@ -53,7 +53,9 @@ def check_interface_name(name: str, option: str) -> str:
 
 
 def check_service_id(text: str, option: str) -> str:
-    """A service id: up to 64 bytes, printable, no blanks."""
+    """A service id: up to 64 bytes, no blanks, no control characters."""
+    if len(text) <= MAX_SERVICE_ID and text.isascii() and text.isprintable() and " " not in text:
+        return text
     encoded = text.encode("utf-8", "surrogateescape")
     if len(encoded) > MAX_SERVICE_ID:
         raise UsageError(f"{option}: longer than {MAX_SERVICE_ID} bytes: {text!r}")
@@ -181,15 +183,18 @@ class Rule:
         self.action = "deny" if deny else "intercept" if tproxy_port else "pass"
         self.tproxy_port = tproxy_port
         self.service_id = check_service_id(service_id, "service id")
-        self.interfaces = tuple(
-            sorted({check_interface_name(name, "interface") for name in interfaces})
-        )
+        self.interfaces = ()
+        if interfaces:
+            self.interfaces = tuple(
+                sorted({check_interface_name(name, "interface") for name in interfaces})
+            )
         self.is_routed = False
         self.packets = 0
         self.bytes = 0
 
     def __str__(self) -> str:
-        return f"{self.key}-{self.high_port} {self.action}"
+        last = "" if self.high_port == self.key.low_port else f"-{self.high_port}"
+        return f"{self.key}{last} {self.action}"
 
     def __repr__(self) -> str:
         return f"<Rule {self}>"

@@ -7,6 +7,7 @@ import os
 import sys
 from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 from stat import S_ISREG
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
@@ -36,8 +37,8 @@ def command(
     name = "stdin" if file == "-" else file
     with output.Progress() as progress:
         with _opened(file) as lines:
-            size = os.fstat(lines.fileno())
-            total = size.st_size if S_ISREG(size.st_mode) else None
+            found = os.fstat(lines.fileno())
+            total = found.st_size if S_ISREG(found.st_mode) else None
             edits = batch.read(lines, name, lambda done: progress.show("reading", done, total))
         edits.told = lambda done: progress.show("applying", done, len(edits))
         try:
@@ -55,7 +56,7 @@ def _opened(file: str) -> Iterator[BinaryIO]:
         yield sys.stdin.buffer
         return
     try:
-        with open(file, "rb") as opened:
+        with Path(file).open("rb") as opened:
             yield opened
     except FileNotFoundError:
         raise NotFound(f"{file}: no such file") from None

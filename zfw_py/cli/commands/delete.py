@@ -11,12 +11,13 @@ from zfw_py.firewall.firewall import Firewall
 
 
 def command(
+    *,
     destination: Annotated[str, option.DESTINATION.typer],
-    protocol: Annotated[str, option.PROTOCOL.typer],
-    low_port: Annotated[str, option.LOW_PORT.typer],
     prefix_length: Annotated[str | None, option.PREFIX_LENGTH.typer] = None,
     source: Annotated[str | None, option.SOURCE.typer] = None,
     source_length: Annotated[str | None, option.SOURCE_LENGTH.typer] = None,
+    protocol: Annotated[str, option.PROTOCOL.typer],
+    low_port: Annotated[str, option.LOW_PORT.typer],
     high_port: Annotated[str | None, option.HIGH_PORT.typer] = None,
     tproxy_port: Annotated[str, option.TPROXY_PORT.typer] = "0",
     interfaces: Annotated[list[str] | None, option.INTERFACE.typer] = None,

@@ -47,10 +47,10 @@ def command(
     output.line(f"rules: {_rules_text(status)}")
     output.line("")
     output.table(INTERFACES, status.interfaces, _interface_cells)
-    occurred = [(name, *counts) for name, counts in status.reasons.items() if counts[0]]
+    occurred = [(name, *counts) for name, counts in status.reasons.items() if any(counts)]
     if occurred:
         output.line("")
-        output.table(REASONS, occurred, tuple)
+        output.table(REASONS, occurred, lambda row: row)
 
 
 def as_object(status: Status) -> dict[str, object]:

@@ -1,0 +1,251 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-only
+"""The main job of zfw, shown on real traffic between two network namespaces."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ZFW = str(ROOT / ".venv" / "bin" / "zfw")
+IP, NSENTER = "/usr/sbin/ip", "/usr/bin/nsenter"
+CLIENT, GATEWAY = "zfw-demo-client", "zfw-demo-gateway"
+
+# The transparent listener's port, as a router would have chosen it.
+TPROXY_PORT = 43321
+SERVICES = {4: "100.72.0.4", 6: "fd72::4"}
+LOOPBACK = {4: "127.0.0.1", 6: "::1"}
+FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+PREFIX_LENGTHS = {4: 32, 6: 128}
+
+# include/uapi/linux/in.h, in6.h: by family the options' level, TRANSPARENT, RECVORIGDSTADDR.
+TRANSPARENT = {4: (socket.SOL_IP, 19, 20), 6: (socket.IPPROTO_IPV6, 75, 74)}
+ANSWER_SECONDS = 5.0
+SILENCE_SECONDS = 1.0
+
+
+def say(text: str) -> None:
+    """What is done next, and why."""
+    print(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n{text}", flush=True)
+
+
+def run(*command: str, shown: str | None = None) -> None:
+    """Show a command, and run it."""
+    print(f"  $ {shown or ' '.join(command)}", flush=True)
+    done = subprocess.run(command, check=False)
+    if done.returncode:
+        raise SystemExit(f"demo: that failed with exit code {done.returncode}")
+
+
+def inside(namespace: str, *command: str, shown: str | None = None) -> None:
+    """Run a command in a namespace. Not by ``ip netns exec``, which hides bpffs."""
+    run(
+        NSENTER,
+        f"--net=/run/netns/{namespace}",
+        *command,
+        shown=f"[{namespace.removeprefix('zfw-demo-')}] {shown or ' '.join(command)}",
+    )
+
+
+def zfw(*arguments: str) -> None:
+    """Run zfw in the gateway."""
+    inside(GATEWAY, ZFW, *arguments, shown=f"zfw {' '.join(arguments)}")
+
+
+def enter(namespace: str) -> None:
+    """Move this process into a namespace (setns(2))."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    with Path(f"/run/netns/{namespace}").open() as file:
+        if libc.setns(file.fileno(), 0x40000000) != 0:
+            raise OSError(ctypes.get_errno(), f"enter namespace {namespace}")
+
+
+def build_network() -> None:
+    """Two namespaces, a veth pair, addresses; the gateway is the client's default route."""
+    for namespace in (CLIENT, GATEWAY):
+        run(IP, "netns", "add", namespace)
+    run(IP, "link", "add", "gw0", "netns", GATEWAY, "type", "veth",
+        "peer", "name", "eth0", "netns", CLIENT)  # fmt: skip
+    for namespace, interface, addresses in (
+        (GATEWAY, "gw0", ("10.9.0.1/24", "fd09::1/64")),
+        (CLIENT, "eth0", ("10.9.0.2/24", "fd09::2/64")),
+    ):
+        for address in addresses:
+            nodad = ["nodad"] if ":" in address else []
+            run(IP, "-n", namespace, "address", "add", address, "dev", interface, *nodad)
+        run(IP, "-n", namespace, "link", "set", "lo", "up")
+        run(IP, "-n", namespace, "link", "set", interface, "up")
+    run(IP, "-n", CLIENT, "route", "add", "default", "via", "10.9.0.1")
+    run(IP, "-n", CLIENT, "-6", "route", "add", "default", "via", "fd09::1")
+
+
+def remove_network() -> None:
+    """Take away all that was made; the veth pair goes with its namespaces."""
+    for namespace in (CLIENT, GATEWAY):
+        if Path(f"/run/netns/{namespace}").exists():
+            run(IP, "netns", "delete", namespace)
+
+
+def listen() -> None:
+    """The transparent listener: answers every connection and datagram with where it was meant for.
+
+    Runs in the gateway, in a process of its own, until it is ended.
+    """
+    enter(GATEWAY)
+    listeners: dict[socket.socket, tuple[int, socket.SocketKind]] = {}
+    for family in FAMILIES:
+        level, transparent, receive_original = TRANSPARENT[family]
+        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+            listener = socket.socket(FAMILIES[family], kind)
+            listener.setsockopt(level, transparent, 1)
+            listener.setsockopt(level, receive_original, 1)
+            listener.bind((LOOPBACK[family], TPROXY_PORT))
+            if kind == socket.SOCK_STREAM:
+                listener.listen()
+            listeners[listener] = (family, kind)
+    print("  listener: ready", flush=True)
+    while True:
+        for ready in select.select(list(listeners), [], [])[0]:
+            family, kind = listeners[ready]
+            if kind == socket.SOCK_STREAM:
+                connection, source = ready.accept()
+                address, port = connection.getsockname()[:2]
+                answer = describe("TCP", source, address, port)
+                with connection:
+                    connection.sendall(answer)
+            else:
+                answer_datagram(ready, family)
+
+
+def answer_datagram(listener: socket.socket, family: int) -> None:
+    """Answer from the address that the datagram was sent to, as a router does."""
+    _, ancillary, _, source = listener.recvmsg(2048, 256)
+    form = "!2xH4s" if family == 4 else "!2xH4x16s"
+    port, raw = struct.unpack_from(form, ancillary[0][2])
+    address = socket.inet_ntop(FAMILIES[family], raw)
+    level, transparent, _ = TRANSPARENT[family]
+    with socket.socket(FAMILIES[family], socket.SOCK_DGRAM) as reply:
+        reply.setsockopt(level, transparent, 1)
+        reply.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reply.bind((address, port))
+        reply.sendto(describe("UDP", source, address, port), source)
+
+
+def describe(protocol: str, source: tuple[str, int], address: str, port: int) -> bytes:
+    """Tell what arrived; the same text is the answer."""
+    text = f"{protocol} from {source[0]}, meant for {address} port {port}"
+    print(f"  listener: {text}", flush=True)
+    return text.encode()
+
+
+def ask(protocol: str, family: int, port: int) -> str | None:
+    """What a client is answered, or None: nothing came."""
+    kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+    is_allowed = port == 22
+    with socket.socket(FAMILIES[family], kind) as client:
+        client.settimeout(ANSWER_SECONDS if is_allowed else SILENCE_SECONDS)
+        try:
+            client.connect((SERVICES[family], port))
+            if protocol == "udp":
+                client.send(b"hello")
+            return client.recv(2048).decode()
+        except TimeoutError:
+            return None
+
+
+def client() -> None:
+    """The client's side: four questions that are answered, four that are not."""
+    enter(CLIENT)
+    for family in FAMILIES:
+        for protocol in ("tcp", "udp"):
+            for port, is_expected in ((22, True), (23, False)):
+                print(f"  client: {protocol.upper()} to {SERVICES[family]} port {port}", flush=True)
+                answer = ask(protocol, family, port)
+                print(f"  client: {'answered: ' + answer if answer else 'no answer: dropped'}\n",
+                      flush=True)  # fmt: skip
+                if (answer is not None) != is_expected:
+                    raise SystemExit("demo: that is not what should have happened")
+
+
+def check_machine() -> None:
+    """Say exactly what is missing where BPF programs cannot be loaded."""
+    probe = subprocess.run(
+        ["/usr/sbin/bpftool", "prog", "show"], check=False, capture_output=True, text=True
+    )
+    if probe.returncode:
+        raise SystemExit(
+            "demo: this machine cannot load BPF programs: bpf(2) answers: "
+            f"{(probe.stderr or probe.stdout).strip()}\n"
+            "The kernel needs CONFIG_BPF_SYSCALL, CONFIG_BPF_JIT, CONFIG_NET_CLS_BPF and"
+            " CONFIG_NET_SCH_INGRESS, and this process CAP_BPF and CAP_NET_ADMIN."
+        )
+
+
+def main() -> None:
+    """Build, show, remove."""
+    say("1. A network of our own: two namespaces, joined by a veth pair")
+    build_network()
+
+    say("2. A transparent listener in the gateway, on 127.0.0.1 and ::1, as a router opens it")
+    sys.stdout.flush()
+    listener = subprocess.Popen(
+        [sys.executable, __file__, "listener"], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert listener.stdout is not None
+        print(listener.stdout.readline(), end="", flush=True)
+
+        say("3. The firewall onto the gateway's interface: from here on nothing gets in unasked")
+        zfw("attach", "gw0")
+        zfw("set", "gw0", "--ipv6", "on")
+
+        say(
+            "4. Rules: port 22 of the service belongs to the listener."
+            " --route makes the address local, which a router does by itself"
+        )
+        for family, address in SERVICES.items():
+            for protocol in ("tcp", "udp"):
+                zfw(
+                    "insert", "-c", address, "-m", str(PREFIX_LENGTHS[family]), "-p", protocol,
+                    "-l", "22", "-h", "22", "-t", str(TPROXY_PORT), "--route",
+                )  # fmt: skip
+
+        say("5. A client tries port 22, which has a rule, and port 23, which has none")
+        subprocess.run([sys.executable, __file__, "client"], check=True)
+        say("   What the listener saw: the original destinations, no NAT in between")
+        time.sleep(0.1)
+        listener.terminate()
+        print(listener.stdout.read(), end="", flush=True)
+
+        say("6. The rules, with what they counted")
+        zfw("list")
+    finally:
+        listener.kill()
+        listener.wait()
+        say("7. All of it is removed again")
+        with contextlib.suppress(SystemExit):
+            zfw("detach", "--all")
+        remove_network()
+    say("Done: four services answered, four probes dropped.")
+
+
+if __name__ == "__main__":
+    if os.environ.get("TERM") == "dumb":
+        os.environ["NO_COLOR"] = "1"
+    if sys.argv[1:] == ["listener"]:
+        listen()
+    elif sys.argv[1:] == ["client"]:
+        client()
+    else:
+        check_machine()
+        main()
