@@ -198,12 +198,12 @@ def main() -> None:
 
     say("2. A transparent listener in the gateway, on 127.0.0.1 and ::1, as a router opens it")
     sys.stdout.flush()
-    listener = subprocess.Popen(
-        [sys.executable, __file__, "listener"], stdout=subprocess.PIPE, text=True
-    )
+    seen, output = os.pipe()
+    listener = subprocess.Popen([sys.executable, __file__, "listener"], stdout=output)
+    os.close(output)
+    lines = os.fdopen(seen)
     try:
-        assert listener.stdout is not None
-        print(listener.stdout.readline(), end="", flush=True)
+        print(lines.readline(), end="", flush=True)
 
         say("3. The firewall onto the gateway's interface: from here on nothing gets in unasked")
         zfw("attach", "gw0")
@@ -225,7 +225,7 @@ def main() -> None:
         say("   What the listener saw: the original destinations, no NAT in between")
         time.sleep(0.1)
         listener.terminate()
-        print(listener.stdout.read(), end="", flush=True)
+        print(lines.read(), end="", flush=True)
 
         say("6. The rules, with what they counted")
         zfw("list")

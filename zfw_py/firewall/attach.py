@@ -20,6 +20,7 @@ from zfw_py.errors import KernelError, ZfwError
 from zfw_py.firewall.tables import ZERO, Tables
 from zfw_py.kernel import bpf, bpffs, netlink
 from zfw_py.kernel.libbpf import BpfObject
+from zfw_py.kernel.namespaces import live_cookies
 from zfw_py.model.rule import DIRECTIONS
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def _install(directory: str) -> None:
     """Load the object, pin all of it in a directory of its own, publish that by one rename."""
     for leftover in bpffs.unfinished():
         bpffs.remove_directory(leftover)
+    _remove_state_of_gone_namespaces()
     digest = _digest()
     built = bpffs.new_directory()
     try:
@@ -74,6 +76,19 @@ def _install(directory: str) -> None:
     except BaseException:
         bpffs.remove_directory(built)
         raise
+
+
+def _remove_state_of_gone_namespaces() -> None:
+    """Interface indexes and addresses mean nothing once their namespace is gone."""
+    cookies = bpffs.published()
+    live = live_cookies() if cookies else None
+    if live is None:
+        return
+    for cookie in cookies:
+        directory = bpffs.state_directory(cookie)
+        # A link that still has its interface proves the scan wrong.
+        if cookie not in live and not any(True for _ in _tcx_attachments(directory)):
+            bpffs.remove_directory(directory)
 
 
 def upgrade(tables: Tables) -> None:
@@ -116,12 +131,12 @@ def _link_ifindex(fd: int) -> tuple[int, int]:
     return program_id, ifindex
 
 
-def _tcx_attachments(tables: Tables) -> Iterable[Attachment]:
-    for name in os.listdir(tables.directory):
+def _tcx_attachments(directory: str) -> Iterable[Attachment]:
+    for name in os.listdir(directory):
         if not name.startswith(_LINK_PIN):
             continue
         _, direction, number = name.split("_")
-        fd = bpf.open_pin(f"{tables.directory}/{name}")
+        fd = bpf.open_pin(f"{directory}/{name}")
         try:
             program_id, ifindex = _link_ifindex(fd)
         finally:
@@ -129,7 +144,7 @@ def _tcx_attachments(tables: Tables) -> Iterable[Attachment]:
         if ifindex == int(number):
             yield Attachment(ifindex, direction, "tcx", program_id)
         else:
-            os.unlink(f"{tables.directory}/{name}")
+            os.unlink(f"{directory}/{name}")
 
 
 def _program_ids(tables: Tables) -> dict[str, int]:
@@ -166,7 +181,7 @@ def attachments(tables: Tables) -> list[Attachment]:
         Attachment(found.ifindex, found.direction, "clsact", found.program_id)
         for found in _clsact_filters(tables, _all_ifindexes())
     ]
-    return sorted([*_tcx_attachments(tables), *by_clsact])
+    return sorted([*_tcx_attachments(tables.directory), *by_clsact])
 
 
 def attach(tables: Tables, ifindex: int, name: str, direction: str, mode: str) -> Attachment:
