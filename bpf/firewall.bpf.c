@@ -89,6 +89,12 @@ static __always_inline bool is_own_address(const struct __sk_buff *skb,
 {
 	struct zfw_address address = { .ifindex = skb->ifindex };
 
+	/* The table has IPv4 addresses as ::ffff:a.b.c.d. An IPv6 packet to
+	 * such an address is not for the IPv4 one. */
+	if (packet->family == ZFW_AF_INET6 && !packet->destination[0] && !packet->destination[1] &&
+	    packet->destination[2] == bpf_htonl(0xffff))
+		return false;
+
 	__builtin_memcpy(address.address, packet->destination, sizeof(address.address));
 	return bpf_map_lookup_elem(&addresses, &address);
 }

@@ -70,6 +70,7 @@ static __always_inline bool quotes_local_flow(struct __sk_buff *skb,
 		tuple.ipv4.daddr = quoted.saddr;
 		length = sizeof(tuple.ipv4);
 	} else {
+		struct zfw_header_chain chain = {};
 		struct ipv6hdr quoted;
 
 		if (offset + sizeof(quoted) > end ||
@@ -77,19 +78,15 @@ static __always_inline bool quotes_local_flow(struct __sk_buff *skb,
 			return false;
 		if (quoted.version != 6)
 			return false;
-		offset += sizeof(quoted);
-		protocol = quoted.nexthdr;
-		if (protocol == ZFW_NEXT_FRAGMENT) {
-			__u8 header[8];
-
-			if (offset + sizeof(header) > end ||
-			    !read_bytes(skb, offset, header, sizeof(header)))
-				return false;
-			if (((__u16)header[2] << 8 | header[3]) & ZFW_IPV6_FRAGMENT_OFFSET)
-				return false;
-			offset += sizeof(header);
-			protocol = header[0];
-		}
+		/* Headers that we sent come back in the quote. */
+		chain.offset = offset + sizeof(quoted);
+		chain.end = end;
+		chain.next = quoted.nexthdr;
+		if (walk_headers(skb, &chain) != ZFW_PARSED_IP ||
+		    chain.fragment & ZFW_IPV6_FRAGMENT_OFFSET)
+			return false;
+		offset = chain.offset;
+		protocol = chain.next;
 		__builtin_memcpy(tuple.ipv6.saddr, &quoted.daddr, 16);
 		__builtin_memcpy(tuple.ipv6.daddr, &quoted.saddr, 16);
 		length = sizeof(tuple.ipv6);
@@ -135,7 +132,7 @@ static __always_inline enum zfw_reason judge_icmpv6(struct __sk_buff *skb,
 {
 	__u8 header[8];
 
-	if (packet->transport_length < 4 || !read_bytes(skb, packet->transport_offset, header, 4))
+	if (packet->transport_length < sizeof(header) || !read_bytes(skb, packet->transport_offset, header, sizeof(header)))
 		return ZFW_REASON_MALFORMED;
 	switch (header[0]) {
 	case ICMPV6_ECHO_REQUEST:

@@ -79,6 +79,8 @@ static __always_inline bool read_bytes(struct __sk_buff *skb, __u32 offset, void
 	void *data = (void *)(long)skb->data;
 	void *end = (void *)(long)skb->data_end;
 
+	/* clang 19 and later would compare one register and use another. */
+	asm volatile("" : "+r"(offset));
 	if (offset > ZFW_MAX_OFFSET)
 		return false;
 	if (data + offset + length <= end) {
@@ -130,20 +132,90 @@ static __always_inline enum zfw_parsed parse_ipv4(struct __sk_buff *skb, __u32 o
 	return ZFW_PARSED_IP;
 }
 
+static __always_inline bool is_extension_header(__u8 next)
+{
+	return next == ZFW_NEXT_HOP_BY_HOP || next == ZFW_NEXT_ROUTING ||
+	       next == ZFW_NEXT_DESTINATION_OPTIONS || next == ZFW_NEXT_AUTHENTICATION ||
+	       next == ZFW_NEXT_FRAGMENT;
+}
+
+/* A chain of IPv6 extension headers, before and after walk_headers(). */
+struct zfw_header_chain {
+	__u32 offset; /* of what comes next, from the start of the frame */
+	__u32 end; /* of the packet */
+	__be32 identification; /* of the datagram that this is a fragment of */
+	__u16 fragment; /* offset and more flag, host order; 0: whole */
+	__u8 next;
+	__u8 pad;
+};
+
+/*
+ * Goes on to the transport header, or to the payload of a later fragment, whose
+ * fragment header names what the datagram carries. An enum zfw_parsed.
+ */
+__noinline int walk_headers(struct __sk_buff *skb, struct zfw_header_chain *chain)
+{
+	bool has_fragment_header = false;
+	__u32 i;
+
+	if (!chain)
+		return ZFW_PARSED_MALFORMED;
+	for (i = 0; i < ZFW_MAX_EXTENSION_HEADERS; i++) {
+		__u8 header[8], next = chain->next;
+		__u32 offset = chain->offset;
+
+		if (!is_extension_header(next))
+			break;
+		if (offset + sizeof(header) > chain->end)
+			return ZFW_PARSED_MALFORMED;
+		if (offset > ZFW_MAX_OFFSET)
+			return ZFW_PARSED_HEADER_CHAIN;
+		if (!read_bytes(skb, offset, header, sizeof(header)))
+			return ZFW_PARSED_MALFORMED;
+		chain->next = header[0];
+		if (next == ZFW_NEXT_AUTHENTICATION) {
+			chain->offset = offset + ((__u32)header[1] + 2) * 4;
+		} else if (next != ZFW_NEXT_FRAGMENT) {
+			chain->offset = offset + ((__u32)header[1] + 1) * 8;
+		} else {
+			/* Once at most (RFC 8200, section 4.1): the stack
+			 * takes no fragment out of a fragment. */
+			if (has_fragment_header)
+				return ZFW_PARSED_MALFORMED;
+			has_fragment_header = true;
+			chain->offset = offset + 8;
+			/* Neither offset nor more: an atomic fragment, which
+			 * is a whole packet (RFC 6946). */
+			chain->fragment = ((__u16)header[2] << 8 | header[3]) &
+					  (ZFW_IPV6_FRAGMENT_OFFSET | ZFW_IPV6_MORE_FRAGMENTS);
+			__builtin_memcpy(&chain->identification, header + 4, 4);
+			if (chain->fragment & ZFW_IPV6_FRAGMENT_OFFSET)
+				return ZFW_PARSED_IP;
+		}
+	}
+	if (is_extension_header(chain->next))
+		return ZFW_PARSED_HEADER_CHAIN;
+	if (chain->offset > chain->end)
+		return ZFW_PARSED_MALFORMED;
+	return chain->offset > ZFW_MAX_OFFSET ? ZFW_PARSED_HEADER_CHAIN : ZFW_PARSED_IP;
+}
+
 static __always_inline enum zfw_parsed parse_ipv6(struct __sk_buff *skb, __u32 offset,
 						  struct zfw_packet *packet)
 {
+	struct zfw_header_chain chain = {};
+	enum zfw_parsed parsed;
 	struct ipv6hdr ip;
-	__u32 end, i;
-	__u8 next;
 
 	if (!read_bytes(skb, offset, &ip, sizeof(ip)))
 		return ZFW_PARSED_MALFORMED;
-	offset += sizeof(ip);
-	end = offset + bpf_ntohs(ip.payload_len);
+	chain.offset = offset + sizeof(ip);
+	chain.end = chain.offset + bpf_ntohs(ip.payload_len);
+	chain.next = ip.nexthdr;
+	/* BIG TCP, as above. */
 	if (ip.payload_len == 0 && skb->gso_segs)
-		end = skb->len;
-	if (ip.version != 6 || end > skb->len)
+		chain.end = skb->len;
+	if (ip.version != 6 || chain.end > skb->len)
 		return ZFW_PARSED_MALFORMED;
 
 	packet->family = ZFW_AF_INET6;
@@ -151,53 +223,20 @@ static __always_inline enum zfw_parsed parse_ipv6(struct __sk_buff *skb, __u32 o
 	__builtin_memcpy(packet->source, &ip.saddr, 16);
 	__builtin_memcpy(packet->destination, &ip.daddr, 16);
 
-	next = ip.nexthdr;
-	for (i = 0; i < ZFW_MAX_EXTENSION_HEADERS; i++) {
-		__u8 header[8];
-
-		if (next != ZFW_NEXT_HOP_BY_HOP && next != ZFW_NEXT_ROUTING &&
-		    next != ZFW_NEXT_DESTINATION_OPTIONS && next != ZFW_NEXT_AUTHENTICATION &&
-		    next != ZFW_NEXT_FRAGMENT)
-			break;
-		if (offset + sizeof(header) > end ||
-		    !read_bytes(skb, offset, header, sizeof(header)))
-			return ZFW_PARSED_MALFORMED;
-		if (next == ZFW_NEXT_FRAGMENT) {
-			__u16 fragment = (__u16)header[2] << 8 | header[3];
-
-			/* Neither offset nor more: an atomic fragment, which
-			 * is a whole packet (RFC 6946). */
-			if (fragment & (ZFW_IPV6_FRAGMENT_OFFSET | ZFW_IPV6_MORE_FRAGMENTS)) {
-				packet->fragment = fragment & ZFW_IPV6_FRAGMENT_OFFSET ?
-							   ZFW_FRAGMENT_LATER :
-							   ZFW_FRAGMENT_FIRST;
-				__builtin_memcpy(&packet->identification, header + 4, 4);
-			}
-			/* What this header names belongs to the whole datagram:
-			 * a later fragment's payload is not a header. */
-			if (packet->fragment == ZFW_FRAGMENT_LATER) {
-				packet->protocol = header[0];
-				packet->transport_offset = offset + 8;
-				packet->transport_length = end - offset - 8;
-				return ZFW_PARSED_IP;
-			}
-			offset += 8;
-		} else if (next == ZFW_NEXT_AUTHENTICATION) {
-			offset += ((__u32)header[1] + 2) * 4;
-		} else {
-			offset += ((__u32)header[1] + 1) * 8;
+	if (is_extension_header(chain.next)) {
+		parsed = walk_headers(skb, &chain);
+		if (parsed != ZFW_PARSED_IP)
+			return parsed;
+		if (chain.fragment) {
+			packet->fragment = chain.fragment & ZFW_IPV6_FRAGMENT_OFFSET ?
+						   ZFW_FRAGMENT_LATER :
+						   ZFW_FRAGMENT_FIRST;
+			packet->identification = chain.identification;
 		}
-		next = header[0];
 	}
-	if (next == ZFW_NEXT_HOP_BY_HOP || next == ZFW_NEXT_ROUTING ||
-	    next == ZFW_NEXT_DESTINATION_OPTIONS || next == ZFW_NEXT_AUTHENTICATION ||
-	    next == ZFW_NEXT_FRAGMENT)
-		return ZFW_PARSED_HEADER_CHAIN;
-	if (offset > end || offset > ZFW_MAX_OFFSET)
-		return ZFW_PARSED_MALFORMED;
-	packet->protocol = next;
-	packet->transport_offset = offset;
-	packet->transport_length = end - offset;
+	packet->protocol = chain.next;
+	packet->transport_offset = chain.offset;
+	packet->transport_length = chain.end - chain.offset;
 	return ZFW_PARSED_IP;
 }
 

@@ -18,7 +18,7 @@
 #include "zfw_abi.h"
 
 /* Pairs of lengths that one call looks at. */
-#define LENGTHS_BATCH 16
+#define LENGTHS_BATCH 8
 
 enum rule_match {
 	RULE_NONE,
@@ -42,6 +42,7 @@ struct rule_query {
 	__u32 name_id;
 	__u32 position; /* of the next pair of lengths */
 	__u32 changes; /* of the lengths, when the first was read */
+	__u32 active; /* the list of lengths that position counts in */
 	__u32 cursor;
 	struct zfw_port_rule rule; /* the answer */
 };
@@ -50,13 +51,19 @@ struct rule_query {
 #define READ_ONCE_U16(x) (*(const volatile __u16 *)&(x))
 #define READ_ONCE_U32(x) (*(const volatile __u32 *)&(x))
 
-static __always_inline __be32 mask_word(__be32 word, int length)
+/*
+ * The first bits of a word; length may be below 0 or above 32. Without a branch:
+ * with eight of these in a loop, the verifier would go through each way of
+ * combining them.
+ */
+static __always_inline __be32 mask_word(__be32 word, __s32 length)
 {
-	if (length <= 0)
-		return 0;
-	if (length >= 32)
-		return word;
-	return word & bpf_htonl(~0U << (32 - length));
+	__s32 cut;
+
+	length &= ~(length >> 31);
+	cut = 32 - length;
+	cut &= ~(cut >> 31);
+	return word & bpf_htonl((__u32)(0xffffffffULL << (cut & 63)));
 }
 
 static __always_inline bool rule_applies(const struct zfw_port_rule *rule,
@@ -233,9 +240,11 @@ __noinline int match_lengths(struct rule_query *query)
 	inner = bpf_map_lookup_elem(&prefixes, &zero);
 	if (!table || !inner)
 		return RULE_NONE;
-	if (query->position == 0)
+	if (query->position == 0) {
 		query->changes = READ_ONCE_U32(table->changes);
-	list = &table->lists[READ_ONCE_U32(table->active) & 1];
+		query->active = READ_ONCE_U32(table->active);
+	}
+	list = &table->lists[query->active & 1];
 
 	key.destination[2] = key.source[2] = bpf_htonl(0xffff);
 	for (i = 0; i < LENGTHS_BATCH; i++) {
@@ -268,8 +277,8 @@ __noinline int match_further(struct rule_query *query, int match)
 
 	if (!query)
 		return RULE_NONE;
-	/* A pair's look-up ends in a port index, or a batch of them does not. */
-	for (i = 0; i < ZFW_MAX_LENGTHS + ZFW_MAX_LENGTHS / LENGTHS_BATCH; i++) {
+	/* Each pair may lead to a port index and back. */
+	for (i = 0; i < 2 * ZFW_MAX_LENGTHS + 2; i++) {
 		if (match == RULE_IN_MEDIUM)
 			match = search_medium(query);
 		else if (match == RULE_IN_LARGE)

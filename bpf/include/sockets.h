@@ -104,6 +104,11 @@ static __always_inline struct bpf_sock *find_established(struct __sk_buff *skb,
  * The transparent proxy's socket on 127.0.0.1 or ::1 and this port: TCP in
  * LISTEN, UDP unconnected, and of a family that can take the packet (a
  * dual-stack AF_INET6 socket takes IPv4 too; AF_INET never takes IPv6).
+ *
+ * Looked up from port 0: a program on this host may be connected to the proxy
+ * from the very port that the packet comes from, and its socket would be found
+ * instead. Members of a SO_REUSEPORT group are chosen by the packet's own ports
+ * all the same, when the stack takes the assigned socket (9c02bec95954).
  */
 static __always_inline struct bpf_sock *find_listener(struct __sk_buff *skb,
 						      const struct zfw_packet *packet, __u16 port)
@@ -111,15 +116,16 @@ static __always_inline struct bpf_sock *find_listener(struct __sk_buff *skb,
 	struct bpf_sock_tuple tuple = {};
 	__u32 length = packet_tuple(packet, &tuple);
 	struct bpf_sock *sk;
-	__u32 unconnected;
 
 	if (length == sizeof(tuple.ipv4)) {
 		tuple.ipv4.daddr = bpf_htonl(INADDR_LOOPBACK);
 		tuple.ipv4.dport = bpf_htons(port);
+		tuple.ipv4.sport = 0;
 	} else {
 		tuple.ipv6.daddr[0] = tuple.ipv6.daddr[1] = tuple.ipv6.daddr[2] = 0;
 		tuple.ipv6.daddr[3] = bpf_htonl(1);
 		tuple.ipv6.dport = bpf_htons(port);
+		tuple.ipv6.sport = 0;
 	}
 	if (packet->protocol == IPPROTO_TCP) {
 		sk = length == sizeof(tuple.ipv4) ?
@@ -140,8 +146,8 @@ static __always_inline struct bpf_sock *find_listener(struct __sk_buff *skb,
 					       0);
 		if (!sk)
 			return NULL;
-		unconnected = sk->state != BPF_TCP_ESTABLISHED;
-		if (unconnected && (packet->family == ZFW_AF_INET || sk->family == ZFW_AF_INET6))
+		if (sk->state != BPF_TCP_ESTABLISHED &&
+		    (packet->family == ZFW_AF_INET || sk->family == ZFW_AF_INET6))
 			return sk;
 	}
 	bpf_sk_release(sk);

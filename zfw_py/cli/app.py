@@ -7,8 +7,10 @@ Errors become one line on stderr and an exit code here, and nowhere else.
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from importlib import import_module
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -81,6 +83,9 @@ def zfw() -> None:
 
 def main(argv: list[str]) -> int:
     """Run a command line, without the command's own name; the exit code."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        # A service's name may have letters that the locale has not.
+        sys.stdout.reconfigure(errors="backslashreplace")
     # A command makes its objects, prints them and ends: a listing or a batch of
     # many rules would spend a third of its time on looking for garbage.
     collects = gc.isenabled()
@@ -93,16 +98,18 @@ def main(argv: list[str]) -> int:
 
 
 def _run(argv: list[str]) -> int:
+    if "_ZFW_COMPLETE" in os.environ:
+        # A shell asks for completions; Typer knows shells only where it adds options for them.
+        from typer._completion_classes import completion_init
+
+        completion_init()
     try:
         # Whatever Typer itself ends early, such as Ctrl-C, comes back as its exit code.
         return get_command(app).main(argv, prog_name="zfw", standalone_mode=False) or 0
     except UsageError as error:
-        path = error.ctx.command_path if error.ctx else "zfw"
-        output.error(f"{error.format_message()} Try '{path} --help'.")
+        command = f"zfw {argv[0]}" if argv[0] in COMMANDS else "zfw"
+        output.error(f"{error.format_message()} Try '{command} --help'.")
         return error.exit_code
-    except typer.Abort:
-        output.error("aborted")
-        return 1
     except ZfwError as error:
         output.error(error.message, error.hint)
         return error.exit_code

@@ -70,6 +70,12 @@ def is_interactive() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
+def confirm(question: str) -> bool:
+    """Ask on stderr, so that stdout has nothing but results. Only yes is yes."""
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 class Column(NamedTuple):
     """A column of a table."""
 

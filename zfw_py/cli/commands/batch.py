@@ -40,7 +40,7 @@ def command(
             found = os.fstat(lines.fileno())
             total = found.st_size if S_ISREG(found.st_mode) else None
             edits = batch.read(lines, name, lambda done: progress.show("reading", done, total))
-        edits.told = lambda done: progress.show("applying", done, len(edits))
+        edits.told = lambda done: progress.show("applying", done, None)
         try:
             results = Firewall().apply(edits)
         except ZfwError as error:

@@ -12,7 +12,9 @@ from zfw_py.cli import output
 
 
 def command(
-    shell: Annotated[Literal["bash", "zsh", "fish"], typer.Argument(help="The shell.")],
+    shell: Annotated[
+        Literal["bash", "zsh", "fish"], typer.Argument(metavar="bash|zsh|fish", help="The shell.")
+    ],
 ) -> None:
     """Print a script that makes the shell complete zfw's commands and options.
 

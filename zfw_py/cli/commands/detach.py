@@ -41,5 +41,12 @@ def command(
 
 def _tell(taken: list[Attachment]) -> None:
     for attachment in taken:
-        name = if_indextoname(attachment.ifindex)
+        name = _name(attachment.ifindex)
         output.line(f"detached {name} {attachment.direction} ({attachment.mode})")
+
+
+def _name(ifindex: int) -> str:
+    try:
+        return if_indextoname(ifindex)
+    except OSError:  # it has gone just now
+        return f"interface {ifindex}"

@@ -39,4 +39,4 @@ def _is_confirmed(count: int, direction: str | None) -> bool:
     if not output.is_interactive():
         raise UsageError("there is no terminal to ask on", hint="zfw flush --yes does not ask")
     which = f"{direction} " if direction else ""
-    return typer.confirm(f"Delete {output.counted(count, which + 'rule')}?", err=True)
+    return output.confirm(f"Delete {output.counted(count, which + 'rule')}?")

@@ -93,7 +93,7 @@ def _rules_text(status: Status) -> str:
 def _interface_cells(interface: InterfaceStatus) -> tuple[str | int, ...]:
     modes = dict.fromkeys(DIRECTIONS, "")
     modes.update({name: attachment.mode for name, attachment in interface.attachments.items()})
-    settings = [name for name, on in interface.settings.items() if on]
+    settings = [name.replace("_", "-") for name, on in interface.settings.items() if on]
     return (
         interface.name,
         interface.ifindex,
