@@ -132,7 +132,8 @@ static __always_inline enum zfw_reason judge_icmpv6(struct __sk_buff *skb,
 {
 	__u8 header[8];
 
-	if (packet->transport_length < sizeof(header) || !read_bytes(skb, packet->transport_offset, header, sizeof(header)))
+	if (packet->transport_length < sizeof(header) ||
+	    !read_bytes(skb, packet->transport_offset, header, sizeof(header)))
 		return ZFW_REASON_MALFORMED;
 	switch (header[0]) {
 	case ICMPV6_ECHO_REQUEST:

@@ -27,8 +27,10 @@ from scapy.layers.inet6 import (
     ICMPv6ParamProblem,
     ICMPv6TimeExceeded,
     ICMPv6Unknown,
+    IPv6ExtHdrDestOpt,
     IPv6ExtHdrFragment,
     IPv6ExtHdrHopByHop,
+    PadN,
     RouterAlert,
 )
 from scapy.layers.l2 import ARP, Ether
@@ -166,6 +168,11 @@ def test_an_interface_without_addresses_opens_nothing(gateway: Gateway, family: 
         for address in restore:
             gateway.gateway.run("ip", f"-{family}", "address", "add", address, "dev", "gw0")
         gateway.firewall.refresh()
+
+
+def test_an_ipv4_address_in_an_ipv6_packet_is_no_own_address(gateway: Gateway) -> None:
+    with gateway.counts(no_rule=1):
+        gateway.send(syn(f"::ffff:{GATEWAY[4]}", 22))
 
 
 # DHCP
@@ -600,6 +607,26 @@ def test_other_messages_drop(gateway: Gateway, kind: int, family: int) -> None:
     message = ICMP(type=kind) if family == 4 else ICMPv6Unknown(type=kind, msgbody=bytes(4))
     with gateway.counts(icmp_other=1):
         gateway.send(ip(GATEWAY[family], **({} if family == 4 else {"hlim": 255})) / message)
+
+
+@families
+@pytest.mark.parametrize("length", [0, 1, 4, 7])
+def test_a_message_shorter_than_its_header_is_malformed(
+    gateway: Gateway, length: int, family: int
+) -> None:
+    gateway.firewall.set(["gw0"], "icmp_echo", True)
+    field, kind = {4: ({"proto": 1}, 8), 6: ({"nh": 58}, 128)}[family]
+    with gateway.counts(malformed=1):
+        gateway.send(ip(GATEWAY[family], **field) / Raw((bytes((kind,)) + bytes(7))[:length]))
+
+
+def test_a_quote_with_extension_headers_is_understood(gateway: Gateway) -> None:
+    """What we sent with options comes back with them."""
+    options = IPv6ExtHdrDestOpt(options=[PadN(optdata=bytes(4))])
+    with flow(gateway, "udp", 6) as (_, transport), gateway.counts(icmp_error=2):
+        error = ERRORS[6]["packet too big"]
+        gateway.send(quoting(error, sent(6, options / transport)))
+        gateway.send(quoting(error, sent(6, options / IPv6ExtHdrFragment(m=1) / transport)))
 
 
 @families

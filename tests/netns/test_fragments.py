@@ -342,3 +342,11 @@ def test_a_first_fragment_has_the_whole_header(
         gateway.send(first(bytes(header - 1)))
     with gateway.counts(rule_pass=1):
         gateway.send(first(bytes(header)))
+
+
+def test_a_fragment_of_a_fragment_is_malformed(gateway: Gateway) -> None:
+    """The stack takes none out of another: RFC 8200, section 4.1, has one header at most."""
+    gateway.insert(GATEWAY[6], "udp", 5000)
+    outer, inner = (IPv6ExtHdrFragment(id=next(numbers)) for _ in range(2))
+    with gateway.counts(malformed=1):
+        gateway.send(ip(GATEWAY[6]) / outer / inner / UDP(dport=5000) / Raw(b"data"))

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import socket
 import struct
 import subprocess
 import threading
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,6 +28,7 @@ from tests.support.frames import (
     listening,
     needs_kernel,
 )
+from tests.support.listeners import LOOPBACK
 from zfw_py import Prefix, Rule, RuleKey
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ def _limit_segments(name: str, size: int) -> None:
         raise OSError(-error, f"{name}: segments of {size} bytes: {os.strerror(-error)}")
 
 
-@contextmanager
+@contextlib.contextmanager
 def _segments_up_to(gateway: Gateway, size: int) -> Iterator[None]:
     """Both ends of the wire make segments of so many bytes, and GRO joins them."""
 
@@ -337,6 +338,82 @@ def test_loopback_answers_pings_whatever_is_set(loopback: Gateway, family: int) 
         loopback.counts(icmp_echo=2),
     ):
         ping.sendto(request, ({4: "127.0.0.1", 6: "::1"}[family], 0))
+
+
+@families
+@protocols
+def test_whoever_is_connected_to_the_proxy_does_not_stand_for_it(
+    loopback: Gateway, protocol: str, family: int
+) -> None:
+    """A local program talks to the proxy directly, and from the same port to a service."""
+    kind = frames.SOCKET_FAMILY[family], frames.SOCKET_KIND[protocol]
+    with (
+        listening(protocol, family) as listener,
+        socket.socket(*kind) as direct,
+        socket.socket(*kind) as client,
+    ):
+        loopback.insert(SERVICE[family], protocol, 80, to=listener.port)
+        for each in (direct, client):
+            each.settimeout(frames.PATIENCE)
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            each.bind(direct.getsockname()[:2] if each is client else (LOOPBACK[family], 0))
+            if each is direct:
+                each.connect(listener.socket.getsockname())
+        accepted = listener.accept() if protocol == "tcp" else contextlib.nullcontext()
+        with accepted, loopback.counts(rule_intercept=1, **AFTERWARDS[protocol]):
+            client.connect((SERVICE[family], 80))
+            client.send(b"question")
+            if protocol == "udp":
+                assert listener.receive()[2] == (SERVICE[family], 80)
+                return
+            with listener.accept() as connection:
+                assert connection.getsockname()[:2] == (SERVICE[family], 80)
+
+
+GROUPS = {4: "239.9.9.9", 6: "ff02::9:9"}
+
+
+@families
+def test_the_gateway_hears_its_own_multicast(gateway: Gateway, family: int) -> None:
+    """The copy for local members comes in by the interface, without an Ethernet header."""
+    index = socket.if_nametoindex(gateway.interface)
+    with (
+        socket.socket(frames.SOCKET_FAMILY[family], socket.SOCK_DGRAM) as member,
+        socket.socket(frames.SOCKET_FAMILY[family], socket.SOCK_DGRAM) as sender,
+    ):
+        member.settimeout(frames.PATIENCE)
+        member.bind((GROUPS[family], 9999, *(() if family == 4 else (0, index))))
+        if family == 4:
+            request = struct.pack("=4s4si", socket.inet_aton(GROUPS[4]), bytes(4), index)
+            member.setsockopt(socket.SOL_IP, socket.IP_ADD_MEMBERSHIP, request)
+            sender.setsockopt(socket.SOL_IP, socket.IP_MULTICAST_IF, request)
+        else:
+            group = socket.inet_pton(socket.AF_INET6, GROUPS[6])
+            request = struct.pack("=16si", group, index)
+            member.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, request)
+            sender.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
+        with gateway.counts(loopback=1):
+            sender.sendto(b"hello", (GROUPS[family], 9999))
+        assert member.recv(100) == b"hello"
+
+
+def test_the_gateway_hears_its_own_broadcast(gateway: Gateway) -> None:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+    ):
+        receiver.settimeout(frames.PATIENCE)
+        receiver.bind(("10.9.0.255", 9999))
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        with gateway.counts(loopback=1):
+            sender.sendto(b"hello", ("10.9.0.255", 9999))
+        assert receiver.recv(100) == b"hello"
+
+
+@families
+def test_multicast_from_outside_needs_a_rule(gateway: Gateway, family: int) -> None:
+    with gateway.counts(no_rule=1):
+        gateway.send(datagram(GROUPS[family], 9999))
 
 
 @families

@@ -147,8 +147,10 @@ class Gateway(Network):
     def __init__(self) -> None:
         """Attach; neighbours are permanent, so that nothing but a test makes packets."""
         super().__init__()
+        for namespace, name in ((self.client, "eth0"), (self.gateway, "gw0")):
+            with namespace.entered():
+                Path(f"/proc/sys/net/ipv6/conf/{name}/router_solicitations").write_text("0")
         with self.client.entered():
-            Path("/proc/sys/net/ipv6/conf/eth0/router_solicitations").write_text("0")
             self._wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
             self._wire.bind(("eth0", 0))
         self.client_mac = self._wire.getsockname()[4].hex(":")

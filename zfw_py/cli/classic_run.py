@@ -109,7 +109,7 @@ def _list(request: Request) -> int:
 
     firewall = Firewall()
     if request.what == "rules":
-        rules = firewall.rules(request.direction, request.destination, request.family)
+        rules = firewall.rules(request.direction or "ingress", request.destination, request.family)
         sys.stdout.write(classic_listing.rules_text(rules, request))
         return 0
     # Cron runs these two for what they do: addresses and indexes brought up to date.

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from struct import pack_into, unpack_from
 from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.abi import layout
+from zfw_py.errors import UsageError
 from zfw_py.kernel import bpf
 
 if TYPE_CHECKING:
@@ -31,14 +33,20 @@ class Decision(NamedTuple):
 def explain(tables: Tables, frame: bytes, ifindex: int) -> Decision:
     """Ask about one frame, which starts with its Ethernet header, arriving at an interface.
 
-    The kernel wants at least 14 bytes, and the interface to be in the caller's
-    network namespace, where the sockets are looked up as well.
+    The interface is in the caller's network namespace, where the sockets are
+    looked up as well. Raises UsageError for a frame that the kernel does not take
+    for a test: less than the Ethernet header, or less than a whole IPv4 or IPv6
+    header where the frame says that it carries one (bpf_prog_test_run_skb()).
     """
     context = bytearray(_SK_BUFF_SIZE)
     pack_into("=I", context, _IFINDEX, ifindex)
     fd = bpf.open_pin(f"{tables.directory}/explain")
     try:
         _, answer = bpf.test_run(fd, frame, bytes(context))
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise UsageError(f"a frame of {len(frame)} bytes is too short for the kernel") from error
     finally:
         os.close(fd)
     verdict, reason, slot = unpack_from("=III", answer, _CB)

@@ -196,20 +196,23 @@ class Interfaces:
     def refresh(self) -> None:
         """Bring indexes, settings by index, and addresses up to date with the system."""
         current = {name: index for index, name in if_nameindex()}
-        known: list[int] = []
+        known: dict[str, int] = {}
         for name, (name_id, bits, recorded) in list(self._names.items()):
             ifindex = current.get(name) or self._alternative_index(name)
+            if ifindex:
+                known[name] = ifindex
             if ifindex != recorded:
+                # All old rows go before a new one is written: names may have been swapped.
                 self._write(name, name_id, bits, ifindex)
                 if recorded and _row_of(self._tables, recorded):
                     self._tables.map("interfaces").update(_row_key(recorded), _EMPTY_ROW)
-            if ifindex:
-                known.append(ifindex)
-                self._refresh_row(name, ifindex, bits, name_id)
+        for name, ifindex in known.items():
+            self._refresh_row(name, ifindex)
         if known:
             self._refresh_addresses({index: name for name, index in current.items()}, known)
 
-    def _refresh_row(self, name: str, ifindex: int, bits: int, name_id: int) -> None:
+    def _refresh_row(self, name: str, ifindex: int) -> None:
+        name_id, bits, _ = self._names[name]
         old = _row_of(self._tables, ifindex)
         flags = old[3] if old else _link_flags(name, ifindex)
         new = (ifindex, bits, name_id, flags)
@@ -222,11 +225,11 @@ class Interfaces:
         except OSError:
             return 0
 
-    def _refresh_addresses(self, names: dict[int, str], known: list[int]) -> None:
+    def _refresh_addresses(self, names: dict[int, str], known: dict[str, int]) -> None:
         found = interface_addresses()
         wanted = {
             _address.pack(ifindex, address)
-            for ifindex in known
+            for ifindex in known.values()
             for address in found.get(names.get(ifindex, ""), ())
         }
         table = self._tables.map("addresses")

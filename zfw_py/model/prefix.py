@@ -44,9 +44,11 @@ class Prefix:
         if not 0 <= length <= bits:
             raise UsageError(f"prefix length {length} is not within 0 to {bits}")
         host = bits - length
-        value = int.from_bytes(address, "big") >> host << host
+        if host:
+            value = int.from_bytes(address, "big") >> host << host
+            address = value.to_bytes(bits // 8, "big")
         self.family = family
-        self.address = value.to_bytes(bits // 8, "big")
+        self.address = address
         self.length = length
 
     @classmethod
@@ -60,7 +62,11 @@ class Prefix:
         family, address = parse_address(address_text, option)
         bits = 32 if family == 4 else 128
         if slash:
-            if not (length_text.isascii() and length_text.isdigit()) or int(length_text) > bits:
+            if (
+                not (length_text.isascii() and length_text.isdigit())
+                or len(length_text) > 3
+                or int(length_text) > bits
+            ):
                 raise UsageError(f"{option}: prefix length of {text!r} is not within 0 to {bits}")
             if length is not None and length != int(length_text):
                 raise UsageError(f"{option}: {text!r} contradicts the prefix length {length}")
@@ -76,7 +82,7 @@ class Prefix:
     @classmethod
     def any(cls, family: int) -> Prefix:
         """The prefix of length 0: 0.0.0.0/0 or ::/0."""
-        return cls(family, bytes(4 if family == 4 else 16), 0)
+        return _ANY4 if family == 4 else _ANY6
 
     @property
     def mapped(self) -> tuple[bytes, int]:
@@ -117,3 +123,7 @@ class Prefix:
 
     def __hash__(self) -> int:
         return hash((self.address, self.length))
+
+
+_ANY4 = Prefix(4, bytes(4), 0)
+_ANY6 = Prefix(6, bytes(16), 0)
