@@ -42,6 +42,8 @@ _HOMES = {
     "VerifierError": "zfw_py.errors",
 }
 
+__all__ = sorted(_HOMES)
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from zfw_py.errors import Busy as Busy

@@ -141,7 +141,7 @@ def _panels(sections: dict[str, Section]) -> dict[str, list[Bar]]:
             bars = []
             for firewall, count in path.MODES:
                 value = section.median(f"{measure}; {firewall}; {count}")
-                label = f"{firewall}, {count:,} rules" if count else "no firewall"
+                label = f"{firewall}, {path.counted(count)}" if count else "no firewall"
                 bars.append(Bar(label, value, report.number(value), is_ours=firewall == "zfw"))
             panels[measure] = bars
     return panels

@@ -44,6 +44,11 @@ _MARK, _TABLE = "1", "100"
 _SYS_PIDFD_GETFD = 438  # since 5.6, one number on every architecture
 
 
+def counted(rules: int) -> str:
+    """1 rule, 1,000 rules."""
+    return "1 rule" if rules == 1 else f"{rules:,} rules"
+
+
 def services(count: int) -> list[tuple[str, str, int]]:
     """Address, protocol and port of so many rules for each of the three services."""
     addresses = [SERVICE, *(f"100.73.{n // 250}.{n % 250 + 1}" for n in range(count - 1))]
@@ -241,6 +246,6 @@ def run(work: Path, *, quick: bool) -> Section:
         ]
         section.rows.append(("zfw to nftables", count, *map(number, ratios)))
         for measure, ratio in zip(measures, ratios, strict=True):
-            name = f"{measure}, {count} rule{'s' * (count > 1)}, to nftables"
+            name = f"{measure}, {counted(count)}, to nftables"
             section.targets.append(Target(name, ratio, 1.0, "x", is_least=True))
     return section

@@ -12,6 +12,7 @@ import fcntl
 import multiprocessing
 import os
 import random
+import signal
 import socket
 import struct
 import time
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_PR_SET_PDEATHSIG = 1
 _SIOCGIFHWADDR = 0x8927
+_MSG_WAITFORONE = 0x10000
 _BATCH = 256
 _CHUNK = bytes(1 << 18)
 
@@ -102,8 +105,7 @@ class Drain:
     def __init__(self, source: socket.socket) -> None:
         context = multiprocessing.get_context("fork")
         self._count = context.RawValue(ctypes.c_uint64, 0)
-        target = _drain_stream if source.type == socket.SOCK_STREAM else _drain_datagrams
-        self._process = context.Process(target=target, args=(source, self._count), daemon=True)
+        self._process = context.Process(target=_drain, args=(source, self._count), daemon=True)
 
     def __enter__(self) -> Self:
         self._process.start()
@@ -119,21 +121,27 @@ class Drain:
         return self._count.value
 
 
-def _drain_datagrams(source: socket.socket, count: ctypes.c_uint64) -> None:
+def _drain(source: socket.socket, count: ctypes.c_uint64) -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # not even a killed bench leaves it behind
     source.setblocking(True)
+    if source.type == socket.SOCK_STREAM:
+        _drain_stream(source, count)
+    else:
+        _drain_datagrams(source, count)
+
+
+def _drain_datagrams(source: socket.socket, count: ctypes.c_uint64) -> None:
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     messages = _Messages([bytes(2048)] * _BATCH)
-    wait_for_one = socket.MSG_WAITFORONE if hasattr(socket, "MSG_WAITFORONE") else 0x10000
     while True:
         received = _libc.recvmmsg(
-            source.fileno(), messages.headers, messages.count, wait_for_one, None
+            source.fileno(), messages.headers, messages.count, _MSG_WAITFORONE, None
         )
         if received > 0:
             count.value += received
 
 
 def _drain_stream(source: socket.socket, count: ctypes.c_uint64) -> None:
-    source.setblocking(True)
     buffer = bytearray(1 << 18)
     while received := source.recv_into(buffer):
         count.value += received

@@ -326,8 +326,9 @@ def test_a_redirect_drops(gateway: Gateway) -> None:
         gateway.send(ip(GATEWAY[6], hlim=255) / ICMPv6Unknown(type=137, msgbody=bytes(36)))
 
 
+# About a group that nobody is in: nobody answers.
 MULTICAST_MESSAGES = {
-    "query": ICMPv6MLQuery(),
+    "query": ICMPv6MLQuery(mladdr="ff02::fb"),
     "report": ICMPv6MLReport(mladdr="ff02::fb"),
     "done": ICMPv6MLDone(mladdr="ff02::fb"),
     "report, version 2": ICMPv6MLReport2(records=[ICMPv6MLDMultAddrRec(dst="ff02::fb")]),

@@ -30,6 +30,9 @@ from tests.support.frames import (
 )
 from tests.support.listeners import LOOPBACK
 from zfw_py import Prefix, Rule, RuleKey
+from zfw_py.kernel import bpf
+from zfw_py.kernel.bpffs import state_directory
+from zfw_py.kernel.netns import netns_cookie
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -272,6 +275,23 @@ def test_filters_behind_ours_see_what_passes(
             gateway.firewall.detach(gateway.interface)
             gateway.firewall.attach(gateway.interface)
         gateway.talks(listener, SERVICE[4], 80)
+
+
+@needs_kernel(6, 6)
+def test_a_detached_program_is_gone_when_detach_returns(gateway: Gateway) -> None:
+    """Whoever has its link open; the kernel itself has, for a while after the pin is gone."""
+    with gateway.second_wire("gw1") as wire:
+        index = socket.if_nametoindex("gw1")
+        link = bpf.open_pin(f"{state_directory(netns_cookie())}/link_ingress_{index}")
+        try:
+            gateway.firewall.detach("gw1")
+            with gateway.counts():
+                wire(datagram(SERVICE[4], 80))
+            gateway.firewall.attach("gw1")
+            with gateway.counts(no_rule=1):
+                wire(datagram(SERVICE[4], 80))
+        finally:
+            os.close(link)
 
 
 # Loopback, and the way out

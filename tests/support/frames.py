@@ -228,18 +228,19 @@ class Gateway(Network):
     def counts(self, **expected: int | _Some) -> Iterator[None]:
         """In the block these reasons are counted so often, and no other one is."""
         before = self._counted()
+        found: dict[str, int] = {}
 
-        def new() -> dict[str, int]:
-            return {
+        def is_as_expected() -> bool:
+            nonlocal found
+            found = {
                 name: packets - before[name]
                 for name, packets in self._counted().items()
                 if packets != before[name] and (name in expected or name not in _UNASKED)
             }
+            return found == expected
 
         yield
-        until(lambda: new() == expected)
-        found = new()
-        if found != expected:
+        if not until(is_as_expected):
             raise AssertionError(f"counted {found}, not {expected}")
 
     # What the client does
@@ -311,19 +312,16 @@ class Gateway(Network):
     def attempt(self, protocol: str, address: str, port: int, source: str = "") -> socket.socket:
         """Send a SYN, or a datagram; whether anything comes of it is the caller's to see."""
         client = self.client_socket(protocol, family_of(address), source)
-        client.setblocking(False)
-        client.connect_ex((address, port))
-        if protocol == "udp":
-            client.send(b"anybody?")
+        knock(client, address, port)
         return client
 
     def is_dropped(
         self, protocol: str, address: str, port: int, reason: str, *, source: str = ""
     ) -> None:
         """One packet, dropped in silence for this reason."""
-        with self.counts(**{reason: 1}):
-            client = self.attempt(protocol, address, port, source)
-        with client:
+        with self.client_socket(protocol, family_of(address), source) as client:
+            with self.counts(**{reason: 1}):
+                knock(client, address, port)
             assert is_silent(client), f"{protocol} to {address} port {port} was answered"
 
     def talks(self, listener: Listener, address: str, port: int, source: str = "") -> None:
@@ -355,6 +353,14 @@ class Gateway(Network):
                 # The client first: its end has the TIME_WAIT then.
                 client.shutdown(socket.SHUT_WR)
                 assert connection.recv(1) == b""
+
+
+def knock(client: socket.socket, address: str, port: int) -> None:
+    """Send a SYN, or a datagram, and wait for nothing."""
+    client.setblocking(False)
+    client.connect_ex((address, port))
+    if client.type == socket.SOCK_DGRAM:
+        client.send(b"anybody?")
 
 
 def exchange(client: socket.socket, connection: socket.socket) -> None:

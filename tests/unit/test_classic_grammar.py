@@ -120,7 +120,7 @@ def test_a_value_may_look_like_an_option() -> None:
 
 def test_case_3_the_routers_insert() -> None:
     rule = ask(ROUTER).rule
-    assert str(rule) == "ingress tcp 10.0.0.16/28 port 22-22 intercept"
+    assert str(rule) == "ingress tcp 10.0.0.16/28 port 22 intercept"
     assert rule.key.source.length == 0
     assert (rule.tproxy_port, rule.service_id) == (33381, "5XzC8mf1RrFO2vmfHGG5GL")
     assert rule.interfaces == ()
@@ -269,7 +269,7 @@ def test_a_destination_may_carry_its_length(destination: str) -> None:
 
 def test_case_41_the_scripts_passthrough() -> None:
     rule = ask("-I -c 192.168.1.2 -m 32 -l 443 -h 443 -t 0  -p tcp").rule
-    assert str(rule) == "ingress tcp 192.168.1.2/32 port 443-443 pass"
+    assert str(rule) == "ingress tcp 192.168.1.2/32 port 443 pass"
 
 
 def test_case_42_the_resolver_is_routed() -> None:
@@ -503,7 +503,7 @@ def test_case_43_to_45_what_is_not_there_yet_is_understood(line: str, feature: s
 
 def test_case_62_the_articles_rule() -> None:
     rule = ask("-I -c 100.72.0.4 -m 32 -p tcp -l 22 -h 22 -t 43321").rule
-    assert str(rule) == "ingress tcp 100.72.0.4/32 port 22-22 intercept"
+    assert str(rule) == "ingress tcp 100.72.0.4/32 port 22 intercept"
     assert rule.tproxy_port == 43321
 
 

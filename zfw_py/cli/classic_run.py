@@ -64,7 +64,9 @@ def _fail(error: ZfwError, argv: list[str]) -> int:
         import syslog
 
         syslog.openlog("zfw", syslog.LOG_PID, syslog.LOG_DAEMON)
-        syslog.syslog(syslog.LOG_ERR, f"{error}: zfw {' '.join(argv)}"[:1000])
+        text = f"{error}: zfw {' '.join(argv)}"[:1000]
+        # Arguments may be any bytes; syslog(3) here takes only text.
+        syslog.syslog(syslog.LOG_ERR, text.encode("utf-8", "backslashreplace").decode())
     return 1
 
 

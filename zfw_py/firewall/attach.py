@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.abi.codec import State
 from zfw_py.errors import KernelError, ZfwError
-from zfw_py.firewall.tables import ZERO, Tables
+from zfw_py.firewall.tables import ZERO, Tables, raise_expected
 from zfw_py.kernel import bpf, bpffs, netlink
 from zfw_py.kernel.libbpf import BpfObject
 from zfw_py.kernel.namespaces import live_cookies
@@ -53,7 +53,10 @@ def _digest() -> bytes:
 
 def open_or_install() -> Tables:
     """The tables, for writing; made and published first where there are none."""
-    bpffs.make_root()
+    try:
+        bpffs.make_root()
+    except OSError as error:
+        raise_expected(error)
     return Tables(is_writer=True, build=_install)
 
 
@@ -136,7 +139,10 @@ def _tcx_attachments(directory: str) -> Iterable[Attachment]:
         if not name.startswith(_LINK_PIN):
             continue
         _, direction, number = name.split("_")
-        fd = bpf.open_pin(f"{directory}/{name}")
+        try:
+            fd = bpf.open_pin(f"{directory}/{name}")
+        except FileNotFoundError:
+            continue  # another reader removed a dead one
         try:
             program_id, ifindex = _link_ifindex(fd)
         finally:
@@ -144,13 +150,30 @@ def _tcx_attachments(directory: str) -> Iterable[Attachment]:
         if ifindex == int(number):
             yield Attachment(ifindex, direction, "tcx", program_id)
         else:
-            os.unlink(f"{directory}/{name}")
+            with suppress(FileNotFoundError):  # another reader was quicker
+                os.unlink(f"{directory}/{name}")
+
+
+def _open_program(tables: Tables, name: str) -> int:
+    """A pinned program. Raises LayoutMismatch for anything else in its place."""
+    try:
+        fd = bpf.open_pin(f"{tables.directory}/{name}")
+    except PermissionError:
+        if os.path.isdir(f"{tables.directory}/{name}"):
+            raise tables.mismatch(name, "it is a directory") from None
+        raise
+    except OSError as error:
+        raise tables.mismatch(name, error.strerror or str(error)) from None
+    if not bpf.is_program(fd):
+        os.close(fd)
+        raise tables.mismatch(name, "it is no program")
+    return fd
 
 
 def _program_ids(tables: Tables) -> dict[str, int]:
     found = {}
     for direction in DIRECTIONS:
-        fd = bpf.open_pin(f"{tables.directory}/{direction}")
+        fd = _open_program(tables, direction)
         try:
             found[direction] = bpf.object_id(fd)
         finally:
@@ -184,6 +207,20 @@ def attachments(tables: Tables) -> list[Attachment]:
     return sorted([*_tcx_attachments(tables.directory), *by_clsact])
 
 
+def attach_all(
+    tables: Tables, ifindex: int, name: str, directions: Iterable[str], mode: str
+) -> list[Attachment]:
+    """Attach the programs of these directions: all of them, or on an error none anew."""
+    before = attachments(tables)
+    try:
+        return [attach(tables, ifindex, name, direction, mode) for direction in directions]
+    except BaseException:
+        for attachment in attachments(tables):
+            if attachment not in before:
+                _take_off(tables, attachment)
+        raise
+
+
 def attach(tables: Tables, ifindex: int, name: str, direction: str, mode: str) -> Attachment:
     """Attach one direction's program; where it is attached already, that stays as it is.
 
@@ -202,7 +239,7 @@ def attach(tables: Tables, ifindex: int, name: str, direction: str, mode: str) -
             hint="the kernel has none (6.6 does); --mode clsact works",
         )
     if not any(a.mode == mode for a in present):
-        fd = bpf.open_pin(f"{tables.directory}/{direction}")
+        fd = _open_program(tables, direction)
         try:
             _put(tables, ifindex, direction, mode, fd)
         finally:
@@ -263,4 +300,4 @@ def detach(tables: Tables, ifindex: int | None, direction: str | None) -> list[A
 
 def uninstall(tables: Tables) -> None:
     """After ``detach``: remove every pin of this namespace."""
-    bpffs.remove_directory(tables.directory)
+    bpffs.withdraw(tables.directory)

@@ -7,7 +7,7 @@ Hot: what only rare verbs need is imported where they need it.
 from __future__ import annotations
 
 from zfw_py.errors import NotFound, NotInstalled, UsageError
-from zfw_py.firewall.interfaces import SETTINGS, Interfaces, index_of
+from zfw_py.firewall.interfaces import SETTINGS, Interfaces, index_of, primary_name
 from zfw_py.firewall.rules import Deleted, Inserted, RuleEdit, port_rules, repair
 from zfw_py.firewall.tables import Tables
 from zfw_py.model.rule import DIRECTIONS, Rule, RuleKey
@@ -55,6 +55,37 @@ def _interfaces(tables: Tables) -> Interfaces:
     return Interfaces(tables, sets_in_use)
 
 
+def _names_of(edit: Insert | Delete) -> tuple[str, ...]:
+    """The own names of the interfaces that an edit names; one to delete may be gone."""
+    if isinstance(edit, Insert):
+        return tuple(primary_name(name) for name in edit.rule.interfaces)
+    names = []
+    for name in edit.interfaces:
+        try:
+            names.append(primary_name(name))
+        except NotFound:
+            names.append(name)
+    return tuple(names)
+
+
+def _settle(tables: Tables) -> None:
+    """Rebuild what a writer that died left half done."""
+    if not tables.state().in_progress:
+        return
+    from zfw_py.abi.codec import decode_prefix_key
+    from zfw_py.firewall.routes import reconcile
+
+    repair(tables)
+    needed: dict[Prefix, int] = {}
+    for key, _, rules in port_rules(tables):
+        destination = decode_prefix_key(key)[2]
+        for rule in rules:
+            if rule[6]:
+                needed[destination] = needed.get(destination, 0) + 1
+    reconcile(tables, needed)
+    tables.set_in_progress(False)
+
+
 class Firewall:
     """The firewall of the network namespace that the caller is in.
 
@@ -85,32 +116,33 @@ class Firewall:
 
     def apply(self, edits: Sequence[Insert | Delete]) -> list[Inserted | Deleted]:
         """Inserts and deletes in order, under one lock: all of them, or on an error none."""
-        for edit in edits:
-            if isinstance(edit, Insert):
-                for name in edit.rule.interfaces:
-                    index_of(name)
+        names = [_names_of(edit) for edit in edits]
         with Tables(is_writer=True) as tables:
+            _settle(tables)
             interfaces = _interfaces(tables)
             rule_edit = RuleEdit(tables, interfaces)
             rule_edit.expect(len(edits))
             results: list[Inserted | Deleted] = []
-            for edit in edits:
+            for edit, its_names in zip(edits, names, strict=True):
                 if isinstance(edit, Insert):
                     obstacle = self._route_obstacle(edit)
                     inserted = rule_edit.insert(
-                        edit.rule, is_routed=edit.route and obstacle is None
+                        edit.rule, its_names, is_routed=edit.route and obstacle is None
                     )
                     inserted.route_obstacle = obstacle
                     results.append(inserted)
                 else:
-                    results.append(rule_edit.delete(edit.key, edit.interfaces))
-            held = self._hold_routes(tables, results)
+                    results.append(rule_edit.delete(edit.key, its_names))
+            held: list[Prefix] = []
             try:
+                self._hold_routes(tables, results, held)
                 rule_edit.commit()
             except BaseException:
                 self._release_routes(tables, held)
+                tables.set_in_progress(False)
                 raise
             self._release_deleted(tables, edits, results)
+            tables.set_in_progress(False)
             interfaces.refresh()
             return results
 
@@ -123,15 +155,15 @@ class Firewall:
         return obstacle(edit.rule.key.destination)
 
     @staticmethod
-    def _hold_routes(tables: Tables, results: list[Inserted | Deleted]) -> list[Prefix]:
-        held = []
+    def _hold_routes(tables: Tables, results: list[Inserted | Deleted], held: list[Prefix]) -> None:
         for result in results:
             if isinstance(result, Inserted) and result.is_newly_routed:
                 from zfw_py.firewall import routes
 
+                if not held:
+                    tables.set_in_progress(True)
                 routes.hold(tables, result.rule.key.destination)
                 held.append(result.rule.key.destination)
-        return held
 
     @staticmethod
     def _release_routes(tables: Tables, held: list[Prefix]) -> None:
@@ -176,10 +208,8 @@ class Firewall:
         Settings, attachments and established connections stay.
         """
         with Tables(is_writer=True) as tables:
+            _settle(tables)
             interfaces = _interfaces(tables)
-            state = tables.state()
-            state.in_progress = 1
-            tables.map("state").update(bytes(4), state.encode())
             doomed = []
             count = 0
             released = []
@@ -188,21 +218,21 @@ class Firewall:
                     doomed.append(key)
                     count += len(rules)
                     released += [key for rule in rules if rule[6]]
+            tables.set_in_progress(True)
             if direction is None:
                 # One pointer: every rule is gone at the same moment.
                 tables.new_inner("prefixes")
             else:
                 tables.prefixes.delete_many(doomed)
             repair(tables)
-            self._flush_routes(tables, direction, released, routes=routes)
+            self._flush_routes(tables, released, routes=routes)
+            tables.set_in_progress(False)
             interfaces.refresh()
             return count
 
     @staticmethod
-    def _flush_routes(
-        tables: Tables, direction: str | None, released: list[bytes], *, routes: bool
-    ) -> None:
-        if not released and (direction is not None or not routes):
+    def _flush_routes(tables: Tables, released: list[bytes], *, routes: bool) -> None:
+        if not any(True for _ in tables.map("routes").items()):
             return
         from zfw_py.abi.codec import decode_prefix_key
         from zfw_py.firewall import routes as local
@@ -221,9 +251,7 @@ class Firewall:
         """
         if setting not in SETTINGS:
             raise UsageError(f"no setting {setting!r}; there are {', '.join(SETTINGS)}")
-        names = list(names)
-        for name in names:
-            index_of(name)
+        names = [primary_name(name) for name in names]
         with Tables(is_writer=True) as tables:
             interfaces = _interfaces(tables)
             for name in names:
@@ -248,14 +276,19 @@ class Firewall:
             raise UsageError(f"direction: not ingress, egress or both: {direction!r}")
         if mode not in attach.MODES:
             raise UsageError(f"mode: not auto, tcx or clsact: {mode!r}")
-        ifindex = index_of(name)
+        name = primary_name(name)
+        directions = DIRECTIONS if direction == "both" else (direction,)
         with attach.open_or_install() as tables:
-            attach.upgrade(tables)
-            interfaces = _interfaces(tables)
-            interfaces.add(name)
-            interfaces.refresh()
-            directions = DIRECTIONS if direction == "both" else (direction,)
-            return [attach.attach(tables, ifindex, name, one, mode) for one in directions]
+            try:
+                attach.upgrade(tables)
+                interfaces = _interfaces(tables)
+                interfaces.add(name)
+                interfaces.refresh()
+                return attach.attach_all(tables, index_of(name), name, directions, mode)
+            except BaseException:
+                if tables.is_new:
+                    attach.uninstall(tables)
+                raise
 
     def detach(self, name: str, direction: str | None = None) -> list[Attachment]:
         """Take the firewall off an interface. Rules and settings stay."""

@@ -7,7 +7,14 @@ read, by index, follows from the names and is brought up to date by every writer
 
 from __future__ import annotations
 
-from _socket import AF_INET, SOCK_DGRAM, if_nameindex, if_nametoindex, socket
+from _socket import (
+    AF_INET,
+    SOCK_DGRAM,
+    if_indextoname,
+    if_nameindex,
+    if_nametoindex,
+    socket,
+)
 from fcntl import ioctl
 from struct import Struct, unpack_from
 
@@ -54,6 +61,11 @@ def index_of(name: str) -> int:
         raise NotFound(f"Interface not found: {name}") from None
 
 
+def primary_name(name: str) -> str:
+    """An interface's own name, given that or an alternative one. Raises NotFound."""
+    return if_indextoname(index_of(name))
+
+
 def _key(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape").ljust(layout.NAME_LENGTH, b"\0")
 
@@ -86,7 +98,9 @@ class Interfaces:
         """
         self._tables = tables
         self._sets_in_use = sets_in_use
+        # Of this edit, so that nothing in the kernel refers to them yet.
         self._sets_made: set[int] = set()
+        self._names_made: set[str] = set()
         self._names: dict[str, tuple[int, int, int]] = {
             _text(key): _name_value.unpack(value)
             for key, value in tables.map("interface_names").items()
@@ -110,6 +124,7 @@ class Interfaces:
         if free is None:
             raise MapFull(f"interface {name}: {layout.MAX_INTERFACE_NAMES} names are known already")
         self._write(name, free, 0, 0)
+        self._names_made.add(name)
         return free
 
     def _free_name_id(self) -> int | None:
@@ -126,7 +141,7 @@ class Interfaces:
             else:
                 mentioned |= members
         for name, (name_id, bits, ifindex) in list(self._names.items()):
-            if not (bits or ifindex or mentioned >> name_id & 1):
+            if not (bits or ifindex or name in self._names_made or mentioned >> name_id & 1):
                 self._tables.map("interface_names").delete(_key(name))
                 del self._names[name]
 
@@ -213,10 +228,8 @@ class Interfaces:
 
     def _refresh_row(self, name: str, ifindex: int) -> None:
         name_id, bits, _ = self._names[name]
-        old = _row_of(self._tables, ifindex)
-        flags = old[3] if old else _link_flags(name, ifindex)
-        new = (ifindex, bits, name_id, flags)
-        if old != new:
+        new = (ifindex, bits, name_id, _link_flags(name, ifindex))
+        if _row_of(self._tables, ifindex) != new:
             self._tables.map("interfaces").update(_row_key(ifindex), _interface.pack(*new))
 
     def _alternative_index(self, name: str) -> int:

@@ -38,9 +38,9 @@ def obstacle(destination: Prefix) -> str | None:
     The local table is looked at before all others: made local, an interface's
     subnet, or a part of it, would be cut off from its neighbours.
     """
-    if destination.family == 6:
-        return None
-    subnet = netlink.overlapping_subnet(destination.address_text, destination.length)
+    subnet = netlink.overlapping_subnet(
+        destination.family, destination.address_text, destination.length
+    )
     return f"{destination} shares addresses with the subnet {subnet}" if subnet else None
 
 
@@ -84,6 +84,26 @@ def forget_all(tables: Tables, *, unused_only: bool = False) -> None:
         references, is_ours = _route.unpack(value)
         if references == 0 or not unused_only:
             _remove(tables, key, bool(is_ours))
+
+
+def reconcile(tables: Tables, needed: dict[Prefix, int]) -> None:
+    """Make the routes those that the rules need, after a writer died.
+
+    ``needed`` counts the rules that hold each destination's route.
+    """
+    for key, value in list(tables.map("routes").items()):
+        references, is_ours = _route.unpack(value)
+        wanted = needed.pop(_prefix_of(key), 0)
+        if wanted:
+            if is_ours:
+                prefix = _prefix_of(key)
+                netlink.add_local(prefix.family, prefix.address_text, prefix.length)
+            tables.map("routes").update(key, _route.pack(wanted, is_ours))
+        elif references:
+            _remove(tables, key, bool(is_ours))
+    for destination, count in needed.items():
+        for _ in range(count):
+            hold(tables, destination)
 
 
 def _remove(tables: Tables, key: bytes, is_ours: bool) -> None:

@@ -128,22 +128,25 @@ class RuleEdit:
         self._tables = tables
         self._interfaces = interfaces
         self._state = tables.state()
-        if self._state.in_progress:
-            self._state = repair(tables)
         self._prefixes: dict[bytes, _Prefix] = {}
         # All prefixes' elements, once expect() has read them.
         self._present: dict[bytes, bytes] | None = None
         self._inserted: list[tuple[Inserted, bytes, int]] = []
-        # By slot: the service id to write, and whether the counter starts anew.
-        self._records: dict[int, tuple[str, bool]] = {}
+        # By new slot: the service id to write, and the counter's value to begin with.
+        self._records: dict[int, str] = {}
+        self._counters: dict[int, bytes] = {}
         self._freed: list[int] = []
         self._allocated: list[int] = []
-        self._old_records: dict[int, bytes] = {}
 
     # What is asked for
 
-    def insert(self, rule: Rule, *, is_routed: bool = False) -> Inserted:
-        """Add a rule, or change the one with its key in place."""
+    def insert(
+        self, rule: Rule, interfaces: tuple[str, ...] = (), *, is_routed: bool = False
+    ) -> Inserted:
+        """Add a rule, or change the one with its key in place.
+
+        ``interfaces`` are those of the rule, by their own names.
+        """
         key = encode_prefix_key(rule.key)
         prefix = self._load(key)
         low = rule.key.low_port
@@ -153,14 +156,14 @@ class RuleEdit:
         number = 0
         if position is None:
             slot = self._allocate()
-            if rule.interfaces:
-                number = self._interfaces.number_of(rule.interfaces)
+            if interfaces:
+                number = self._interfaces.number_of(interfaces)
         else:
             old = prefix.rules[position]
-            slot = old[_SLOT]
+            slot = self._slot_for(old[_SLOT], rule.service_id)
             old_flags = old[_FLAGS]
-            if rule.interfaces:
-                names = {*rule.interfaces, *self._interfaces.names_of(old[_SET])}
+            if interfaces:
+                names = {*interfaces, *self._interfaces.names_of(old[_SET])}
                 number = self._interfaces.number_of(names)
         port_rule = (
             low,
@@ -171,11 +174,12 @@ class RuleEdit:
             action_number(rule.action),
             flags | old_flags,
         )
+        if position is None or slot in self._records or slot != prefix.rules[position][_SLOT]:
+            self._records[slot] = rule.service_id
         if position is None:
             prefix.rules.append(port_rule)
         else:
             prefix.rules[position] = port_rule
-        self._records[slot] = (rule.service_id, position is None)
         inserted = Inserted(
             rule,
             is_replaced=position is not None,
@@ -242,6 +246,25 @@ class RuleEdit:
         self._prefixes[key] = prefix
         return prefix
 
+    def _slot_for(self, old: int, service_id: str) -> int:
+        """The slot of a rule that is changed: another one if its service id is another.
+
+        A record is never changed while a rule refers to it: with the slot in the
+        prefix's element, the rule and its service id change in the same step.
+        """
+        if old in self._records:
+            return old
+        record: bytes = _record.unpack(self._read_record(old))[0]
+        if record.rstrip(b"\0") == service_id.encode("utf-8", "surrogateescape"):
+            return old
+        slot = self._allocate()
+        counters = self._segment("rule_counters", old // layout.SEGMENT_SLOTS)
+        value = counters.lookup(u32(old % layout.SEGMENT_SLOTS))
+        if value is not None:
+            self._counters[slot] = value
+        self._freed.append(old)
+        return slot
+
     def _allocate(self) -> int:
         state = self._state
         if state.free_slot != layout.NO_SLOT:
@@ -264,7 +287,10 @@ class RuleEdit:
     # Doing it
 
     def commit(self) -> None:
-        """Write what was collected. All of it is there afterwards, or on an error none."""
+        """Write what was collected. All of it is there afterwards, or on an error none.
+
+        The state is marked as in progress; the caller ends that when its own part is done.
+        """
         stamp = self._state.stamp
         lengths_added: dict[bytes, int] = {}
         lengths_removed: dict[bytes, int] = {}
@@ -299,7 +325,6 @@ class RuleEdit:
             if isinstance(error, OSError) and not isinstance(error, KernelError):
                 raise self._explain(error, written) from error
             raise
-        state.in_progress = 0
         tables.map("state").update(ZERO, state.encode())
 
     @staticmethod
@@ -345,22 +370,19 @@ class RuleEdit:
 
     def _write_records(self) -> None:
         by_segment: dict[int, tuple[list[bytes], list[bytes], list[bytes]]] = {}
-        for slot, (service_id, is_new) in self._records.items():
+        for slot, service_id in self._records.items():
             segment, position = divmod(slot, layout.SEGMENT_SLOTS)
-            keys, values, fresh = by_segment.setdefault(segment, ([], [], []))
-            if not is_new:
-                self._old_records[slot] = self._read_record(slot)
+            keys, records, counters = by_segment.setdefault(segment, ([], [], []))
             keys.append(u32(position))
-            values.append(
+            records.append(
                 _record.pack(service_id.encode("utf-8", "surrogateescape"), layout.NO_SLOT)
             )
-            if is_new:
-                fresh.append(u32(position))
-        for segment, (keys, values, fresh) in by_segment.items():
-            self._segment("rule_records", segment).update_many(keys, values)
-            counters = self._segment("rule_counters", segment)
-            if fresh:
-                counters.update_many(fresh, [bytes(counters.value_size)] * len(fresh))
+            counters.append(self._counters.get(slot, b""))
+        for segment, (keys, records, counters) in by_segment.items():
+            self._segment("rule_records", segment).update_many(keys, records)
+            table = self._segment("rule_counters", segment)
+            zero = bytes(table.value_size)
+            table.update_many(keys, [value or zero for value in counters])
 
     def _segment(self, name: str, segment: int) -> Map:
         return self._tables.inner(name, segment) or self._tables.new_inner(name, segment)
@@ -461,9 +483,6 @@ class RuleEdit:
             if prefix.old_ports is not None:
                 self._tables.map(_PORTS[prefix.old_class]).update(prefix.key, prefix.old_ports)
             self._tables.prefixes.update(prefix.key, prefix.old)
-        for slot, record in self._old_records.items():
-            segment, position = divmod(slot, layout.SEGMENT_SLOTS)
-            self._segment("rule_records", segment).update(u32(position), record)
         self._state = repair(self._tables)
 
 
@@ -499,7 +518,7 @@ def port_rules(tables: Tables) -> Iterator[tuple[bytes, int, list[PortRule]]]:
 
 
 def repair(tables: Tables) -> State:
-    """Rebuild all that follows from the prefixes; returns the state, settled.
+    """Rebuild all that follows from the prefixes; the state, still marked as in progress.
 
     For a writer that finds ``in_progress``: lengths and their counts, the free
     list, and port indexes that no prefix leads to.
@@ -540,6 +559,6 @@ def repair(tables: Tables) -> State:
             continue
         records.update(u32(position), _record.pack(b"", state.free_slot))
         state.free_slot = slot
-    state.in_progress = 0
+    state.in_progress = 1
     tables.map("state").update(ZERO, state.encode())
     return state

@@ -3,11 +3,17 @@
 
 from __future__ import annotations
 
-from os.path import exists
+from os.path import exists, isdir
 
 from zfw_py.abi import layout
 from zfw_py.abi.codec import State, from_u32, u32
-from zfw_py.errors import LayoutMismatch, NotInstalled, PermissionDenied
+from zfw_py.errors import (
+    KernelError,
+    LayoutMismatch,
+    NotInstalled,
+    PermissionDenied,
+    ZfwError,
+)
 from zfw_py.kernel import bpf
 from zfw_py.kernel.bpffs import ROOT, state_directory
 from zfw_py.kernel.lock import Lock
@@ -17,10 +23,21 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
+    from typing import NoReturn
 
 ZERO = u32(0)
+_EPERM, _EACCES = 1, 13
 
 _MAX_ENTRIES = 3  # index into a map's five numbers
+
+
+def raise_expected(error: OSError) -> NoReturn:
+    """Raise what an OSError of the kernel means to people: PermissionDenied or KernelError."""
+    if isinstance(error, PermissionError) or error.errno in (_EPERM, _EACCES):
+        raise PermissionDenied(f"not permitted: {error}: needs root") from error
+    if isinstance(error, ZfwError):
+        raise error
+    raise KernelError("a call into the kernel", error.errno or 0) from error
 
 
 class Tables:
@@ -39,12 +56,18 @@ class Tables:
         """
         self.directory = directory or state_directory(netns_cookie())
         self._build = build
+        self._is_writer = is_writer
+        # Whether ``build`` made it just now.
+        self.is_new = False
         self._lock = Lock(ROOT, is_exclusive=is_writer)
         self._maps: dict[str, bpf.Map] = {}
         self._inner: dict[tuple[str, int], bpf.Map] = {}
 
     def __enter__(self) -> Tables:
-        """Take the lock. Raises NotInstalled, PermissionDenied, LayoutMismatch or Busy."""
+        """Take the lock. Raises NotInstalled, PermissionDenied, LayoutMismatch or Busy.
+
+        A writer has every map checked before it changes the first.
+        """
         try:
             self._lock.__enter__()
         except FileNotFoundError:
@@ -54,11 +77,15 @@ class Tables:
         try:
             if self._build is not None and not exists(self.directory):
                 self._build(self.directory)
+                self.is_new = True
             version = self.state().abi_version
             if version != layout.ABI_VERSION:
-                raise self._mismatch("state", f"version {version}, not {layout.ABI_VERSION}")
-        except BaseException:
-            self._lock.__exit__(None, None, None)
+                raise self.mismatch("state", f"version {version}, not {layout.ABI_VERSION}")
+            if self._is_writer:
+                for name in layout.MAPS:
+                    self.map(name)
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
             raise
         return self
 
@@ -68,7 +95,10 @@ class Tables:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        """Let go of the lock; an OSError that got here becomes one of ours."""
         self._lock.__exit__(kind, error, trace)
+        if isinstance(error, OSError):
+            raise_expected(error)
 
     @staticmethod
     def _not_installed() -> NotInstalled:
@@ -76,7 +106,8 @@ class Tables:
             "no firewall in this network namespace", hint="zfw attach IFACE starts one"
         )
 
-    def _mismatch(self, name: str, what: str) -> LayoutMismatch:
+    def mismatch(self, name: str, what: str) -> LayoutMismatch:
+        """The error for a pin that is not what this version makes."""
         return LayoutMismatch(
             f"{self.directory}/{name} is of another version of zfw: {what}",
             hint="zfw detach --all of that version removes it",
@@ -91,12 +122,14 @@ class Tables:
         except FileNotFoundError:
             raise self._not_installed() from None
         except PermissionError:
+            if isdir(f"{self.directory}/{name}"):
+                raise self.mismatch(name, "it is a directory") from None
             raise PermissionDenied(f"cannot open {self.directory}/{name}: needs root") from None
         except OSError as error:
             # EINVAL and the like: something is pinned there that is no map.
-            raise self._mismatch(name, error.strerror or str(error)) from None
+            raise self.mismatch(name, error.strerror or str(error)) from None
         if opened.spec != layout.MAPS[name]:
-            raise self._mismatch(name, f"{opened.spec}, not {layout.MAPS[name]}")
+            raise self.mismatch(name, f"{opened.spec}, not {layout.MAPS[name]}")
         self._maps[name] = opened
         return opened
 
@@ -110,7 +143,7 @@ class Tables:
         opened = bpf.open_map_by_id(from_u32(number))
         expected = layout.INNER_MAPS[name]
         if opened.spec[:_MAX_ENTRIES] != expected[:_MAX_ENTRIES]:
-            raise self._mismatch(name, f"{opened.spec}, not {expected}")
+            raise self.mismatch(name, f"{opened.spec}, not {expected}")
         self._inner[name, index] = opened
         return opened
 
@@ -135,13 +168,19 @@ class Tables:
         """What writers agree on."""
         data = self.map("state").lookup(ZERO)
         if data is None:
-            raise self._mismatch("state", "it is empty")
+            raise self.mismatch("state", "it is empty")
         return State.decode(data)
+
+    def set_in_progress(self, value: bool) -> None:
+        """Mark that a change began, or that it is done; see struct zfw_state."""
+        state = self.state()
+        state.in_progress = int(value)
+        self.map("state").update(ZERO, state.encode())
 
     @property
     def prefixes(self) -> bpf.Map:
         """The hash map of prefixes."""
         inner = self.inner("prefixes")
         if inner is None:
-            raise self._mismatch("prefixes", "it is empty")
+            raise self.mismatch("prefixes", "it is empty")
         return inner

@@ -275,6 +275,12 @@ def object_info(fd: int, size: int) -> bytes:
     return info.raw
 
 
+def is_program(fd: int) -> bool:
+    """Whether a descriptor is a program's, and not a map's or a link's (proc(5), fdinfo)."""
+    with open(f"/proc/self/fdinfo/{fd}") as file:
+        return any(line.startswith("prog_type:") for line in file)
+
+
 def object_id(fd: int) -> int:
     """The id of a map or program: the second word of its info."""
     number: int = _u32.unpack_from(object_info(fd, 8), 4)[0]

@@ -69,8 +69,15 @@ def remove_directory(path: str) -> None:
     posix.rmdir(path)
 
 
+def withdraw(path: str) -> None:
+    """Undo ``publish`` in one step, then remove what was there."""
+    doomed = f"{ROOT}/{_BUILDING}{posix.getpid()}"
+    posix.rename(path, doomed)
+    remove_directory(doomed)
+
+
 def unfinished() -> list[str]:
-    """Directories that a process began to build and did not publish."""
+    """Directories that a process began to build or to remove, and did not get to the end of."""
     return [f"{ROOT}/{name}" for name in posix.listdir(ROOT) if name.startswith(_BUILDING)]
 
 

@@ -83,6 +83,12 @@ def bpf_filters(ifindex: int, direction: str) -> list[Filter]:
     return found
 
 
+def _has_clsact(route: IPRoute, ifindex: int) -> bool:
+    return any(
+        message.get_attr("TCA_KIND") == "clsact" for message in route.get_qdiscs(index=ifindex)
+    )
+
+
 def attach_clsact(ifindex: int, direction: str, program_fd: int, name: str) -> None:
     """Attach by a cls_bpf filter of ours, or exchange its program; other filters stay."""
     with _route(f"attach through clsact ({direction})") as route:
@@ -91,6 +97,11 @@ def attach_clsact(ifindex: int, direction: str, program_fd: int, name: str) -> N
         except NetlinkError as error:
             if error.code != errno.EEXIST:
                 raise
+            if direction == "egress" and not _has_clsact(route, ifindex):
+                raise Conflict(
+                    "attach through clsact (egress): the interface has an ingress qdisc"
+                    " in its place"
+                ) from error
         try:
             route.tc(
                 "replace-filter",
@@ -127,12 +138,13 @@ def delete_filter(found: Filter) -> None:
         )
 
 
-def overlapping_subnet(address: str, length: int) -> str | None:
-    """An IPv4 subnet of an interface other than lo that shares addresses with a prefix."""
+def overlapping_subnet(family: int, address: str, length: int) -> str | None:
+    """A subnet of an interface other than lo that shares addresses with a prefix."""
+    host = 32 if family == 4 else 128
     wanted = ip_network(f"{address}/{length}")
     with _route("read the addresses") as route:
-        for message in route.get_addr(family=AF_INET):
-            if message["index"] == _LOOPBACK_IFINDEX or message["prefixlen"] == 32:
+        for message in route.get_addr(family=AF_INET if family == 4 else AF_INET6):
+            if message["index"] == _LOOPBACK_IFINDEX or message["prefixlen"] == host:
                 continue
             subnet = ip_network(
                 f"{message.get_attr('IFA_ADDRESS')}/{message['prefixlen']}", strict=False
