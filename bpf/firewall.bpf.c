@@ -25,6 +25,7 @@
 #define DHCPV6_SERVER_PORT 547
 #define DHCPV6_CLIENT_PORT 546
 #define SSH_PORT 22
+#define PACKET_LOOPBACK 5 /* <linux/if_packet.h> */
 
 /* As long as the stack waits for the rest of a datagram (net.ipv4.ipfrag_time). */
 #define FRAGMENT_LIFETIME_NS (30ULL * 1000 * 1000 * 1000)
@@ -197,6 +198,12 @@ static __always_inline struct bpf_sock *decide(struct __sk_buff *skb, struct zfw
 	if (interface.link_flags & ZFW_LINK_LOOPBACK)
 		interface.settings |= LOOPBACK_SETTINGS;
 
+	/* What this host sent to a group or to all comes back in by the interface
+	 * it left through, and starts with its IP header (dev_loopback_xmit()). */
+	if (skb->pkt_type == PACKET_LOOPBACK) {
+		decided(decision, ZFW_VERDICT_PASS, ZFW_REASON_LOOPBACK);
+		return NULL;
+	}
 	switch (parse_packet(skb, !(interface.link_flags & ZFW_LINK_NO_ETHERNET), packet)) {
 	case ZFW_PARSED_IP:
 		break;

@@ -279,7 +279,13 @@ def _put(tables: Tables, ifindex: int, direction: str, mode: str, program_fd: in
 
 def _take_off(tables: Tables, attachment: Attachment) -> None:
     if attachment.mode == "tcx":
-        os.unlink(_link_path(tables, attachment.ifindex, attachment.direction))
+        path = _link_path(tables, attachment.ifindex, attachment.direction)
+        link = bpf.open_pin(path)
+        try:
+            bpf.detach_link(link)
+        finally:
+            os.close(link)
+        os.unlink(path)
         return
     for found in _clsact_filters(tables, [attachment.ifindex]):
         if found.direction == attachment.direction:

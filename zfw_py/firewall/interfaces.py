@@ -98,9 +98,9 @@ class Interfaces:
         """
         self._tables = tables
         self._sets_in_use = sets_in_use
-        # Of this edit, so that nothing in the kernel refers to them yet.
-        self._sets_made: set[int] = set()
-        self._names_made: set[str] = set()
+        # What this edit uses: nothing in the kernel may refer to it yet.
+        self._sets_given: set[int] = set()
+        self._names_given: set[str] = set()
         self._names: dict[str, tuple[int, int, int]] = {
             _text(key): _name_value.unpack(value)
             for key, value in tables.map("interface_names").items()
@@ -115,6 +115,7 @@ class Interfaces:
 
     def add(self, name: str) -> int:
         """Make a name known; its number."""
+        self._names_given.add(name)
         if name in self._names:
             return self._names[name][0]
         free = self._free_name_id()
@@ -124,7 +125,6 @@ class Interfaces:
         if free is None:
             raise MapFull(f"interface {name}: {layout.MAX_INTERFACE_NAMES} names are known already")
         self._write(name, free, 0, 0)
-        self._names_made.add(name)
         return free
 
     def _free_name_id(self) -> int | None:
@@ -133,7 +133,7 @@ class Interfaces:
 
     def _collect(self) -> None:
         """Drop sets that no rule refers to, and names that nothing mentions any more."""
-        in_use = self._sets_in_use() | self._sets_made
+        in_use = self._sets_in_use() | self._sets_given
         mentioned = 0
         for number, members in enumerate(self._loaded_sets()):
             if members and number not in in_use:
@@ -141,7 +141,7 @@ class Interfaces:
             else:
                 mentioned |= members
         for name, (name_id, bits, ifindex) in list(self._names.items()):
-            if not (bits or ifindex or name in self._names_made or mentioned >> name_id & 1):
+            if not (bits or ifindex or name in self._names_given or mentioned >> name_id & 1):
                 self._tables.map("interface_names").delete(_key(name))
                 del self._names[name]
 
@@ -190,6 +190,7 @@ class Interfaces:
             members |= 1 << self.add(name)
         sets = self._loaded_sets()
         if members in sets:
+            self._sets_given.add(sets.index(members))
             return sets.index(members)
         free = next((n for n, m in enumerate(sets) if n and not m), None)
         if free is None:
@@ -198,7 +199,7 @@ class Interfaces:
         if free is None:
             raise MapFull(f"{layout.MAX_INTERFACE_SETS - 1} sets of interfaces are in use already")
         self._write_set(free, members)
-        self._sets_made.add(free)
+        self._sets_given.add(free)
         return free
 
     def _write_set(self, number: int, members: int) -> None:

@@ -12,6 +12,7 @@ from zfw_py.errors import (
     LayoutMismatch,
     NotInstalled,
     PermissionDenied,
+    VerifierError,
     ZfwError,
 )
 from zfw_py.kernel import bpf
@@ -33,6 +34,8 @@ _MAX_ENTRIES = 3  # index into a map's five numbers
 
 def raise_expected(error: OSError) -> NoReturn:
     """Raise what an OSError of the kernel means to people: PermissionDenied or KernelError."""
+    if isinstance(error, VerifierError):
+        raise error
     if isinstance(error, PermissionError) or error.errno in (_EPERM, _EACCES):
         raise PermissionDenied(f"not permitted: {error}: needs root") from error
     if isinstance(error, ZfwError):

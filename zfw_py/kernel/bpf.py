@@ -33,6 +33,7 @@ _MAP_UPDATE_BATCH = 26
 _MAP_DELETE_BATCH = 27
 _LINK_CREATE = 28
 _LINK_UPDATE = 29
+_LINK_DETACH = 34
 
 # enum bpf_map_type
 ARRAY_OF_MAPS = 12
@@ -338,6 +339,11 @@ def create_tcx_link(program_fd: int, ifindex: int, attach_type: int) -> int:
 def update_link(link_fd: int, program_fd: int) -> None:
     """Exchange a link's program; every packet meets the old one or the new one."""
     _bpf(_LINK_UPDATE, _attribute(Struct("=IIII").pack(link_fd, program_fd, 0, 0)))
+
+
+def detach_link(link_fd: int) -> None:
+    """Take a link's program off now; closing or unpinning a link does so a little later."""
+    _bpf(_LINK_DETACH, _attribute(_u32.pack(link_fd)))
 
 
 def test_run(program_fd: int, data: bytes, context: bytes) -> tuple[int, bytes]:

@@ -15,6 +15,8 @@ from glob import iglob
 from zfw_py.kernel.netns import netns_cookie
 
 _CLONE_NEWNET = 0x40000000
+# Stands among the cookies for a namespace that could not be entered; none has it.
+_UNSEEN = 0
 # PROC_PID_INIT_INO, include/linux/proc_ns.h
 _FIRST_PID_NAMESPACE = "pid:[4026531836]"
 
@@ -22,7 +24,8 @@ _FIRST_PID_NAMESPACE = "pid:[4026531836]"
 def live_cookies() -> set[int] | None:
     """The cookies of all network namespaces, or None where not all can be seen.
 
-    From within a PID namespace other processes, and what they hold, are hidden.
+    From within a PID namespace other processes, and what they hold, are hidden;
+    without privilege one may not look.
     """
     if os.readlink("/proc/self/ns/pid") != _FIRST_PID_NAMESPACE:
         return None
@@ -31,6 +34,8 @@ def live_cookies() -> set[int] | None:
         for path in iglob(pattern):
             try:
                 target = os.readlink(path)
+            except PermissionError:
+                return None
             except OSError:
                 continue  # a process ended meanwhile
             if target.startswith("net:["):
@@ -42,7 +47,7 @@ def live_cookies() -> set[int] | None:
     thread = threading.Thread(target=_visit, args=(list(paths.values()), cookies))
     thread.start()
     thread.join()
-    return cookies
+    return None if _UNSEEN in cookies else cookies
 
 
 def _mounted(mountinfo: str) -> dict[str, str]:
@@ -67,7 +72,7 @@ def _visit(paths: list[str], cookies: set[int]) -> None:
         except OSError:
             continue  # gone meanwhile
         try:
-            if libc.setns(fd, _CLONE_NEWNET) == 0:
-                cookies.add(netns_cookie())
+            entered = libc.setns(fd, _CLONE_NEWNET) == 0
+            cookies.add(netns_cookie() if entered else _UNSEEN)
         finally:
             os.close(fd)
