@@ -443,9 +443,18 @@ def test_case_22_protocols(gateway: Gateway) -> None:
 
 
 def test_case_23_a_hundred_and_one_ranges_of_one_prefix(gateway: Gateway) -> None:
-    for port in range(1000, 1101):
-        gateway.ok("-I", *SELECTOR, "-l", str(port), "-h", str(port), "-t", "33381")
+    lines = [
+        " ".join(("-I", *SELECTOR, *_ports(port), "-t", "33381")) for port in range(1000, 1099)
+    ]
+    loaded = gateway.gateway.run(str(ZFW), "batch", "-", input="\n".join(lines))
+    assert loaded.stderr == ""
+    for port in (1099, 1100):
+        gateway.ok("-I", *SELECTOR, *_ports(port), "-t", "33381")
     assert [rule["low_port"] for rule in gateway.rules()] == list(range(1000, 1101))
+
+
+def _ports(port: int) -> tuple[str, ...]:
+    return ("-l", str(port), "-h", str(port))
 
 
 def test_case_25_a_killed_insert_leaves_a_whole_rule_or_none(gateway: Gateway) -> None:

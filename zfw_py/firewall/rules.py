@@ -344,8 +344,8 @@ class RuleEdit:
             _, protocol, destination, _ = decode_prefix_key(prefix.key)
             raise MapFull(
                 f"{destination} {protocol}: {len(prefix.rules)} port ranges are too many for one"
-                f" prefix (at most {layout.LARGE_RULES}, and {layout.MAX_CANDIDATES} for one port"
-                " that differ in their interfaces)"
+                f" prefix (at most {layout.LARGE_RULES}, fewer where they overlap and name"
+                " different interfaces)"
             )
         prefix.intervals, prefix.size_class = intervals, size_class
         hidden = {prefix.rules[i][_SLOT] for i in shadowed(prefix.rules, intervals)}

@@ -8,6 +8,7 @@ hold open and what is mounted somewhere.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import threading
 from glob import iglob
@@ -25,7 +26,7 @@ def live_cookies() -> set[int] | None:
     """The cookies of all network namespaces, or None where not all can be seen.
 
     From within a PID namespace other processes, and what they hold, are hidden;
-    without privilege one may not look.
+    without CAP_SYS_ADMIN no namespace can be entered.
     """
     if os.readlink("/proc/self/ns/pid") != _FIRST_PID_NAMESPACE:
         return None
@@ -34,10 +35,8 @@ def live_cookies() -> set[int] | None:
         for path in iglob(pattern):
             try:
                 target = os.readlink(path)
-            except PermissionError:
-                return None
             except OSError:
-                continue  # a process ended meanwhile
+                continue  # it ended meanwhile, or is shielded even from root
             if target.startswith("net:["):
                 paths.setdefault(target, path)
     for path in iglob("/proc/[0-9]*/mountinfo"):
@@ -72,7 +71,9 @@ def _visit(paths: list[str], cookies: set[int]) -> None:
         except OSError:
             continue  # gone meanwhile
         try:
-            entered = libc.setns(fd, _CLONE_NEWNET) == 0
-            cookies.add(netns_cookie() if entered else _UNSEEN)
+            if libc.setns(fd, _CLONE_NEWNET) == 0:
+                cookies.add(netns_cookie())
+            elif ctypes.get_errno() == errno.EPERM:
+                cookies.add(_UNSEEN)
         finally:
             os.close(fd)
