@@ -264,6 +264,9 @@ __noinline int match_lengths(struct rule_query *query)
 		if (match != RULE_NEXT)
 			break;
 	}
+	/* The last pair was the last one: no further call to learn that. */
+	if (match == RULE_NEXT && query->position >= list->count)
+		match = RULE_NONE;
 	/* One flip leaves the list that we read alone; two may not. */
 	if (READ_ONCE_U32(table->changes) - query->changes > 1)
 		return RULE_CHANGING;

@@ -51,13 +51,19 @@ def from_u32(data: bytes) -> int:
 # Prefixes
 
 
+_TABLES = {
+    (direction, family, protocol): DIRECTIONS.index(direction) * layout.TABLE_EGRESS
+    + (layout.TABLE_IPV6 if family == 6 else layout.TABLE_IPV4)
+    + PROTOCOLS.index(protocol)
+    for direction in DIRECTIONS
+    for family in (4, 6)
+    for protocol in PROTOCOLS
+}
+
+
 def table_of(direction: str, family: int, protocol: str) -> int:
     """The number of a table (enum zfw_table)."""
-    return (
-        DIRECTIONS.index(direction) * layout.TABLE_EGRESS
-        + (layout.TABLE_IPV6 if family == 6 else layout.TABLE_IPV4)
-        + PROTOCOLS.index(protocol)
-    )
+    return _TABLES[direction, family, protocol]
 
 
 def table_parts(table: int) -> tuple[str, int, str]:

@@ -51,7 +51,9 @@ _record = Struct(layout.RULE_RECORD)
 _GROWTH = 4
 _MOST_PREFIXES = 4 * 1024 * 1024
 _PORTS = {layout.SIZE_MEDIUM: "ports_medium", layout.SIZE_LARGE: "ports_large"}
-_E2BIG, _ENOMEM = 7, 12
+_E2BIG = 7
+# Elements that are made before they are written: a million would take 160 MB.
+_CHUNK = 8192
 
 # Fields of a port rule.
 _LOW, _HIGH, _TPROXY, _SET, _SLOT, _ACTION, _FLAGS = range(7)
@@ -338,6 +340,9 @@ class RuleEdit:
         return KernelError(what, error.errno or 0)
 
     def _resolve(self, prefix: _Prefix) -> None:
+        if len(prefix.rules) == 1:  # nothing overlaps
+            prefix.intervals, prefix.size_class = [], layout.SIZE_INLINE
+            return
         intervals, most = resolve(prefix.rules, self._interfaces.members_of)
         size_class = size_class_of(len(prefix.rules), len(intervals))
         if size_class is None or most > layout.MAX_CANDIDATES:
@@ -413,29 +418,30 @@ class RuleEdit:
         new = sum(prefix.old is None for prefix in written)
         if new:
             self._make_room(new)
-        keys: list[bytes] = []
-        values: list[bytes] = []
-        for number, prefix in enumerate(written):
-            this = (stamp + number) & 0xFFFFFFFF
-            if prefix.size_class != layout.SIZE_INLINE:
-                self._tables.map(_PORTS[prefix.size_class]).update(
-                    prefix.key,
-                    encode_ports(
-                        prefix.key, this, prefix.size_class, prefix.rules, prefix.intervals
-                    ),
-                )
-            keys.append(prefix.key)
-            values.append(encode_prefix(prefix.key, this, prefix.size_class, prefix.rules))
-        if not keys:
-            return
-        try:
-            self._tables.prefixes.update_many(keys, values)
-        except OSError as error:
-            if error.errno != _E2BIG:
-                raise
-            # The kernel counts elements roughly; ask for room once more.
-            self._make_room(self._tables.prefixes.max_entries)
-            self._tables.prefixes.update_many(keys, values)
+        for start in range(0, len(written), _CHUNK):
+            some = written[start : start + _CHUNK]
+            values = [
+                self._element(prefix, (stamp + number) & 0xFFFFFFFF)
+                for number, prefix in enumerate(some, start)
+            ]
+            keys = [prefix.key for prefix in some]
+            try:
+                self._tables.prefixes.update_many(keys, values)
+            except OSError as error:
+                if error.errno != _E2BIG:
+                    raise
+                # The kernel counts elements roughly; ask for room once more.
+                self._make_room(self._tables.prefixes.max_entries)
+                self._tables.prefixes.update_many(keys, values)
+
+    def _element(self, prefix: _Prefix, stamp: int) -> bytes:
+        """The prefix's element; its port index is written first if it has one."""
+        if prefix.size_class != layout.SIZE_INLINE:
+            self._tables.map(_PORTS[prefix.size_class]).update(
+                prefix.key,
+                encode_ports(prefix.key, stamp, prefix.size_class, prefix.rules, prefix.intervals),
+            )
+        return encode_prefix(prefix.key, stamp, prefix.size_class, prefix.rules)
 
     def _make_room(self, new: int) -> None:
         """Put a larger map in the place of the prefixes' one if it may not hold so many more."""
