@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 OBJECT = Path(__file__).resolve().parent.parent / "objects" / "firewall.bpf.o"
 MODES = ("auto", "tcx", "clsact")
-PROGRAMS = ("ingress", "egress", "explain")
 _TCX_TYPES = {"ingress": bpf.TCX_INGRESS, "egress": bpf.TCX_EGRESS}
 _LINK_PIN = "link_"  # bpffs takes no dots in names
 

@@ -40,7 +40,6 @@ ARRAY_OF_MAPS = 12
 _PER_CPU_TYPES = (5, 6, 10)
 
 ANY = 0
-NO_EXIST = 1
 
 # enum bpf_attach_type, since 6.6 (e420bed02507)
 TCX_INGRESS = 46
