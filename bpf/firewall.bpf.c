@@ -188,7 +188,6 @@ static __always_inline struct bpf_sock *decide(struct __sk_buff *skb, struct zfw
 	struct zfw_interface interface = {};
 	struct zfw_interface *known;
 	__u32 row = skb->ifindex % ZFW_INTERFACE_ROWS;
-	struct bpf_sock *sk;
 
 	decision->slot = ZFW_NO_SLOT;
 	known = bpf_map_lookup_elem(&interfaces, &row);
@@ -251,10 +250,11 @@ static __always_inline struct bpf_sock *decide(struct __sk_buff *skb, struct zfw
 		decided(decision, ZFW_VERDICT_PASS, ZFW_REASON_SSH);
 		return NULL;
 	}
-	sk = find_established(skb, packet);
-	if (sk) {
-		decided(decision, ZFW_VERDICT_ASSIGN, ZFW_REASON_ESTABLISHED);
-		return sk;
+	/* Its own addresses lead the packet to the socket: to assign it would cost
+	 * more and say the same. */
+	if (is_established(skb, packet)) {
+		decided(decision, ZFW_VERDICT_PASS, ZFW_REASON_ESTABLISHED);
+		return NULL;
 	}
 	return decide_rules(skb, packet, &interface, decision);
 }
@@ -317,9 +317,8 @@ int ingress(struct __sk_buff *skb)
 		long error = bpf_sk_assign(skb, sk, 0);
 
 		bpf_sk_release(sk);
-		/* An existing flow's packet finds its socket without us; one
-		 * for a listener must not go to whoever else listens. */
-		if (error && decision.reason != ZFW_REASON_ESTABLISHED)
+		/* It must not go to whoever else listens. */
+		if (error)
 			decided(&decision, ZFW_VERDICT_DROP, ZFW_REASON_ASSIGN_FAILED);
 	}
 	if (packet.fragment == ZFW_FRAGMENT_FIRST)

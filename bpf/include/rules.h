@@ -38,7 +38,7 @@ struct rule_query {
 	struct zfw_prefix_key key; /* the prefix that is being looked at */
 	__u16 port;
 	__u8 is_per_interface;
-	__u8 pad;
+	__u8 is_last; /* no pairs of lengths are left */
 	__u32 name_id;
 	__u32 position; /* of the next pair of lengths */
 	__u32 changes; /* of the lengths, when the first was read */
@@ -264,8 +264,9 @@ __noinline int match_lengths(struct rule_query *query)
 		if (match != RULE_NEXT)
 			break;
 	}
-	/* The last pair was the last one: no further call to learn that. */
-	if (match == RULE_NEXT && query->position >= list->count)
+	/* This pair was the last one: no further call to learn that. */
+	query->is_last = query->position >= list->count;
+	if (match == RULE_NEXT && query->is_last)
 		match = RULE_NONE;
 	/* One flip leaves the list that we read alone; two may not. */
 	if (READ_ONCE_U32(table->changes) - query->changes > 1)
@@ -286,12 +287,12 @@ __noinline int match_further(struct rule_query *query, int match)
 			match = search_medium(query);
 		else if (match == RULE_IN_LARGE)
 			match = search_large(query);
-		else if (match == RULE_NEXT)
+		else if (match == RULE_NEXT && !query->is_last)
 			match = match_lengths(query);
 		else
-			return match;
+			break;
 	}
-	return RULE_NONE;
+	return match == RULE_FOUND || match == RULE_CHANGING ? match : RULE_NONE;
 }
 
 /*

@@ -63,17 +63,17 @@ static __always_inline bool has_local_socket(struct __sk_buff *skb, struct bpf_s
 }
 
 /*
- * The socket of an existing flow, or NULL. TCP: anything but a listener, so
- * also request and TIME_WAIT sockets; the stack turns a SYN on TIME_WAIT into a
- * new connection only when it meets that socket. UDP: a connected socket only,
- * or an unrelated one on 0.0.0.0:53 would take what a rule intercepts.
+ * Is there a socket of this very flow? TCP: anything but a listener, so also
+ * request and TIME_WAIT sockets; the stack turns a SYN on TIME_WAIT into a new
+ * connection only when it meets that socket. UDP: a connected socket only, or an
+ * unrelated one on 0.0.0.0:53 would take what a rule intercepts.
  */
-static __always_inline struct bpf_sock *find_established(struct __sk_buff *skb,
-							 const struct zfw_packet *packet)
+static __always_inline bool is_established(struct __sk_buff *skb, const struct zfw_packet *packet)
 {
 	struct bpf_sock_tuple tuple = {};
 	__u32 length = packet_tuple(packet, &tuple);
 	struct bpf_sock *sk;
+	bool found;
 
 	if (packet->protocol == IPPROTO_TCP) {
 		sk = length == sizeof(tuple.ipv4) ?
@@ -82,9 +82,8 @@ static __always_inline struct bpf_sock *find_established(struct __sk_buff *skb,
 			     bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv6),
 						BPF_F_CURRENT_NETNS, 0);
 		if (!sk)
-			return NULL;
-		if (sk->state != BPF_TCP_LISTEN)
-			return sk;
+			return false;
+		found = sk->state != BPF_TCP_LISTEN;
 	} else {
 		sk = length == sizeof(tuple.ipv4) ?
 			     bpf_sk_lookup_udp(skb, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS,
@@ -92,12 +91,11 @@ static __always_inline struct bpf_sock *find_established(struct __sk_buff *skb,
 			     bpf_sk_lookup_udp(skb, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS,
 					       0);
 		if (!sk)
-			return NULL;
-		if (sk->state == BPF_TCP_ESTABLISHED)
-			return sk;
+			return false;
+		found = sk->state == BPF_TCP_ESTABLISHED;
 	}
 	bpf_sk_release(sk);
-	return NULL;
+	return found;
 }
 
 /*

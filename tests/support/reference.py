@@ -581,7 +581,7 @@ def decide(
     if sockets.is_established(
         Flow(protocol, packet.destination, ports[1], packet.source, ports[0])
     ):
-        return Decision("assign", "established")
+        return Decision("pass", "established")
 
     matched = rules.match(protocol, packet.source, packet.destination, ports[1], interface)
     if matched is None:

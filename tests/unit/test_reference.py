@@ -473,12 +473,12 @@ def test_protocols_without_ports() -> None:
 def test_established_flows_come_before_rules() -> None:
     answer = IP(src="8.8.8.8", dst="10.0.0.254") / TCP(sport=443, dport=40000, flags="A")
     denied = RuleSet([rule("0.0.0.0/0", "tcp", 0, 65535, action="deny")])
-    assert asked(answer, rules=denied, sockets=FLOWS) == ("assign", "established")
+    assert asked(answer, rules=denied, sockets=FLOWS) == ("pass", "established")
     assert asked(answer, rules=denied) == ("drop", "rule_deny")
     other = IP(src="8.8.8.8", dst="10.0.0.254") / TCP(sport=444, dport=40000, flags="A")
     assert asked(other, rules=denied, sockets=FLOWS) == ("drop", "rule_deny")
     answer = IPv6(src="2001:db8::1", dst="fd00:2::fe") / UDP(sport=53, dport=40000)
-    assert asked(answer, sockets=FLOWS) == ("assign", "established")
+    assert asked(answer, sockets=FLOWS) == ("pass", "established")
 
 
 def test_listeners_are_not_flows() -> None:
