@@ -24,6 +24,8 @@ _HOMES = {
     "RuleNotFound": "zfw_py.firewall.rules",
     "Attachment": "zfw_py.firewall.attach",
     "Decision": "zfw_py.firewall.explain",
+    "Flow": "zfw_py.firewall.flows",
+    "FlowLimits": "zfw_py.firewall.flows",
     "Status": "zfw_py.firewall.status",
     "InterfaceStatus": "zfw_py.firewall.status",
     "Prefix": "zfw_py.model.prefix",
@@ -62,6 +64,8 @@ if TYPE_CHECKING:
     from zfw_py.firewall.firewall import Delete as Delete
     from zfw_py.firewall.firewall import Firewall as Firewall
     from zfw_py.firewall.firewall import Insert as Insert
+    from zfw_py.firewall.flows import Flow as Flow
+    from zfw_py.firewall.flows import FlowLimits as FlowLimits
     from zfw_py.firewall.rules import Deleted as Deleted
     from zfw_py.firewall.rules import Inserted as Inserted
     from zfw_py.firewall.rules import RuleNotFound as RuleNotFound

@@ -10,6 +10,7 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
+#include "flows.h"
 #include "parse.h"
 #include "sockets.h"
 #include "zfw_abi.h"
@@ -41,71 +42,103 @@
 #define ICMPV6_MLD_HOP_LIMIT 1
 
 /*
- * The packet that an error quotes was sent by us: its source is our end. A
- * socket is looked up the way an answer to it would be (RFC 5927 asks for the
- * tuple to match before an error is believed).
+ * The packet that an error quotes, turned round: addresses, ports and protocol of
+ * its answer-> 1, or 0 if it quotes none of TCP, UDP or echo. A global function: the
+ * stack of those that are not takes room from all that their caller calls.
  */
-static __always_inline bool quotes_local_flow(struct __sk_buff *skb,
-					      const struct zfw_packet *packet)
+__noinline int read_quote(struct __sk_buff *skb, struct zfw_packet *packet,
+			  struct zfw_packet *answer)
 {
-	struct bpf_sock_tuple tuple = {};
-	__u32 offset = packet->transport_offset + 8;
-	__u32 end = packet->transport_offset + packet->transport_length;
-	__be16 ports[2];
-	__u32 length;
-	__u8 protocol;
+	__u32 offset, end;
+	/* One for all: the verifier counts each on the stack. */
+	union {
+		struct iphdr ipv4;
+		struct ipv6hdr ipv6;
+		__u8 transport[8];
+	} quoted;
 
+	if (!packet || !answer)
+		return 0;
+	offset = packet->transport_offset + 8;
+	end = packet->transport_offset + packet->transport_length;
+	answer->family = packet->family;
 	if (packet->family == ZFW_AF_INET) {
-		struct iphdr quoted;
-
-		if (offset + sizeof(quoted) > end ||
-		    !read_bytes(skb, offset, &quoted, sizeof(quoted)))
-			return false;
-		if (quoted.version != 4 || quoted.ihl < 5 ||
-		    quoted.frag_off & bpf_htons(ZFW_IPV4_FRAGMENT_OFFSET))
-			return false;
-		offset += quoted.ihl * 4;
-		protocol = quoted.protocol;
-		tuple.ipv4.saddr = quoted.daddr;
-		tuple.ipv4.daddr = quoted.saddr;
-		length = sizeof(tuple.ipv4);
+		if (offset + sizeof(quoted.ipv4) > end ||
+		    !read_bytes(skb, offset, &quoted.ipv4, sizeof(quoted.ipv4)))
+			return 0;
+		if (quoted.ipv4.version != 4 || quoted.ipv4.ihl < 5 ||
+		    quoted.ipv4.frag_off & bpf_htons(ZFW_IPV4_FRAGMENT_OFFSET))
+			return 0;
+		offset += quoted.ipv4.ihl * 4;
+		answer->protocol = quoted.ipv4.protocol;
+		map_ipv4(answer->destination, quoted.ipv4.saddr);
+		map_ipv4(answer->source, quoted.ipv4.daddr);
 	} else {
 		struct zfw_header_chain chain = {};
-		struct ipv6hdr quoted;
 
-		if (offset + sizeof(quoted) > end ||
-		    !read_bytes(skb, offset, &quoted, sizeof(quoted)))
-			return false;
-		if (quoted.version != 6)
-			return false;
+		if (offset + sizeof(quoted.ipv6) > end ||
+		    !read_bytes(skb, offset, &quoted.ipv6, sizeof(quoted.ipv6)))
+			return 0;
+		if (quoted.ipv6.version != 6)
+			return 0;
 		/* Headers that we sent come back in the quote. */
-		chain.offset = offset + sizeof(quoted);
+		chain.offset = offset + sizeof(quoted.ipv6);
 		chain.end = end;
-		chain.next = quoted.nexthdr;
+		chain.next = quoted.ipv6.nexthdr;
 		if (walk_headers(skb, &chain) != ZFW_PARSED_IP ||
 		    chain.fragment & ZFW_IPV6_FRAGMENT_OFFSET)
-			return false;
+			return 0;
 		offset = chain.offset;
-		protocol = chain.next;
-		__builtin_memcpy(tuple.ipv6.saddr, &quoted.daddr, 16);
-		__builtin_memcpy(tuple.ipv6.daddr, &quoted.saddr, 16);
-		length = sizeof(tuple.ipv6);
+		answer->protocol = chain.next;
+		__builtin_memcpy(answer->destination, &quoted.ipv6.saddr, 16);
+		__builtin_memcpy(answer->source, &quoted.ipv6.daddr, 16);
 	}
 	/* RFC 792: at least eight bytes of the quoted packet's payload. */
-	if (offset + 8 > end || !read_bytes(skb, offset, ports, sizeof(ports)))
-		return false;
-	if (packet->family == ZFW_AF_INET) {
-		tuple.ipv4.sport = ports[1];
-		tuple.ipv4.dport = ports[0];
+	if (offset + sizeof(quoted.transport) > end ||
+	    !read_bytes(skb, offset, quoted.transport, sizeof(quoted.transport)))
+		return 0;
+	if (answer->protocol == IPPROTO_TCP || answer->protocol == IPPROTO_UDP) {
+		__builtin_memcpy(&answer->destination_port, quoted.transport, 2);
+		__builtin_memcpy(&answer->source_port, quoted.transport + 2, 2);
+	} else if (answer->protocol == packet->protocol) {
+		if (quoted.transport[0] !=
+		    (packet->family == ZFW_AF_INET ? ICMP_ECHO_REQUEST : ICMPV6_ECHO_REQUEST))
+			return 0;
+		__builtin_memcpy(&answer->source_port, quoted.transport + 4, 2);
+		answer->destination_port = answer->source_port;
 	} else {
-		tuple.ipv6.sport = ports[1];
-		tuple.ipv6.dport = ports[0];
+		return 0;
 	}
-	return has_local_socket(skb, &tuple, length, protocol);
+	return 1;
+}
+
+/* Is the packet that an error quotes ours, or of a flow that goes through us?
+ * RFC 5927 asks for the tuple to match before an error is believed. */
+static __always_inline bool quotes_known_flow(struct __sk_buff *skb, struct zfw_packet *packet)
+{
+	struct zfw_packet answer = {};
+	struct flow_match match = {};
+
+	if (!read_quote(skb, packet, &answer))
+		return false;
+	/* For UDP any socket will do: one that is not connected sends too. */
+	if ((answer.protocol == IPPROTO_TCP || answer.protocol == IPPROTO_UDP) &&
+	    find_socket(skb, &answer) != FLOW_SOCKET_NONE)
+		return true;
+	return find_flow(&answer, &match);
+}
+
+/* The identifier of an echo stands for its ports. */
+static __always_inline void note_echo(struct zfw_packet *packet, const __u8 header[8],
+				      bool is_request)
+{
+	__builtin_memcpy(&packet->source_port, header + 4, 2);
+	packet->destination_port = packet->source_port;
+	packet->is_echo_request = is_request;
 }
 
 static __always_inline enum zfw_reason judge_icmpv4(struct __sk_buff *skb,
-						    const struct zfw_packet *packet, __u32 settings)
+						    struct zfw_packet *packet)
 {
 	__u8 header[8];
 
@@ -115,20 +148,19 @@ static __always_inline enum zfw_reason judge_icmpv4(struct __sk_buff *skb,
 	switch (header[0]) {
 	case ICMP_ECHO_REQUEST:
 	case ICMP_ECHO_REPLY:
-		return settings & ZFW_SETTING_ICMP_ECHO ? ZFW_REASON_ICMP_ECHO :
-							  ZFW_REASON_ICMP_ECHO_OFF;
+		note_echo(packet, header, header[0] == ICMP_ECHO_REQUEST);
+		return ZFW_REASON_ICMP_ECHO;
 	case ICMP_DESTINATION_UNREACHABLE:
 	case ICMP_TIME_EXCEEDED:
 	case ICMP_PARAMETER_PROBLEM:
-		return quotes_local_flow(skb, packet) ? ZFW_REASON_ICMP_ERROR :
-							ZFW_REASON_ICMP_ERROR_UNRELATED;
+		return ZFW_REASON_ICMP_ERROR;
 	default:
 		return ZFW_REASON_ICMP_OTHER;
 	}
 }
 
 static __always_inline enum zfw_reason judge_icmpv6(struct __sk_buff *skb,
-						    const struct zfw_packet *packet, __u32 settings)
+						    struct zfw_packet *packet)
 {
 	__u8 header[8];
 
@@ -138,14 +170,13 @@ static __always_inline enum zfw_reason judge_icmpv6(struct __sk_buff *skb,
 	switch (header[0]) {
 	case ICMPV6_ECHO_REQUEST:
 	case ICMPV6_ECHO_REPLY:
-		return settings & ZFW_SETTING_ICMP_ECHO ? ZFW_REASON_ICMP_ECHO :
-							  ZFW_REASON_ICMP_ECHO_OFF;
+		note_echo(packet, header, header[0] == ICMPV6_ECHO_REQUEST);
+		return ZFW_REASON_ICMP_ECHO;
 	case ICMPV6_DESTINATION_UNREACHABLE:
 	case ICMPV6_PACKET_TOO_BIG:
 	case ICMPV6_TIME_EXCEEDED:
 	case ICMPV6_PARAMETER_PROBLEM:
-		return quotes_local_flow(skb, packet) ? ZFW_REASON_ICMP_ERROR :
-							ZFW_REASON_ICMP_ERROR_UNRELATED;
+		return ZFW_REASON_ICMP_ERROR;
 	case ICMPV6_ROUTER_SOLICITATION:
 	case ICMPV6_ROUTER_ADVERTISEMENT:
 	case ICMPV6_NEIGHBOUR_SOLICITATION:
@@ -164,14 +195,14 @@ static __always_inline enum zfw_reason judge_icmpv6(struct __sk_buff *skb,
 	}
 }
 
-/* An enum zfw_reason. A global function, so that the verifier goes through it
- * once (see match_prefix()). */
-__noinline int judge_icmp(struct __sk_buff *skb, struct zfw_packet *packet, __u32 settings)
+/* An enum zfw_reason, as if echo were on and every error believed. A global function, so that the
+ * verifier goes through it once (see match_lengths()). */
+__noinline int judge_icmp(struct __sk_buff *skb, struct zfw_packet *packet)
 {
 	if (!packet)
 		return ZFW_REASON_MALFORMED;
-	return packet->family == ZFW_AF_INET ? judge_icmpv4(skb, packet, settings) :
-					       judge_icmpv6(skb, packet, settings);
+	return packet->family == ZFW_AF_INET ? judge_icmpv4(skb, packet) :
+					       judge_icmpv6(skb, packet);
 }
 
 #endif

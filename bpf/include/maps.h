@@ -154,4 +154,25 @@ struct {
 	__type(value, struct zfw_fragment);
 } fragments SEC(".maps");
 
+/* Tracked flows, by enum zfw_flow_table. There are none until a program is
+ * attached to egress: they take 30 MB. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, ZFW_FLOW_TABLES);
+	__type(key, __u32);
+	__array(values, struct {
+		__uint(type, BPF_MAP_TYPE_LRU_HASH);
+		__uint(max_entries, 1024);
+		__uint(key_size, sizeof(struct zfw_flow_key));
+		__uint(value_size, sizeof(struct zfw_flow));
+	});
+} flows SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct zfw_flow_limits);
+} flow_limits SEC(".maps");
+
 #endif

@@ -45,6 +45,7 @@
 enum zfw_parsed {
 	ZFW_PARSED_IP,
 	ZFW_PARSED_ARP,
+	ZFW_PARSED_EAPOL,
 	ZFW_PARSED_NON_IP,
 	ZFW_PARSED_MALFORMED,
 	ZFW_PARSED_HEADER_CHAIN,
@@ -59,7 +60,7 @@ enum zfw_fragment_part {
 struct zfw_packet {
 	__be32 source[4]; /* IPv4 as ::ffff:a.b.c.d */
 	__be32 destination[4];
-	__be16 source_port; /* 0 unless TCP or UDP */
+	__be16 source_port; /* of TCP and UDP; of an ICMP echo its identifier; else 0 */
 	__be16 destination_port;
 	__be32 identification; /* of a fragment */
 	__u16 transport_offset; /* from the start of the frame */
@@ -67,8 +68,20 @@ struct zfw_packet {
 	__u8 protocol;
 	__u8 fragment; /* enum zfw_fragment_part */
 	__u8 hop_limit;
-	__u8 pad[2];
+	__u8 tcp_flags; /* enum tcp_flag */
+	__u8 is_echo_request; /* ICMP, either version */
 	__u32 transport_length; /* bytes, as the IP header has it */
+	__u32 sequence; /* TCP, host order */
+	__u32 acknowledgment;
+	__u32 tcp_header; /* bytes */
+};
+
+/* RFC 9293, section 3.1 */
+enum tcp_flag {
+	TCP_FIN = 1,
+	TCP_SYN = 2,
+	TCP_RST = 4,
+	TCP_ACK = 16,
 };
 
 /* Direct access where the linear part reaches, bpf_skb_load_bytes() where the
@@ -240,18 +253,33 @@ static __always_inline enum zfw_parsed parse_ipv6(struct __sk_buff *skb, __u32 o
 	return ZFW_PARSED_IP;
 }
 
-/* Ports of TCP and UDP. The whole fixed header has to be there, so that a first
- * fragment cannot leave flags or length to a later one (RFC 1858). */
-static __always_inline bool parse_ports(struct __sk_buff *skb, struct zfw_packet *packet)
+/* Ports of TCP and UDP, and what TCP numbers. The whole fixed header has to be
+ * there, so that a first fragment cannot leave flags or length to a later one
+ * (RFC 1858). */
+static __always_inline bool parse_transport(struct __sk_buff *skb, struct zfw_packet *packet)
 {
-	__be16 ports[2];
+	struct {
+		__be16 source_port, destination_port;
+		__be32 sequence, acknowledgment;
+		__u8 data_offset, flags;
+		__be16 window;
+	} tcp;
 
-	if (packet->transport_length < (packet->protocol == IPPROTO_TCP ? 20 : 8))
-		return false;
-	if (!read_bytes(skb, packet->transport_offset, ports, sizeof(ports)))
-		return false;
-	packet->source_port = ports[0];
-	packet->destination_port = ports[1];
+	if (packet->protocol == IPPROTO_UDP) {
+		if (packet->transport_length < 8 ||
+		    !read_bytes(skb, packet->transport_offset, &tcp, 4))
+			return false;
+	} else {
+		if (packet->transport_length < 20 ||
+		    !read_bytes(skb, packet->transport_offset, &tcp, sizeof(tcp)))
+			return false;
+		packet->tcp_flags = tcp.flags;
+		packet->sequence = bpf_ntohl(tcp.sequence);
+		packet->acknowledgment = bpf_ntohl(tcp.acknowledgment);
+		packet->tcp_header = (tcp.data_offset >> 4) * 4;
+	}
+	packet->source_port = tcp.source_port;
+	packet->destination_port = tcp.destination_port;
 	return true;
 }
 
@@ -297,11 +325,13 @@ __noinline int parse_packet(struct __sk_buff *skb, int has_ethernet, struct zfw_
 	else if (protocol == bpf_htons(ETH_P_IPV6))
 		parsed = parse_ipv6(skb, offset, packet);
 	else
-		return protocol == bpf_htons(ETH_P_ARP) ? ZFW_PARSED_ARP : ZFW_PARSED_NON_IP;
+		return protocol == bpf_htons(ETH_P_ARP) ? ZFW_PARSED_ARP :
+		       protocol == bpf_htons(ETH_P_PAE) ? ZFW_PARSED_EAPOL :
+							  ZFW_PARSED_NON_IP;
 
 	if (parsed == ZFW_PARSED_IP && packet->fragment != ZFW_FRAGMENT_LATER &&
 	    (packet->protocol == IPPROTO_TCP || packet->protocol == IPPROTO_UDP) &&
-	    !parse_ports(skb, packet))
+	    !parse_transport(skb, packet))
 		return ZFW_PARSED_MALFORMED;
 	return parsed;
 }

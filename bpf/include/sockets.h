@@ -32,48 +32,27 @@ static __always_inline __u32 packet_tuple(const struct zfw_packet *packet,
 	return sizeof(tuple->ipv6);
 }
 
-/* Does this flow end here? Any socket will do, but a listener: it has no flow. */
-static __always_inline bool has_local_socket(struct __sk_buff *skb, struct bpf_sock_tuple *tuple,
-					     __u32 length, __u8 protocol)
-{
-	struct bpf_sock *sk;
-	bool found;
-
-	if (protocol == IPPROTO_TCP) {
-		sk = length == sizeof(tuple->ipv4) ?
-			     bpf_skc_lookup_tcp(skb, tuple, sizeof(tuple->ipv4),
-						BPF_F_CURRENT_NETNS, 0) :
-			     bpf_skc_lookup_tcp(skb, tuple, sizeof(tuple->ipv6),
-						BPF_F_CURRENT_NETNS, 0);
-		if (!sk)
-			return false;
-		found = sk->state != BPF_TCP_LISTEN;
-		bpf_sk_release(sk);
-		return found;
-	}
-	if (protocol != IPPROTO_UDP)
-		return false;
-	sk = length == sizeof(tuple->ipv4) ?
-		     bpf_sk_lookup_udp(skb, tuple, sizeof(tuple->ipv4), BPF_F_CURRENT_NETNS, 0) :
-		     bpf_sk_lookup_udp(skb, tuple, sizeof(tuple->ipv6), BPF_F_CURRENT_NETNS, 0);
-	if (!sk)
-		return false;
-	bpf_sk_release(sk);
-	return true;
-}
+/* How far a flow's own socket is. */
+enum flow_socket {
+	FLOW_SOCKET_NONE,
+	/* UDP: it takes datagrams from anybody. */
+	FLOW_SOCKET_UNCONNECTED,
+	/* TCP: its handshake is not over, or it is in TIME_WAIT. */
+	FLOW_SOCKET_UNSETTLED,
+	FLOW_SOCKET_SETTLED,
+};
 
 /*
- * Is there a socket of this very flow? TCP: anything but a listener, so also
- * request and TIME_WAIT sockets; the stack turns a SYN on TIME_WAIT into a new
- * connection only when it meets that socket. UDP: a connected socket only, or an
- * unrelated one on 0.0.0.0:53 would take what a rule intercepts.
+ * The socket that this packet is for. TCP: anything but a listener, so also request
+ * and TIME_WAIT sockets; the stack turns a SYN on TIME_WAIT into a new connection
+ * only when it meets that socket.
  */
-static __always_inline bool is_established(struct __sk_buff *skb, const struct zfw_packet *packet)
+static __always_inline enum flow_socket find_socket(struct __sk_buff *skb,
+						    const struct zfw_packet *packet)
 {
 	struct bpf_sock_tuple tuple = {};
-	__u32 length = packet_tuple(packet, &tuple);
+	__u32 length = packet_tuple(packet, &tuple), state;
 	struct bpf_sock *sk;
-	bool found;
 
 	if (packet->protocol == IPPROTO_TCP) {
 		sk = length == sizeof(tuple.ipv4) ?
@@ -82,20 +61,24 @@ static __always_inline bool is_established(struct __sk_buff *skb, const struct z
 			     bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv6),
 						BPF_F_CURRENT_NETNS, 0);
 		if (!sk)
-			return false;
-		found = sk->state != BPF_TCP_LISTEN;
-	} else {
-		sk = length == sizeof(tuple.ipv4) ?
-			     bpf_sk_lookup_udp(skb, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS,
-					       0) :
-			     bpf_sk_lookup_udp(skb, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS,
-					       0);
-		if (!sk)
-			return false;
-		found = sk->state == BPF_TCP_ESTABLISHED;
+			return FLOW_SOCKET_NONE;
+		state = sk->state;
+		bpf_sk_release(sk);
+		if (state == BPF_TCP_LISTEN)
+			return FLOW_SOCKET_NONE;
+		return state == BPF_TCP_SYN_SENT || state == BPF_TCP_SYN_RECV ||
+				       state == BPF_TCP_NEW_SYN_RECV || state == BPF_TCP_TIME_WAIT ?
+			       FLOW_SOCKET_UNSETTLED :
+			       FLOW_SOCKET_SETTLED;
 	}
+	sk = length == sizeof(tuple.ipv4) ?
+		     bpf_sk_lookup_udp(skb, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0) :
+		     bpf_sk_lookup_udp(skb, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
+	if (!sk)
+		return FLOW_SOCKET_NONE;
+	state = sk->state;
 	bpf_sk_release(sk);
-	return found;
+	return state == BPF_TCP_ESTABLISHED ? FLOW_SOCKET_SETTLED : FLOW_SOCKET_UNCONNECTED;
 }
 
 /*

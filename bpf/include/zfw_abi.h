@@ -14,8 +14,8 @@
 
 #include <linux/types.h>
 
-/* Raised with every change of a layout below. A pinned map of another version
- * is refused, never misread. */
+/* Raised with every release that changes a layout below. A pinned map of another
+ * layout is refused, never misread. */
 #define ZFW_ABI_VERSION 1
 
 /*
@@ -51,6 +51,17 @@ enum zfw_limit {
 	ZFW_SEGMENTS = 512,
 	ZFW_NAME_LENGTH = 16,
 	ZFW_SERVICE_ID_LENGTH = 64,
+	/* Tracked flows, in seconds without a packet: TCP before both ends have been
+	 * heard, after both have sent FIN, after a RST. What others are forgotten
+	 * after can be set; these are the defaults. */
+	ZFW_TCP_OPENING_IDLE = 120,
+	ZFW_TCP_CLOSING_IDLE = 120,
+	ZFW_TCP_RESET_IDLE = 10,
+	ZFW_TCP_IDLE = 3600,
+	ZFW_UDP_IDLE = 30,
+	/* Flows that are opening; open ones unless set otherwise. */
+	ZFW_OPENING_FLOWS = 32768,
+	ZFW_OPEN_FLOWS = 131072,
 };
 
 /*
@@ -120,7 +131,13 @@ enum zfw_reason {
 	ZFW_REASON_NO_LISTENER,
 	ZFW_REASON_ASSIGN_FAILED,
 	ZFW_REASON_RULES_CHANGING,
+	ZFW_REASON_FLOW,
+	ZFW_REASON_FLOW_INVALID,
+	ZFW_REASON_VRRP,
+	ZFW_REASON_EAPOL,
+	/* Left by an interface that does not filter what leaves. */
 	ZFW_REASON_EGRESS,
+	ZFW_REASON_EGRESS_NO_RULE,
 	ZFW_REASONS,
 };
 
@@ -132,6 +149,9 @@ enum zfw_setting {
 	ZFW_SETTING_PER_INTERFACE_RULES = 8,
 	ZFW_SETTING_PASS_NON_TUPLE = 16,
 	ZFW_SETTING_VERBOSE = 32,
+	ZFW_SETTING_OUTBOUND_FILTER = 64,
+	ZFW_SETTING_VRRP = 128,
+	ZFW_SETTING_EAPOL = 256,
 };
 
 /* What an interface is; bits of zfw_interface.link_flags. */
@@ -139,6 +159,9 @@ enum zfw_link_flag {
 	/* Frames start with the IP header (tun, wireguard, ppp). */
 	ZFW_LINK_NO_ETHERNET = 1,
 	ZFW_LINK_LOOPBACK = 2,
+	/* Some interface filters what leaves: what comes in has to be remembered,
+	 * so that its answers may. */
+	ZFW_LINK_TRACK = 4,
 };
 
 /* Bits of zfw_port_rule.flags. */
@@ -313,12 +336,71 @@ struct zfw_fragment_key {
 	__be32 identification;
 	__u32 ifindex;
 	__u8 protocol;
-	__u8 pad[3];
+	__u8 is_leaving;
+	__u8 pad[2];
 };
 
 struct zfw_fragment {
 	__u64 expires; /* ns, bpf_ktime_get_ns() */
 	__u32 verdict; /* enum zfw_verdict: pass or drop */
+	__u32 pad;
+};
+
+/* A tracked flow, whichever way its packets go: of the two ends, the one with the
+ * lower address and port comes first. IPv4 as ::ffff:a.b.c.d. */
+struct zfw_flow_key {
+	__be32 address[2][4];
+	__be16 port[2]; /* ICMP echo: its identifier, both times */
+	__u8 protocol;
+	__u8 pad[3];
+};
+
+/* Bits of zfw_flow.flags. */
+enum zfw_flow_flag {
+	/* Packets of the initiator were let in; they were let out. */
+	ZFW_FLOW_ADMITTED_IN = 1,
+	ZFW_FLOW_ADMITTED_OUT = 2,
+	/* Its beginning was not seen. */
+	ZFW_FLOW_ADOPTED = 4,
+	/* TCP: the first end has sent FIN, the second one has, one has sent RST. */
+	ZFW_FLOW_FIN_0 = 8,
+	ZFW_FLOW_FIN_1 = 16,
+	ZFW_FLOW_RESET = 32,
+};
+
+enum zfw_flow_stage {
+	ZFW_FLOW_STARTED = 1,
+	ZFW_FLOW_ANSWERED = 2,
+	/* The initiator has answered the answer. */
+	ZFW_FLOW_CONFIRMED = 3,
+};
+
+struct zfw_flow {
+	__u64 seen; /* ns, bpf_ktime_get_coarse_ns(): its last packet */
+	/* TCP, by end: the sequence number after the highest sent, and the highest
+	 * acknowledgment number sent. Of an initiator that has not acknowledged
+	 * anything yet, that after its SYN. */
+	__u32 next[2];
+	__u32 acknowledged[2];
+	__u8 initiator; /* 0 or 1: which end */
+	__u8 flags; /* enum zfw_flow_flag */
+	__u8 stage; /* enum zfw_flow_stage */
+	__u8 pad[5];
+};
+
+/* Index into the map "flows". A flood of beginnings must not push out flows that
+ * the outside has answered, so the two have a table each. */
+enum zfw_flow_table {
+	ZFW_FLOWS_OPENING = 0,
+	ZFW_FLOWS_OPEN = 1,
+	ZFW_FLOW_TABLES = 2,
+};
+
+/* One element: when flows are forgotten, and how many are kept. */
+struct zfw_flow_limits {
+	__u64 udp_idle; /* ns; also for ICMP echo */
+	__u64 tcp_idle;
+	__u32 max_flows; /* open ones; not read by the programs */
 	__u32 pad;
 };
 
@@ -335,11 +417,23 @@ struct zfw_state {
 	__u8 object_digest[32]; /* SHA-256 of the object the programs came from */
 };
 
-/* The answer of decide(); "explain" returns it in __sk_buff.cb[0..2]. */
+/* What a packet does to its flow's entry. */
+enum zfw_track {
+	ZFW_TRACK_NONE = 0,
+	/* It renews one that is there, */
+	ZFW_TRACK_RENEW = 1,
+	/* or makes one, if it is the first of its flow, */
+	ZFW_TRACK_OPEN = 2,
+	/* or makes one, wherever in its flow it is. */
+	ZFW_TRACK_ADOPT = 3,
+};
+
+/* The answer of decide(); "explain" returns it in __sk_buff.cb[0..3]. */
 struct zfw_decision {
 	__u32 verdict; /* enum zfw_verdict */
 	__u32 reason; /* enum zfw_reason */
 	__u32 slot; /* of the rule that decided, or ZFW_NO_SLOT */
+	__u32 track; /* enum zfw_track */
 };
 
 #define ZFW_NO_SLOT 0xffffffffU
@@ -352,6 +446,8 @@ _Static_assert(sizeof(struct zfw_ports_medium) + 96 <= 4096, "a medium index out
 _Static_assert(sizeof(struct zfw_ports_large) + 96 <= 65536, "a large index outgrows 64 KiB");
 _Static_assert(sizeof(struct zfw_lengths) == 8 + 2 * 2184, "padding in zfw_lengths");
 _Static_assert(sizeof(struct zfw_fragment_key) == 44, "padding in zfw_fragment_key");
+_Static_assert(sizeof(struct zfw_flow_key) == 40, "padding in zfw_flow_key");
+_Static_assert(sizeof(struct zfw_flow) == 32, "padding in zfw_flow");
 _Static_assert(sizeof(struct zfw_state) == 56, "padding in zfw_state");
 
 #endif

@@ -67,7 +67,8 @@ STAND_IN = """
 #define PROGRAM(name) SEC("tc") int name(struct __sk_buff *skb)
 PROGRAM(ingress) { (void)skb; return TC_ACT_UNSPEC; }
 PROGRAM(egress) { (void)skb; return TC_ACT_UNSPEC; }
-PROGRAM(explain) { (void)skb; return 0; }
+PROGRAM(explain_ingress) { (void)skb; return 0; }
+PROGRAM(explain_egress) { (void)skb; return 0; }
 char LICENSE[] SEC("license") = "GPL";
 """
 
@@ -808,7 +809,9 @@ def test_pins_are_root_s_alone(
     for path in (Path(bpffs.ROOT), directory()):
         assert stat.S_IMODE(path.stat().st_mode) == 0o700, path
     pins = list(directory().iterdir())
-    assert {*layout.MAPS, "ingress", "egress", "explain"} < {pin.name for pin in pins}
+    assert {*layout.MAPS, "ingress", "egress", "explain_ingress", "explain_egress"} < {
+        pin.name for pin in pins
+    }
     for pin in pins:
         assert stat.S_IMODE(pin.stat().st_mode) == 0o600, pin
         assert (pin.stat().st_uid, pin.stat().st_gid) == (0, 0)
@@ -1017,7 +1020,7 @@ def put_map(*spec: int) -> Callable[[str], None]:
 
 
 def put_program(path: str) -> None:
-    fd = bpf.open_pin(f"{directory()}/explain")
+    fd = bpf.open_pin(f"{directory()}/explain_ingress")
     bpf.pin(fd, path)
     os.close(fd)
 
@@ -1078,6 +1081,7 @@ def test_so_is_every_inner_map(
     machine: Network, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     allow()
+    Firewall().attach(INTERFACE, "egress")  # there are no tables of flows before
     map_type, key_size, value_size, *rest = layout.INNER_MAPS[name]
     monkeypatch.setitem(layout.INNER_MAPS, name, (map_type, key_size, value_size + 8, *rest))
     with pytest.raises(LayoutMismatch, match=name), Tables(is_writer=False) as tables:
@@ -1165,7 +1169,14 @@ def test_an_attach_that_is_killed_is_made_good_by_the_next(
     Firewall().attach(INTERFACE)
     assert not [name for name in names_in(bpffs.ROOT) if not name.isdigit()]
     assert names_in(directory()) == sorted(
-        [*layout.MAPS, "ingress", "egress", "explain", attaching._LINK_PIN + "ingress_" + index()]
+        [
+            *layout.MAPS,
+            "ingress",
+            "egress",
+            "explain_ingress",
+            "explain_egress",
+            attaching._LINK_PIN + "ingress_" + index(),
+        ]
     )
     assert frames.until(lambda: attached(INTERFACE) == [("ingress", "tcx", our_program())])
     allow()

@@ -134,3 +134,45 @@ class Network:
         """Both namespaces go, and the veth pair with them."""
         self.client.close()
         self.gateway.close()
+
+
+class RoutedNetwork:
+    """A gateway that forwards between a client behind it and a server outside.
+
+    client 10.9.0.2, fd09::2 (eth0) -- (lan0) 10.9.0.1, fd09::1 gateway
+    gateway 10.8.0.1, fd08::1 (wan0) -- (eth0) 10.8.0.2, fd08::2 server
+    """
+
+    client_ipv4, client_ipv6 = "10.9.0.2", "fd09::2"
+    server_ipv4, server_ipv6 = "10.8.0.2", "fd08::2"
+    inside, outside = "lan0", "wan0"
+
+    def __init__(self) -> None:
+        """Make all three; duplicate address detection is off, forwarding on."""
+        self.client, self.gateway, self.server = Namespace(), Namespace(), Namespace()
+        for namespace in (self.client, self.gateway, self.server):
+            with namespace.entered():
+                for name in ("all", "default"):
+                    Path(f"/proc/sys/net/ipv6/conf/{name}/accept_dad").write_text("0")
+        with self.gateway.entered():
+            Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+            Path("/proc/sys/net/ipv6/conf/all/forwarding").write_text("1")
+        for name, net, peer in (
+            (self.inside, 9, self.client),
+            (self.outside, 8, self.server),
+        ):
+            place = f"/proc/{os.getpid()}/fd/{peer.fd}"
+            pair = ("type", "veth", "peer", "name", "eth0", "netns", place)
+            self.gateway.run("ip", "link", "add", name, *pair)
+            for namespace, interface, host in ((self.gateway, name, 1), (peer, "eth0", 2)):
+                addresses = (f"10.{net}.0.{host}/24", f"fd0{net}::{host}/64")
+                for address in addresses:
+                    namespace.run("ip", "address", "add", address, "dev", interface)
+                namespace.run("ip", "link", "set", interface, "up")
+            peer.run("ip", "route", "add", "default", "via", f"10.{net}.0.1")
+            peer.run("ip", "-6", "route", "add", "default", "via", f"fd0{net}::1")
+
+    def close(self) -> None:
+        """All three go."""
+        for namespace in (self.client, self.gateway, self.server):
+            namespace.close()

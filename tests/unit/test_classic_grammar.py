@@ -401,6 +401,10 @@ def test_init_and_uninstall() -> None:
         ("-6 all -d", ("ipv6", "all", False)),
         ("-q eth0", ("pass_non_tuple", "eth0", True)),
         ("-v all", ("verbose", "all", True)),
+        ("--outbound-filter eth0", ("outbound_filter", "eth0", True)),
+        ("-b all -d", ("outbound_filter", "all", False)),
+        ("-R eth0", ("vrrp", "eth0", True)),
+        ("-w eth0 -d", ("eapol", "eth0", False)),
     ],
 )
 def test_case_39_and_45_settings(line: str, setting: tuple[str, str, bool]) -> None:
@@ -484,7 +488,6 @@ def test_asking_for_nothing(line: str) -> None:
         ("-F -C", "-C, --list-dnp3-fcodes"),
         ("-F -j", "-j, --bind-flush"),
         ("-T eth0", "-T, --set-tun-mode"),
-        ("--outbound-filter eth0", "-b, --outbound-filtering"),
         ("-e eth0 -T eth0", "-T, --set-tun-mode"),
         ("-B 10.0.0.1 -m 32", "-B, --bind-saddr-add"),
         ("-J 10.0.0.1 -m 32", "-J, --bind-saddr-delete"),

@@ -105,6 +105,9 @@ def test_settings() -> None:
         "per_interface_rules": False,
         "pass_non_tuple": False,
         "verbose": False,
+        "outbound_filter": True,
+        "vrrp": True,
+        "eapol": False,
     }
     attachments = {"ingress": Attachment(2, "ingress", "tcx", 5)}
     assert settings_text([InterfaceStatus("eth0", 2, attachments, settings, [])]) == (
@@ -115,12 +118,12 @@ def test_settings() -> None:
         "ipv6 enable             :0\n"
         "verbose                 :0\n"
         "ssh disable             :1\n"
-        "outbound filter         :0\n"
+        "outbound filter         :1\n"
         "per interface           :0\n"
         "tc ingress filter       :1\n"
         "tc egress filter        :0\n"
         "tun mode intercept      :0\n"
-        "vrrp enable             :0\n"
+        "vrrp enable             :1\n"
         "eapol enable            :0\n"
         "ddos filtering          :0\n"
         "masquerade              :0\n"

@@ -21,6 +21,8 @@ NAMES = {
     "Busy",
     "Conflict",
     "Decision",
+    "Flow",
+    "FlowLimits",
     "Delete",
     "Deleted",
     "Firewall",

@@ -24,6 +24,13 @@ SEGMENT_SLOTS = 4096
 SEGMENTS = 512
 NAME_LENGTH = 16
 SERVICE_ID_LENGTH = 64
+TCP_OPENING_IDLE = 120
+TCP_CLOSING_IDLE = 120
+TCP_RESET_IDLE = 10
+TCP_IDLE = 3600
+UDP_IDLE = 30
+OPENING_FLOWS = 32768
+OPEN_FLOWS = 131072
 
 TABLE_INGRESS = 0
 TABLE_EGRESS = 4
@@ -75,7 +82,12 @@ REASONS = (
     "no_listener",
     "assign_failed",
     "rules_changing",
+    "flow",
+    "flow_invalid",
+    "vrrp",
+    "eapol",
     "egress",
+    "egress_no_rule",
 )
 
 SETTING_ICMP_ECHO = 1
@@ -84,11 +96,35 @@ SETTING_IPV6 = 4
 SETTING_PER_INTERFACE_RULES = 8
 SETTING_PASS_NON_TUPLE = 16
 SETTING_VERBOSE = 32
+SETTING_OUTBOUND_FILTER = 64
+SETTING_VRRP = 128
+SETTING_EAPOL = 256
 
 LINK_NO_ETHERNET = 1
 LINK_LOOPBACK = 2
+LINK_TRACK = 4
 
 RULE_ROUTED = 1
+
+FLOW_ADMITTED_IN = 1
+FLOW_ADMITTED_OUT = 2
+FLOW_ADOPTED = 4
+FLOW_FIN_0 = 8
+FLOW_FIN_1 = 16
+FLOW_RESET = 32
+
+FLOW_STARTED = 1
+FLOW_ANSWERED = 2
+FLOW_CONFIRMED = 3
+
+FLOWS_OPENING = 0
+FLOWS_OPEN = 1
+FLOW_TABLES = 2
+
+TRACK_NONE = 0
+TRACK_RENEW = 1
+TRACK_OPEN = 2
+TRACK_ADOPT = 3
 
 PREFIX_KEY = "=16s16sBBB1x"
 PREFIX_KEY_SIZE = 36
@@ -128,17 +164,25 @@ ROUTE_KEY = "=16sB3x"
 ROUTE_KEY_SIZE = 20
 ROUTE = "=II"
 ROUTE_SIZE = 8
-FRAGMENT_KEY = "=16s16sIIB3x"
+FRAGMENT_KEY = "=16s16sIIBB2x"
 FRAGMENT_KEY_SIZE = 44
 FRAGMENT = "=QI4x"
 FRAGMENT_SIZE = 16
+FLOW_KEY = "=32s4sB3x"
+FLOW_KEY_SIZE = 40
+FLOW = "=Q8s8sBBB5x"
+FLOW_SIZE = 32
+FLOW_LIMITS = "=QQI4x"
+FLOW_LIMITS_SIZE = 24
 STATE = "=IIIII4x32s"
 STATE_SIZE = 56
-DECISION = "=III"
-DECISION_SIZE = 12
+DECISION = "=IIII"
+DECISION_SIZE = 16
 
 MAPS = {
     "addresses": (1, 20, 4, 16384, 1),
+    "flow_limits": (2, 4, 24, 1, 0),
+    "flows": (12, 4, 4, 2, 0),
     "fragments": (9, 44, 16, 4096, 0),
     "interface_names": (1, 16, 16, 1024, 1),
     "interface_sets": (2, 4, 128, 1024, 0),
@@ -148,7 +192,7 @@ MAPS = {
     "ports_large": (1, 36, 65328, 8192, 1),
     "ports_medium": (1, 36, 3952, 131072, 1),
     "prefixes": (12, 4, 4, 1, 0),
-    "reasons": (6, 4, 16, 30, 0),
+    "reasons": (6, 4, 16, 35, 0),
     "routes": (1, 20, 8, 65536, 1),
     "rule_counters": (12, 4, 4, 512, 0),
     "rule_records": (12, 4, 4, 512, 0),
@@ -156,6 +200,7 @@ MAPS = {
 }
 
 INNER_MAPS = {
+    "flows": (9, 40, 32, 1024, 0),
     "prefixes": (1, 36, 112, 16384, 1),
     "rule_counters": (6, 4, 16, 4096, 0),
     "rule_records": (2, 4, 72, 4096, 0),

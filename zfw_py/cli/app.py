@@ -33,6 +33,7 @@ COMMANDS = (
     "list",
     "flush",
     "status",
+    "flows",
     "set",
     "batch",
     "completion",

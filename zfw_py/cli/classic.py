@@ -124,7 +124,7 @@ _OPTIONS = {option[0]: option for _, options in GROUPS for option in options}
 _AT_ONCE = {"?": "help", "": "usage", "V": "version"}
 
 # Understood, but what they ask for is not there yet.
-_LATER = "RwTbkauySgBJjAZMWUYC"
+_LATER = "TkauySgBJjAZMWUYC"
 
 _SETTINGS = {
     "e": "icmp_echo",
@@ -133,6 +133,9 @@ _SETTINGS = {
     "P": "per_interface_rules",
     "q": "pass_non_tuple",
     "v": "verbose",
+    "b": "outbound_filter",
+    "R": "vrrp",
+    "w": "eapol",
 }
 
 # Options that mean something only next to one of these.

@@ -31,6 +31,9 @@ _SETTING_TEXTS = {
     "per_interface_rules": "per_interface rule aware",
     "pass_non_tuple": "pass-non-tuple",
     "verbose": "verbose",
+    "outbound_filter": "outbound_filter",
+    "vrrp": "vrrp mode",
+    "eapol": "eapol",
 }
 
 
@@ -116,6 +119,8 @@ def _list(request: Request) -> int:
         return 0
     # Cron runs these two for what they do: addresses and indexes brought up to date.
     firewall.refresh()
+    if request.what == "gc":
+        firewall.expire_flows()
     if request.what == "diag":
         sys.stdout.write(classic_listing.settings_text(firewall.status().interfaces))
     return 0
@@ -166,6 +171,8 @@ def _detach(request: Request) -> int:
             Firewall().detach(name, request.direction)
         except NotFound:
             pass  # off already, as asked for
+        if request.direction == "egress":
+            Firewall().set([name], "outbound_filter", False)
         print(f"Set tc filter enable to 0 for {request.direction} on {name}")
     return 0
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.abi.codec import State
 from zfw_py.errors import KernelError, ZfwError
+from zfw_py.firewall.flows import FlowLimits, write_limits
 from zfw_py.firewall.tables import ZERO, Tables, raise_expected
 from zfw_py.kernel import bpf, bpffs, netlink
 from zfw_py.kernel.libbpf import BpfObject
@@ -73,6 +74,7 @@ def _install(directory: str) -> None:
                 bpf.pin(fd, f"{built}/{name}")
         tables = Tables(is_writer=True, directory=built)
         tables.new_inner("prefixes")
+        write_limits(tables, FlowLimits())
         tables.map("state").update(ZERO, State.new(digest).encode())
         bpffs.publish(built, directory)
     except BaseException:

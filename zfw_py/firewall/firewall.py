@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from zfw_py.firewall.attach import Attachment
     from zfw_py.firewall.explain import Decision
+    from zfw_py.firewall.flows import Flow, FlowLimits
     from zfw_py.firewall.status import Status
     from zfw_py.model.prefix import Prefix
 
@@ -284,6 +285,10 @@ class Firewall:
                 interfaces = _interfaces(tables)
                 interfaces.add(name)
                 interfaces.refresh()
+                if "egress" in directions:
+                    from zfw_py.firewall.flows import make_tables
+
+                    make_tables(tables)
                 return attach.attach_all(tables, index_of(name), name, directions, mode)
             except BaseException:
                 if tables.is_new:
@@ -299,6 +304,10 @@ class Firewall:
             taken = attach.detach(tables, ifindex, direction)
             if not taken:
                 raise NotFound(f"nothing is attached to {name}")
+            if not any(a.direction == "egress" for a in attach.attachments(tables)):
+                from zfw_py.firewall.flows import drop_tables
+
+                drop_tables(tables)
             return taken
 
     def detach_all(self) -> list[Attachment]:
@@ -326,10 +335,58 @@ class Firewall:
         except NotInstalled:
             return False
 
-    def explain(self, frame: bytes, name: str) -> Decision:
-        """What would become of a frame that arrived at this interface; see ``explain``."""
+    def explain(
+        self, frame: bytes, name: str, direction: str = "ingress", came_by: str | None = None
+    ) -> Decision:
+        """What would become of a frame that arrives at this interface, or leaves by it.
+
+        Of one that leaves, ``came_by`` is the interface that it came by, None if this
+        host sends it. See ``explain``.
+        """
         from zfw_py.firewall.explain import explain
 
+        if direction not in DIRECTIONS:
+            raise UsageError(f"direction: not ingress or egress: {direction!r}")
         ifindex = index_of(name)
+        ingress_ifindex = index_of(came_by) if came_by else 0
         with Tables(is_writer=False) as tables:
-            return explain(tables, frame, ifindex)
+            return explain(tables, frame, ifindex, direction, ingress_ifindex)
+
+    # Tracked flows
+
+    def flows(self) -> list[Flow]:
+        """The flows that are tracked; none where nothing is attached to egress."""
+        from zfw_py.firewall.flows import read_flows
+
+        with Tables(is_writer=False) as tables:
+            return list(read_flows(tables))
+
+    def expire_flows(self) -> int:
+        """Remove the entries of flows that count as forgotten already; how many there were."""
+        from zfw_py.firewall.flows import expire
+
+        with Tables(is_writer=True) as tables:
+            return expire(tables)
+
+    def flow_limits(self) -> FlowLimits:
+        """When flows are forgotten, and how many are kept."""
+        from zfw_py.firewall.flows import read_limits
+
+        with Tables(is_writer=False) as tables:
+            return read_limits(tables)
+
+    def set_flow_limits(
+        self,
+        *,
+        udp_idle: int | None = None,
+        tcp_idle: int | None = None,
+        max_flows: int | None = None,
+    ) -> FlowLimits:
+        """Change when flows are forgotten (seconds without a packet), and how many are kept.
+
+        Flows that are tracked stay so. Returns what holds from now on.
+        """
+        from zfw_py.firewall.flows import set_limits
+
+        with Tables(is_writer=True) as tables:
+            return set_limits(tables, udp_idle=udp_idle, tcp_idle=tcp_idle, max_flows=max_flows)

@@ -45,6 +45,9 @@ SETTINGS = {
     "per_interface_rules": (layout.SETTING_PER_INTERFACE_RULES, False),
     "pass_non_tuple": (layout.SETTING_PASS_NON_TUPLE, False),
     "verbose": (layout.SETTING_VERBOSE, False),
+    "outbound_filter": (layout.SETTING_OUTBOUND_FILTER, False),
+    "vrrp": (layout.SETTING_VRRP, False),
+    "eapol": (layout.SETTING_EAPOL, False),
 }
 
 # Frames of these start with an Ethernet header: ARPHRD_ETHER, ARPHRD_LOOPBACK.
@@ -222,14 +225,17 @@ class Interfaces:
                 self._write(name, name_id, bits, ifindex)
                 if recorded and _row_of(self._tables, recorded):
                     self._tables.map("interfaces").update(_row_key(recorded), _EMPTY_ROW)
+        is_tracked = any(
+            bits & layout.SETTING_OUTBOUND_FILTER for _, bits, _ in self._names.values()
+        )
         for name, ifindex in known.items():
-            self._refresh_row(name, ifindex)
+            self._refresh_row(name, ifindex, layout.LINK_TRACK if is_tracked else 0)
         if known:
             self._refresh_addresses({index: name for name, index in current.items()}, known)
 
-    def _refresh_row(self, name: str, ifindex: int) -> None:
+    def _refresh_row(self, name: str, ifindex: int, flags: int) -> None:
         name_id, bits, _ = self._names[name]
-        new = (ifindex, bits, name_id, _link_flags(name, ifindex))
+        new = (ifindex, bits, name_id, _link_flags(name, ifindex) | flags)
         if _row_of(self._tables, ifindex) != new:
             self._tables.map("interfaces").update(_row_key(ifindex), _interface.pack(*new))
 

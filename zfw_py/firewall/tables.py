@@ -167,6 +167,11 @@ class Tables:
         self.map(name).update(u32(index), u32(inner.fd))
         self._inner[name, index] = inner
 
+    def drop_inner(self, name: str, index: int) -> None:
+        """Take away the map at this index, for programs and for us."""
+        self.map(name).delete(u32(index))
+        self._inner.pop((name, index), None)
+
     def state(self) -> State:
         """What writers agree on."""
         data = self.map("state").lookup(ZERO)

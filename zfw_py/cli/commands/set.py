@@ -17,8 +17,9 @@ OnOff = Literal["on", "off"] | None
 
 def command(
     interface: Annotated[
-        str, typer.Argument(metavar="IFACE|all", autocompletion=lambda: [*complete(), "all"])
-    ],
+        str | None,
+        typer.Argument(metavar="[IFACE|all]", autocompletion=lambda: [*complete(), "all"]),
+    ] = None,
     icmp_echo: Annotated[OnOff, typer.Option(help="Answer pings.")] = None,
     ssh: Annotated[
         OnOff, typer.Option(help="Let SSH to the interface's own addresses through.")
@@ -27,29 +28,64 @@ def command(
     per_interface_rules: Annotated[
         OnOff, typer.Option(help="Only rules with -N of this interface apply.")
     ] = None,
+    outbound_filter: Annotated[
+        OnOff,
+        typer.Option(help="What leaves needs an egress rule, unless it answers what came in."),
+    ] = None,
+    vrrp: Annotated[OnOff, typer.Option(help="Pass VRRP.")] = None,
+    eapol: Annotated[OnOff, typer.Option(help="Pass EAPOL frames (802.1X).")] = None,
     pass_non_tuple: Annotated[
         OnOff, typer.Option(help="Pass all that is neither TCP nor UDP.")
     ] = None,
     verbose: Annotated[OnOff, typer.Option(help="Trace packets.")] = None,
+    udp_idle: Annotated[
+        int | None,
+        typer.Option(metavar="SECONDS", help="Forget a UDP flow after so long without a packet."),
+    ] = None,
+    tcp_idle: Annotated[
+        int | None,
+        typer.Option(metavar="SECONDS", help="Forget a TCP flow after so long without a packet."),
+    ] = None,
+    max_flows: Annotated[
+        int | None, typer.Option(metavar="COUNT", help="How many open flows are kept.")
+    ] = None,
 ) -> None:
-    """Turn settings of an interface on or off, or of all but lo.
+    """Turn settings of an interface on or off, or of all but lo; limit tracked flows.
 
-    They belong to the interface's name: they outlive the interface, and detach.
+    Settings belong to the interface's name: they outlive the interface, and detach.
+    The limits go for the whole firewall, and are given without an interface.
     """
     asked = {
         "icmp_echo": icmp_echo,
         "ssh": ssh,
         "ipv6": ipv6,
         "per_interface_rules": per_interface_rules,
+        "outbound_filter": outbound_filter,
+        "vrrp": vrrp,
+        "eapol": eapol,
         "pass_non_tuple": pass_non_tuple,
         "verbose": verbose,
     }
     settings = {setting: value == "on" for setting, value in asked.items() if value}
-    if not settings:
+    has_limits = (udp_idle, tcp_idle, max_flows) != (None, None, None)
+    if interface is None and settings:
+        raise UsageError("IFACE: missing; a setting belongs to an interface")
+    if interface is not None and not settings:
         raise UsageError("no setting given", hint="zfw set --help lists them")
-    check([interface])
-    names = [name for name in complete() if name != "lo"] if interface == "all" else [interface]
+    if not settings and not has_limits:
+        raise UsageError("nothing given to set", hint="zfw set --help lists what there is")
+    if interface is not None:
+        check([interface])
     firewall = Firewall()
+    if has_limits:
+        limits = firewall.set_flow_limits(udp_idle=udp_idle, tcp_idle=tcp_idle, max_flows=max_flows)
+        output.line(
+            f"flows: udp idle {limits.udp_idle} s, tcp idle {limits.tcp_idle} s,"
+            f" at most {limits.max_flows}"
+        )
+    if interface is None:
+        return
+    names = [name for name in complete() if name != "lo"] if interface == "all" else [interface]
     for setting, on in settings.items():
         firewall.set(names, setting, on)
         for name in names:

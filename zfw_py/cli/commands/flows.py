@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""zfw flows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from zfw_py.cli import output
+from zfw_py.firewall.firewall import Firewall
+
+if TYPE_CHECKING:
+    from zfw_py.firewall.flows import Flow
+
+COLUMNS = (
+    output.Column("PROTOCOL"),
+    output.Column("INITIATOR"),
+    output.Column("RESPONDER"),
+    output.Column("STATE"),
+    output.Column("LET"),
+    output.Column("IDLE", is_number=True),
+)
+
+
+def command(
+    as_json: Annotated[bool, typer.Option("--json", help="An array of objects.")] = False,
+) -> None:
+    """List the tracked flows: what has left and may be answered, what came in and may answer.
+
+    There are none until a program is attached to egress: zfw attach IFACE --direction both.
+    """
+    flows = sorted(Firewall().flows())
+    if as_json:
+        output.json_array(map(as_object, flows))
+    elif flows:
+        output.table(COLUMNS, flows, _cells)
+    else:
+        output.line("no flows")
+
+
+def as_object(flow: Flow) -> dict[str, object]:
+    """A flow as JSON has it."""
+    return flow._asdict()
+
+
+def _end(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def _cells(flow: Flow) -> tuple[str, ...]:
+    let = [
+        word
+        for word, is_let in (("in", flow.is_admitted_in), ("out", flow.is_admitted_out))
+        if is_let
+    ]
+    return (
+        flow.protocol,
+        _end(flow.initiator, flow.initiator_port),
+        _end(flow.responder, flow.responder_port),
+        flow.state,
+        ",".join(let),
+        f"{flow.idle:.0f} s",
+    )
