@@ -36,6 +36,7 @@ COMMANDS = (
     "flows",
     "set",
     "batch",
+    "classic",
     "completion",
 )
 
