@@ -105,13 +105,12 @@ def install(prefix: str) -> Outcome:
 def remove(prefix: str) -> Outcome:
     """Take away what ``install`` laid out; what was changed since stays. Raises NotFound."""
     tree = Tree(prefix)
-    if _read_manifest(tree) is None:
+    # One that was killed before it wrote the manifest leaves no more than the lock.
+    if _read_manifest(tree) is None and not tree.exists(_LOCK):
         raise NotFound(f"{tree.absolute(MANIFEST)}: nothing was laid out here")
     done, kept = [], []
     with tree.locked(_LOCK):
-        old = _read_manifest(tree)
-        if old is None:
-            raise NotFound(f"{tree.absolute(MANIFEST)}: nothing was laid out here")
+        old = _read_manifest(tree) or Manifest({}, [])
         # The command last: until then the programs that call it find it.
         for path in sorted(old.hashes, key=lambda path: path == places.ZFW):
             found = _hash_of(tree, path)

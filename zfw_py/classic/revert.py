@@ -68,11 +68,11 @@ def _revert_router(tree: Tree, report: Report) -> None:
                 is_changed = True
     except ZfwError as error:
         report.failed(error)
-    try:
-        is_unhooked = service.unedit_router_unit(tree)
-        is_unhooked |= service.unhook(tree, places.ROUTER_DROP_IN)
-    except ZfwError as error:
-        report.failed(error)
+    for undo in (service.unedit_router_unit, service.unhook_router):
+        try:
+            is_unhooked |= undo(tree)
+        except ZfwError as error:
+            report.failed(error)
     if is_unhooked:
         service.systemctl(tree, report, "daemon-reload")
     if (is_changed or is_unhooked) and service.has_unit(tree, "ziti-router.service"):

@@ -70,6 +70,11 @@ def unhook(tree: Tree, drop_in: str) -> bool:
     return True
 
 
+def unhook_router(tree: Tree) -> bool:
+    """Take the router's drop-in away."""
+    return unhook(tree, places.ROUTER_DROP_IN)
+
+
 def unedit_router_unit(tree: Tree) -> bool:
     """Take out the line that the replaced command's program put into the router's unit."""
     found = tree.read_with_status(places.ROUTER_UNIT, _MAX_UNIT_BYTES)

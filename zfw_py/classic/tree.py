@@ -90,10 +90,11 @@ class Tree:
             if error.errno == errno.ELOOP:
                 raise Conflict(f"{self.absolute(path)}: is a link") from None
             raise _failure(f"read {self.absolute(path)}", error) from error
+        status = os.fstat(fd)
+        if not S_ISREG(status.st_mode):
+            os.close(fd)
+            raise Conflict(f"{self.absolute(path)}: is no regular file")
         with os.fdopen(fd, "rb") as file:
-            status = os.fstat(fd)
-            if not S_ISREG(status.st_mode):
-                raise Conflict(f"{self.absolute(path)}: is no regular file")
             content = file.read(limit + 1)
         if len(content) > limit:
             raise UsageError(f"{self.absolute(path)}: larger than {limit} bytes")
