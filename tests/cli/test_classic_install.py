@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from zfw_py import Busy, Conflict, __version__
+from zfw_py import Busy, Conflict, UsageError, __version__
 from zfw_py.classic import contents, install, places
 from zfw_py.classic.tree import Tree, changeable_by_others
 from zfw_py.firewall.attach import OBJECT
@@ -376,6 +376,36 @@ def test_a_link_in_place_of_a_file_is_not_followed(
     assert everything(root) == before
     assert victim.exists() != is_dangling
     assert is_dangling or victim.read_text() == "theirs\n"
+
+
+def test_the_machines_own_links_are_followed_if_only_root_can_change_them(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, whose links they are")
+    monkeypatch.setattr(Tree, "is_machine", True)
+    tree = Tree(str(root))
+    (root / "real").mkdir()
+    (root / "link").symlink_to("real")
+    tree.write("/link/file", b"x\n", 0o644, is_new=True)
+    assert (root / "real/file").read_text() == "x\n"
+    os.chown(root / "link", 65534, 65534, follow_symlinks=False)
+    with pytest.raises(Conflict, match="is a link, which is not followed here"):
+        tree.read("/link/file", 10)
+    os.chown(root / "link", 0, 0, follow_symlinks=False)
+    root.chmod(0o1777)
+    with pytest.raises(Conflict, match="is a link, which is not followed here"):
+        tree.read("/link/file", 10)
+
+
+def test_a_pipe_or_a_large_file_does_not_hold_us_up(root: Path) -> None:
+    tree = Tree(str(root))
+    os.mkfifo(root / "pipe")
+    with pytest.raises(Conflict, match="is no regular file"):
+        tree.read("/pipe", 10)
+    (root / "large").write_bytes(b"x" * 11)
+    with pytest.raises(UsageError, match="larger than 10 bytes"):
+        tree.read("/large", 10)
 
 
 def test_a_link_in_place_of_a_temporary_file_is_not_followed(zfw: Zfw, root: Path) -> None:
