@@ -35,6 +35,12 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
+def _say(text: str) -> None:
+    output.line(text)
+    # What a program prints that is run next must not overtake it.
+    sys.stdout.flush()
+
+
 def main(verb: str, kind: str) -> NoReturn:
     """Run the program of this process, "start" or "revert", and exit with its code."""
     sys.exit(run(verb, kind, sys.argv[1:]))
@@ -52,7 +58,7 @@ def run(verb: str, kind: str, argv: list[str]) -> int:
     takes_interface = (verb, kind) == ("start", "controller")
     if takes_interface:
         parser.add_argument("--lanIf", metavar="IF", required=True, help="the LAN interface")
-    report = Report(output.line, output.warning)
+    report = Report(_say, output.warning)
     # What is made below a tree that is root's is for others to read at most.
     os.umask(0o022)
     try:

@@ -3,7 +3,7 @@
 
 Each is named by its absolute path and started without a shell, with nothing on
 stdin and an environment that does not depend on who called us; what it prints
-goes where our own output goes.
+goes where our own output goes, which the caller flushes before.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 
 from zfw_py.errors import KernelError, NotFound, ZfwError
 
@@ -28,9 +27,6 @@ def run(path: str, *arguments: str, timeout: float) -> int:
     One that is not done after ``timeout`` seconds is killed with all that it
     started in its process group. Raises NotFound, KernelError, ZfwError.
     """
-    # What it prints must not overtake what we have said before.
-    sys.stdout.flush()
-    sys.stderr.flush()
     try:
         process = subprocess.Popen(
             [path, *arguments],
