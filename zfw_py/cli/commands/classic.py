@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from zfw_py.classic import install as classic
 from zfw_py.cli import output
 
 
@@ -27,6 +26,9 @@ def command(
     to bring them up to date. Files of others are never replaced, and those of ours
     that were changed since are left as they are, and told.
     """
+    # Help shows this command among the others, and needs none of it.
+    from zfw_py.classic import install as classic
+
     if action == "install":
         outcome = classic.install(prefix)
         output.line(
