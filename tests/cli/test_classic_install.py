@@ -270,6 +270,8 @@ def test_killed_at_any_step_it_can_be_run_again_or_removed(
     tmp_path: Path, is_upgrade: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(install, "_probe", lambda: None)
+    # Not the machine goes down here but the process, a hundred times.
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
     killed = 0
     while True:
         root = tmp_path / str(killed)
