@@ -102,7 +102,7 @@ def decode_prefix_key(data: bytes) -> tuple[str, str, Prefix, Prefix]:
 
 def length_key_of(prefix_key: bytes) -> bytes:
     """struct zfw_length_key of a struct zfw_prefix_key."""
-    return _length_key.pack(prefix_key[34], prefix_key[32], prefix_key[33])
+    return prefix_key[34:35] + prefix_key[32:34] + b"\0"
 
 
 def decode_length_key(data: bytes) -> tuple[int, int, int]:
@@ -127,6 +127,22 @@ def size_class_of(rule_count: int, interval_count: int) -> int | None:
         if rule_count <= max_rules and interval_count <= max_intervals:
             return size_class
     return None
+
+
+def encode_port_rule(rule: PortRule) -> bytes:
+    """struct zfw_port_rule."""
+    return _port_rule.pack(*rule)
+
+
+def decode_port_rule(data: bytes) -> PortRule:
+    """The inverse of ``encode_port_rule``."""
+    rule: PortRule = _port_rule.unpack(data)  # type: ignore[assignment]
+    return rule
+
+
+def encode_sole_prefix(key: bytes, stamp: int, rule: bytes) -> bytes:
+    """struct zfw_prefix with one rule, a struct zfw_port_rule."""
+    return _prefix.pack(key, stamp, 1, layout.SIZE_INLINE, rule)
 
 
 def encode_prefix(key: bytes, stamp: int, size_class: int, rules: Sequence[PortRule]) -> bytes:

@@ -17,13 +17,16 @@ from zfw_py.abi.codec import (
     action_number,
     decode_length_key,
     decode_lengths,
+    decode_port_rule,
     decode_ports,
     decode_prefix,
     decode_prefix_key,
     encode_lengths,
+    encode_port_rule,
     encode_ports,
     encode_prefix,
     encode_prefix_key,
+    encode_sole_prefix,
     from_u32,
     length_key_of,
     size_class_of,
@@ -36,7 +39,7 @@ from zfw_py.kernel.bpf import create_map
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from zfw_py.abi.codec import State
     from zfw_py.abi.port_index import Interval, PortRule
@@ -130,15 +133,21 @@ class RuleEdit:
         self._tables = tables
         self._interfaces = interfaces
         self._state = tables.state()
+        # A prefix that is new and has one rule is no more than that rule's bytes: a bulk
+        # load has little else, and an object with lists for each takes a GB for a million.
+        self._sole: dict[bytes, bytes] = {}
         self._prefixes: dict[bytes, _Prefix] = {}
         # All prefixes' elements, once expect() has read them.
         self._present: dict[bytes, bytes] | None = None
-        self._inserted: list[tuple[Inserted, bytes, int]] = []
+        # What inserts did, and the slot of each one's rule.
+        self._inserted: list[Inserted] = []
+        self._slots: list[int] = []
+        # Slots of rules that can never match.
+        self._shadowed: set[int] = set()
         # By new slot: the service id to write, and the counter's value to begin with.
         self._records: dict[int, str] = {}
         self._counters: dict[int, bytes] = {}
         self._freed: list[int] = []
-        self._allocated: list[int] = []
 
     # What is asked for
 
@@ -152,17 +161,20 @@ class RuleEdit:
         key = encode_prefix_key(rule.key)
         prefix = self._load(key)
         low = rule.key.low_port
-        position = _position(prefix.rules, low)
+        position = None if prefix is None else _position(prefix.rules, low)
         flags = layout.RULE_ROUTED if is_routed else 0
         old_flags = 0
         number = 0
-        if position is None:
+        if prefix is None or position is None:
             slot = self._allocate()
+            self._records[slot] = rule.service_id
             if interfaces:
                 number = self._interfaces.number_of(interfaces)
         else:
             old = prefix.rules[position]
             slot = self._slot_for(old[_SLOT], rule.service_id)
+            if slot in self._records or slot != old[_SLOT]:
+                self._records[slot] = rule.service_id
             old_flags = old[_FLAGS]
             if interfaces:
                 names = {*interfaces, *self._interfaces.names_of(old[_SET])}
@@ -176,9 +188,9 @@ class RuleEdit:
             action_number(rule.action),
             flags | old_flags,
         )
-        if position is None or slot in self._records or slot != prefix.rules[position][_SLOT]:
-            self._records[slot] = rule.service_id
-        if position is None:
+        if prefix is None:
+            self._sole[key] = encode_port_rule(port_rule)
+        elif position is None:
             prefix.rules.append(port_rule)
         else:
             prefix.rules[position] = port_rule
@@ -187,7 +199,8 @@ class RuleEdit:
             is_replaced=position is not None,
             is_newly_routed=bool(flags & ~old_flags & layout.RULE_ROUTED),
         )
-        self._inserted.append((inserted, key, slot))
+        self._inserted.append(inserted)
+        self._slots.append(slot)
         return inserted
 
     def delete(self, key: RuleKey, names: tuple[str, ...] = ()) -> Deleted:
@@ -196,9 +209,9 @@ class RuleEdit:
         A rule whose last interface goes is removed. Raises RuleNotFound.
         """
         prefix = self._load(encode_prefix_key(key))
-        position = _position(prefix.rules, key.low_port)
-        if position is None:
-            known = bool(prefix.rules)
+        position = None if prefix is None else _position(prefix.rules, key.low_port)
+        if prefix is None or position is None:
+            known = prefix is not None and bool(prefix.rules)
             what = f"no rule {key}"
             raise RuleNotFound(
                 key, what if known else f"{what}: the prefix has none", is_prefix_known=known
@@ -228,18 +241,24 @@ class RuleEdit:
         if edits > 16 and sum(from_u32(value) for _, value in counts) <= 4 * edits:
             self._present = dict(self._tables.prefixes.items())
 
-    def _load(self, key: bytes) -> _Prefix:
+    def _load(self, key: bytes) -> _Prefix | None:
+        """The prefix as it stands so far in this edit; None if there is none."""
         if key in self._prefixes:
             return self._prefixes[key]
         prefix = _Prefix()
         prefix.key = key
-        if self._present is None:
-            prefix.old = self._tables.prefixes.lookup(key)
+        prefix.old, prefix.old_class, prefix.old_ports = None, layout.SIZE_INLINE, None
+        sole = self._sole.pop(key, None)
+        if sole is not None:
+            prefix.rules = [decode_port_rule(sole)]
         else:
-            prefix.old = self._present.get(key)
-        prefix.old_class, prefix.old_ports = layout.SIZE_INLINE, None
-        prefix.rules = []
-        if prefix.old is not None:
+            prefix.old = (
+                self._tables.prefixes.lookup(key)
+                if self._present is None
+                else self._present.get(key)
+            )
+            if prefix.old is None:
+                return None
             prefix.old_class, _, prefix.rules = decode_prefix(prefix.old)
             if prefix.old_class != layout.SIZE_INLINE:
                 prefix.old_ports = self._tables.map(_PORTS[prefix.old_class]).lookup(key)
@@ -278,7 +297,6 @@ class RuleEdit:
             state.next_slot += 1
         else:
             raise MapFull(f"{layout.SEGMENTS * layout.SEGMENT_SLOTS} rules are in use already")
-        self._allocated.append(slot)
         return slot
 
     def _read_record(self, slot: int) -> bytes:
@@ -309,32 +327,42 @@ class RuleEdit:
                 removed.append(prefix)
                 key = length_key_of(prefix.key)
                 lengths_removed[key] = lengths_removed.get(key, 0) + 1
+        for prefix_key in self._sole:
+            key = length_key_of(prefix_key)
+            lengths_added[key] = lengths_added.get(key, 0) + 1
         self._check_lengths(lengths_added)
+        if self._shadowed:
+            for inserted, slot in zip(self._inserted, self._slots, strict=True):
+                if slot in self._shadowed:
+                    inserted.is_shadowed = True
 
         state, tables = self._state, self._tables
-        state.stamp = (stamp + len(written)) & 0xFFFFFFFF
+        state.stamp = (stamp + len(written) + len(self._sole)) & 0xFFFFFFFF
         state.in_progress = 1
         tables.map("state").update(ZERO, state.encode())
         try:
             self._write_records()
             self._count_lengths(lengths_added, 1)
+            if lengths_added:
+                self._make_room(sum(lengths_added.values()))
             self._write_prefixes(written, stamp)
+            self._write_sole_prefixes(stamp + len(written))
             self._remove_prefixes(written, removed)
             self._count_lengths(lengths_removed, -1)
             self._free_slots()
         except BaseException as error:
             self._undo(written + removed)
             if isinstance(error, OSError) and not isinstance(error, KernelError):
-                raise self._explain(error, written) from error
+                raise self._explain(error) from error
             raise
         tables.map("state").update(ZERO, state.encode())
 
-    @staticmethod
-    def _explain(error: OSError, written: list[_Prefix]) -> MapFull | KernelError:
+    def _explain(self, error: OSError) -> MapFull | KernelError:
         what = "write the rules"
-        if written:
-            _, protocol, destination, _ = decode_prefix_key(written[0].key)
+        for key in self._prefixes or self._sole:
+            _, protocol, destination, _ = decode_prefix_key(key)
             what = f"write the rules of {destination} {protocol}"
+            break
         if error.errno == _E2BIG:
             return MapFull(f"{what}: a map is full (E2BIG)")
         return KernelError(what, error.errno or 0)
@@ -353,11 +381,7 @@ class RuleEdit:
                 " different interfaces)"
             )
         prefix.intervals, prefix.size_class = intervals, size_class
-        hidden = {prefix.rules[i][_SLOT] for i in shadowed(prefix.rules, intervals)}
-        if hidden:
-            for inserted, key, slot in self._inserted:
-                if key == prefix.key and slot in hidden:
-                    inserted.is_shadowed = True
+        self._shadowed.update(prefix.rules[i][_SLOT] for i in shadowed(prefix.rules, intervals))
 
     def _check_lengths(self, added: dict[bytes, int]) -> None:
         """Refuse a pair of lengths too many before anything is written."""
@@ -375,20 +399,41 @@ class RuleEdit:
                 )
 
     def _write_records(self) -> None:
-        by_segment: dict[int, tuple[list[bytes], list[bytes], list[bytes]]] = {}
-        for slot, service_id in self._records.items():
-            segment, position = divmod(slot, layout.SEGMENT_SLOTS)
-            keys, records, counters = by_segment.setdefault(segment, ([], [], []))
-            keys.append(u32(position))
-            records.append(
-                _record.pack(service_id.encode("utf-8", "surrogateescape"), layout.NO_SLOT)
+        slots_of: dict[int, list[int]] = {}
+        for slot in self._records:
+            slots_of.setdefault(slot // layout.SEGMENT_SLOTS, []).append(slot)
+        self._make_segments("rule_records", slots_of)
+        zeroed = self._make_segments("rule_counters", slots_of)
+        for segment, slots in slots_of.items():
+            self._segment("rule_records", segment).update_many(
+                [u32(slot % layout.SEGMENT_SLOTS) for slot in slots],
+                [
+                    _record.pack(
+                        self._records[slot].encode("utf-8", "surrogateescape"), layout.NO_SLOT
+                    )
+                    for slot in slots
+                ],
             )
-            counters.append(self._counters.get(slot, b""))
-        for segment, (keys, records, counters) in by_segment.items():
-            self._segment("rule_records", segment).update_many(keys, records)
+            if segment in zeroed:
+                slots = [slot for slot in slots if slot in self._counters]
             table = self._segment("rule_counters", segment)
             zero = bytes(table.value_size)
-            table.update_many(keys, [value or zero for value in counters])
+            table.update_many(
+                [u32(slot % layout.SEGMENT_SLOTS) for slot in slots],
+                [self._counters.get(slot, zero) for slot in slots],
+            )
+
+    def _make_segments(self, name: str, wanted: Iterable[int]) -> set[int]:
+        """Make those of the segments that are not there yet; which these are.
+
+        In one step: the kernel waits until no program uses what was there, about 10 ms.
+        """
+        missing = [segment for segment in wanted if self._tables.inner(name, segment) is None]
+        created = [create_map(layout.INNER_MAPS[name], name) for _ in missing]
+        self._tables.map(name).update_many(
+            [u32(segment) for segment in missing], [u32(inner.fd) for inner in created]
+        )
+        return set(missing)
 
     def _segment(self, name: str, segment: int) -> Map:
         return self._tables.inner(name, segment) or self._tables.new_inner(name, segment)
@@ -415,24 +460,37 @@ class RuleEdit:
                 write_lengths(self._tables, table, (present | appearing) - vanishing)
 
     def _write_prefixes(self, written: list[_Prefix], stamp: int) -> None:
-        new = sum(prefix.old is None for prefix in written)
-        if new:
-            self._make_room(new)
         for start in range(0, len(written), _CHUNK):
             some = written[start : start + _CHUNK]
-            values = [
-                self._element(prefix, (stamp + number) & 0xFFFFFFFF)
-                for number, prefix in enumerate(some, start)
-            ]
-            keys = [prefix.key for prefix in some]
-            try:
-                self._tables.prefixes.update_many(keys, values)
-            except OSError as error:
-                if error.errno != _E2BIG:
-                    raise
-                # The kernel counts elements roughly; ask for room once more.
-                self._make_room(self._tables.prefixes.max_entries)
-                self._tables.prefixes.update_many(keys, values)
+            self._write_elements(
+                [prefix.key for prefix in some],
+                [
+                    self._element(prefix, (stamp + number) & 0xFFFFFFFF)
+                    for number, prefix in enumerate(some, start)
+                ],
+            )
+
+    def _write_sole_prefixes(self, stamp: int) -> None:
+        keys = list(self._sole)
+        for start in range(0, len(keys), _CHUNK):
+            some = keys[start : start + _CHUNK]
+            self._write_elements(
+                some,
+                [
+                    encode_sole_prefix(key, number & 0xFFFFFFFF, self._sole[key])
+                    for number, key in enumerate(some, stamp + start)
+                ],
+            )
+
+    def _write_elements(self, keys: list[bytes], values: list[bytes]) -> None:
+        try:
+            self._tables.prefixes.update_many(keys, values)
+        except OSError as error:
+            if error.errno != _E2BIG:
+                raise
+            # The kernel counts elements roughly; ask for room once more.
+            self._make_room(self._tables.prefixes.max_entries)
+            self._tables.prefixes.update_many(keys, values)
 
     def _element(self, prefix: _Prefix, stamp: int) -> bytes:
         """The prefix's element; its port index is written first if it has one."""
@@ -483,6 +541,8 @@ class RuleEdit:
 
     def _undo(self, touched: list[_Prefix]) -> None:
         """Put every prefix back as it was, then rebuild what is derived."""
+        for key in self._sole:
+            self._tables.prefixes.delete(key)
         for prefix in touched:
             if prefix.old is None:
                 self._tables.prefixes.delete(prefix.key)

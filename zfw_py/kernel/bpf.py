@@ -232,34 +232,38 @@ class Map:
         step = max(1, min(len(keys), (1 << 22) // (self.key_size + self.value_size)))
         for start in range(0, len(keys), step):
             some = keys[start : start + step]
-            if len(some) == 1:
-                # A short batch costs the kernel more than an element does.
-                if values is None:
-                    self.delete(some[0])
-                else:
-                    self.update(some[0], values[start])
+            some_values = None if values is None else values[start : start + step]
+            # A short batch costs the kernel more than an element does.
+            if len(some) > 1 and self._batch_once(command, some, some_values):
                 continue
-            key_buffer = ctypes.create_string_buffer(b"".join(some), len(some) * self.key_size)
-            value_address = 0
-            if values is not None:
-                joined = b"".join(values[start : start + step])
-                value_buffer = ctypes.create_string_buffer(joined, len(joined))
-                value_address = ctypes.addressof(value_buffer)
-            _bpf(
-                command,
-                _attribute(
-                    _batch.pack(
-                        0,
-                        0,
-                        ctypes.addressof(key_buffer),
-                        value_address,
-                        len(some),
-                        self.fd,
-                        0,
-                        0,
-                    )
-                ),
+            for number, key in enumerate(some):
+                if some_values is None:
+                    self.delete(key)
+                else:
+                    self.update(key, some_values[number])
+
+    def _batch_once(
+        self, command: int, keys: Sequence[bytes], values: Sequence[bytes] | None
+    ) -> bool:
+        """Do it in one system call; False if the kernel has none (maps of maps before 5.19)."""
+        key_buffer = ctypes.create_string_buffer(b"".join(keys), len(keys) * self.key_size)
+        value_address = 0
+        if values is not None:
+            joined = b"".join(values)
+            value_buffer = ctypes.create_string_buffer(joined, len(joined))
+            value_address = ctypes.addressof(value_buffer)
+        attribute = _attribute(
+            _batch.pack(
+                0, 0, ctypes.addressof(key_buffer), value_address, len(keys), self.fd, 0, 0
             )
+        )
+        try:
+            _bpf(command, attribute)
+        except OSError as error:
+            if error.errno == _ENOTSUPP:
+                return False
+            raise
+        return True
 
 
 _info = Struct("=IIIIII")
