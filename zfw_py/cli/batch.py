@@ -135,8 +135,9 @@ def _parse_modern(words: list[str]) -> Insert:
     next(rest)
     for word in rest:
         value: str | None
-        if word in _VALUES:
-            name, value = _VALUES[word], next(rest, None)
+        name = _VALUES.get(word)
+        if name is not None:
+            value = next(rest, None)
             if value is None:
                 raise UsageError(f"{word}: needs a value")
         elif word in _FLAGS:

@@ -119,6 +119,7 @@ GROUPS = (
 )
 
 _OPTIONS = {option[0]: option for _, options in GROUPS for option in options}
+_FLAGS = {option[0]: f"-{option[0]}, --{option[1]}" for option in _OPTIONS.values()}
 
 # As argp does, these act where they stand: nothing after them is read.
 _AT_ONCE = {"?": "help", "": "usage", "V": "version"}
@@ -316,9 +317,11 @@ def _split(argv: Iterable[str]) -> Iterator[tuple[str, str]]:
     extra: list[str] = []
     value: str | None
     for word in words:
-        if word == "--":
+        if word[:1] != "-" or word == "-":
+            extra.append(word)
+        elif word == "--":
             extra.extend(words)
-        elif word.startswith("--"):
+        elif word[1] == "-":
             name, equals, value = word[2:].partition("=")
             short, long, argument, _ = _by_long_name(name)
             if equals and not argument:
@@ -328,7 +331,7 @@ def _split(argv: Iterable[str]) -> Iterator[tuple[str, str]]:
                 if value is None:
                     raise ClassicUsage(f"option '--{long}' requires an argument")
             yield short, value
-        elif word.startswith("-") and word != "-":
+        else:
             rest = word[1:]
             while rest:
                 short, rest = rest[0], rest[1:]
@@ -340,8 +343,6 @@ def _split(argv: Iterable[str]) -> Iterator[tuple[str, str]]:
                     if value is None:
                         raise ClassicUsage(f"option requires an argument -- {short!r}")
                 yield short, value
-        else:
-            extra.append(word)
     if extra:
         raise ClassicUsage("Too many arguments")
 
@@ -485,7 +486,7 @@ def _set(options: dict[str, str], settings: list[str]) -> Request:
 
 def _flag(short: str) -> str:
     """Name an option in a message."""
-    return f"-{short}, --{_OPTIONS[short][1]}"
+    return _FLAGS[short]
 
 
 def _require(options: dict[str, str], required: str, by: str) -> None:

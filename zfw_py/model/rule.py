@@ -19,11 +19,18 @@ MAX_SERVICE_ID = 64
 MAX_INTERFACE_NAME = 15
 
 
+# Ports that were read before: a batch names the same few again and again, and shares them.
+_ports: dict[str, int] = {}
+
+
 def parse_port(text: str, option: str) -> int:
     """Read a port, 0 to 65535: decimal digits and nothing else."""
+    if text in _ports:
+        return _ports[text]
     if not (text.isascii() and text.isdigit()) or len(text) > 5 or int(text) > 65535:
         raise UsageError(f"{option}: not a port within 0 to 65535: {text!r}")
-    return int(text)
+    port = _ports[text] = int(text)
+    return port
 
 
 def parse_length(text: str, option: str) -> int:
@@ -54,6 +61,8 @@ def check_interface_name(name: str, option: str) -> str:
 
 def check_service_id(text: str, option: str) -> str:
     """A service id: up to 64 bytes, no blanks, no control characters."""
+    if not text:
+        return text
     if len(text) <= MAX_SERVICE_ID and text.isascii() and text.isprintable() and " " not in text:
         return text
     encoded = text.encode("utf-8", "surrogateescape")
