@@ -137,8 +137,9 @@ class RuleEdit:
         # load has little else, and an object with lists for each takes a GB for a million.
         self._sole: dict[bytes, bytes] = {}
         self._prefixes: dict[bytes, _Prefix] = {}
-        # All prefixes' elements, once expect() has read them.
+        # All prefixes' elements, once expect() has read them, and then whole segments of records.
         self._present: dict[bytes, bytes] | None = None
+        self._read: dict[int, list[bytes]] = {}
         # What inserts did, and the slot of each one's rule.
         self._inserted: list[Inserted] = []
         self._slots: list[int] = []
@@ -245,26 +246,27 @@ class RuleEdit:
         """The prefix as it stands so far in this edit; None if there is none."""
         if key in self._prefixes:
             return self._prefixes[key]
-        prefix = _Prefix()
-        prefix.key = key
-        prefix.old, prefix.old_class, prefix.old_ports = None, layout.SIZE_INLINE, None
+        old = None
         sole = self._sole.pop(key, None)
-        if sole is not None:
-            prefix.rules = [decode_port_rule(sole)]
-        else:
-            prefix.old = (
+        if sole is None:
+            old = (
                 self._tables.prefixes.lookup(key)
                 if self._present is None
                 else self._present.get(key)
             )
-            if prefix.old is None:
+            if old is None:
                 return None
-            prefix.old_class, _, prefix.rules = decode_prefix(prefix.old)
+        prefix = self._prefixes[key] = _Prefix()
+        prefix.key, prefix.old = key, old
+        prefix.old_class, prefix.old_ports = layout.SIZE_INLINE, None
+        if sole is not None:
+            prefix.rules = [decode_port_rule(sole)]
+        elif old is not None:
+            prefix.old_class, _, prefix.rules = decode_prefix(old)
             if prefix.old_class != layout.SIZE_INLINE:
                 prefix.old_ports = self._tables.map(_PORTS[prefix.old_class]).lookup(key)
                 if prefix.old_ports is not None:
                     prefix.rules = decode_ports(prefix.old_ports, prefix.old_class)
-        self._prefixes[key] = prefix
         return prefix
 
     def _slot_for(self, old: int, service_id: str) -> int:
@@ -300,9 +302,16 @@ class RuleEdit:
         return slot
 
     def _read_record(self, slot: int) -> bytes:
-        segment = self._tables.inner("rule_records", slot // layout.SEGMENT_SLOTS)
-        record = segment.lookup(u32(slot % layout.SEGMENT_SLOTS)) if segment else None
-        return record if record is not None else bytes(layout.RULE_RECORD_SIZE)
+        number, position = divmod(slot, layout.SEGMENT_SLOTS)
+        if self._present is None:
+            segment = self._tables.inner("rule_records", number)
+            record = segment.lookup(u32(position)) if segment else None
+            return record if record is not None else bytes(layout.RULE_RECORD_SIZE)
+        if number not in self._read:
+            segment = self._tables.inner("rule_records", number)
+            self._read[number] = [value for _, value in segment.items()] if segment else []
+        records = self._read[number]
+        return records[position] if records else bytes(layout.RULE_RECORD_SIZE)
 
     # Doing it
 
