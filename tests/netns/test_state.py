@@ -10,11 +10,13 @@ from __future__ import annotations
 import errno
 import os
 import random
+import resource
 import signal
 import time
 from functools import partial
 from ipaddress import ip_address
 from itertools import combinations, islice
+from pathlib import Path
 from socket import if_nametoindex
 from struct import Struct, unpack_from
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,8 +28,10 @@ from tests.support.netns import Namespace
 from tests.support.packets import ETHERTYPE_IPV4, ethernet, ipv4, udp
 from zfw_py import (
     Delete,
+    Deleted,
     Firewall,
     Insert,
+    Inserted,
     KernelError,
     MapFull,
     NotFound,
@@ -44,7 +48,8 @@ from zfw_py.firewall.tables import ZERO, Tables
 from zfw_py.kernel import bpf
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from ctypes import Array, c_char
 
     from tests.support.frames import Gateway
 
@@ -514,6 +519,149 @@ def test_a_batch_with_an_edit_that_cannot_be_done_does_nothing(gateway: Gateway)
         assert listing() == old
         assert Contents().prefixes == contents.prefixes
         Contents().check()
+
+
+# Many at once
+
+
+def some_edits(rng: random.Random, present: set[tuple[Prefix, int]]) -> list[Insert | Delete]:
+    """Edits of few keys that can all be done, after one another, where these are present.
+
+    Most prefixes come with one rule, which the next edits replace, follow or delete.
+    """
+    present = set(present)
+    edits: list[Insert | Delete] = []
+    for _ in range(rng.choice((3, 10, 40))):
+        destination = rng.choice([HERE, OTHER, *(Prefix.parse(f"192.0.2.{n}") for n in range(9))])
+        low = 10 * rng.randrange(6)
+        if (destination, low) in present and rng.random() < 0.4:
+            present.remove((destination, low))
+            edits.append(Delete(key(low, destination)))
+        else:
+            present.add((destination, low))
+            service = rng.choice(("", "one", "two"))
+            high = low + rng.randrange(40)
+            edits.append(Insert(rule(low, high, destination, service_id=service)))
+    return edits
+
+
+def told(results: Sequence[Inserted | Deleted]) -> list[tuple[str, bool]]:
+    return [
+        (str(each.rule), each.is_replaced)
+        if isinstance(each, Inserted)
+        else (str(each.key), each.is_gone)
+        for each in results
+    ]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_batch_does_what_its_edits_do_one_by_one(gateway: Gateway, seed: int) -> None:
+    rng = random.Random(seed)
+    for _ in range(4):
+        before = [Insert(each) for each in gateway.firewall.rules()]
+        edits = some_edits(rng, {(i.rule.key.destination, i.rule.key.low_port) for i in before})
+        single = [gateway.firewall.apply([edit])[0] for edit in edits]
+        expected = listing()
+        gateway.firewall.flush()
+        gateway.firewall.apply(before)
+        results = gateway.firewall.apply(edits)
+        assert listing() == expected
+        assert told(results) == told(single)
+        Contents().check()
+        check_datapath()
+
+
+def test_a_batch_tells_of_just_those_rules_that_can_never_match(gateway: Gateway) -> None:
+    """They are told by the whole of the batch: a later rule may take an earlier one's cover."""
+    gateway.firewall.insert(rule(1, 100, OTHER))
+    edits: list[Insert | Delete] = [Insert(rule(5, 9, OTHER))]
+    hidden = [True]
+    for number in range(40):
+        destination = Prefix.parse(f"203.0.113.{number}")
+        edits += [Insert(rule(1, 100, destination)), Insert(rule(5, 9, destination))]
+        hidden += [False, number % 2 == 0]
+        if number % 2:
+            edits.append(Insert(rule(1, 5, destination)))
+            hidden.append(False)
+    results = [each for each in gateway.firewall.apply(edits) if isinstance(each, Inserted)]
+    assert [each.is_shadowed for each in results] == hidden
+    assert [bool(each.warnings()) for each in results] == hidden
+
+
+@pytest.mark.parametrize("number_of_error", [errno.E2BIG, errno.ENOMEM])
+def test_a_batch_of_many_prefixes_that_fails_is_taken_back_wholly(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, number_of_error: int
+) -> None:
+    """New prefixes of one rule and of more, changed ones, and one that goes."""
+    before = [rule(1, service_id="a"), rule(1, 5, OTHER), rule(1, 1, Prefix.parse("10.0.0.0/8"))]
+    news = [Prefix.parse(f"203.0.113.{number}") for number in range(30)]
+    edits: list[Insert | Delete] = [Insert(rule(port, 9, new)) for new in news for port in (1, 2)]
+    edits += [Insert(rule(1, 1, Prefix.parse(f"198.51.{n}.0/24"))) for n in range(30)]
+    edits += [Insert(rule(1, 9, service_id="b")), Insert(rule(7, 9, OTHER)), Delete(key(1))]
+    edits += [Delete(key(1, Prefix.parse("10.0.0.0/8")))]
+
+    def fails() -> None:
+        raise OSError(number_of_error, os.strerror(number_of_error))
+
+    fill(before)
+    old = listing()
+    gateway.firewall.apply(edits)
+    new = listing()
+    for number in range(100):
+        gateway.firewall.flush("ingress")
+        fill(before)
+        with monkeypatch.context() as patched:
+            left = fail_at(patched, number, fails, can_fail)
+            try:
+                gateway.firewall.apply(edits)
+                is_raised = False
+            except (MapFull, KernelError):
+                is_raised = True
+        if left[0] >= 0:
+            assert not is_raised
+            return
+        assert listing() == (old if is_raised else new)
+        assert is_raised or number_of_error == errno.E2BIG
+        Contents().check()
+        check_datapath()
+    raise AssertionError("it never ends")
+
+
+def test_a_kernel_without_batches_for_a_map_is_given_its_elements_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Maps of maps have them since 5.19; before, the kernel answers ENOTSUPP."""
+    refused_commands = []
+    original = bpf._bpf
+
+    def without(command: int, attribute: Array[c_char]) -> int:
+        if command in (26, 27):  # BPF_MAP_UPDATE_BATCH, BPF_MAP_DELETE_BATCH
+            refused_commands.append(command)
+            raise OSError(524, "ENOTSUPP")
+        return original(command, attribute)
+
+    monkeypatch.setattr(bpf, "_bpf", without)
+    some = bpf.create_map((1, 4, 4, 16, 0), "some")
+    numbers = [u32(n) for n in range(16)]
+    some.update_many(numbers, numbers[::-1])
+    assert dict(some.items()) == dict(zip(numbers, numbers[::-1], strict=True))
+    some.delete_many(numbers[1:])
+    assert list(some.items()) == [(numbers[0], numbers[15])]
+    assert refused_commands == [26, 27]
+
+
+def test_many_rules_do_not_need_as_many_descriptors(gateway: Gateway) -> None:
+    """A process may have 1,024; each 4,096 rules have two maps."""
+    count = 40 * layout.SEGMENT_SLOTS
+    used = len(list(Path("/proc/self/fd").iterdir()))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Segments of one kind are open together while they are made; and all the other maps.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 40 + len(layout.MAPS) + 8, hard))
+    try:
+        fill([rule(1, 1, Prefix(4, n.to_bytes(4, "big"), 32)) for n in range(count)])
+        assert len(gateway.firewall.rules()) == count
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 # As at the start

@@ -136,7 +136,7 @@ def encode_port_rule(rule: PortRule) -> bytes:
 
 def decode_port_rule(data: bytes) -> PortRule:
     """The inverse of ``encode_port_rule``."""
-    rule: PortRule = _port_rule.unpack(data)  # type: ignore[assignment]
+    rule: PortRule = _port_rule.unpack(data)
     return rule
 
 

@@ -7,15 +7,16 @@ from struct import Struct
 
 from zfw_py.abi import layout
 from zfw_py.abi.codec import decode_prefix_key, u32
-from zfw_py.firewall.rules import port_rules
+from zfw_py.firewall.rules import rules_of
 from zfw_py.model.rule import ACTIONS, Rule, RuleKey
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from zfw_py.firewall.interfaces import Interfaces
     from zfw_py.firewall.tables import Tables
+    from zfw_py.model.prefix import Prefix
 
 _record = Struct(layout.RULE_RECORD)
 _counter = Struct(layout.COUNTER)
@@ -23,7 +24,7 @@ _counter = Struct(layout.COUNTER)
 
 def counter_sum(value: bytes) -> tuple[int, int]:
     """Packets and bytes of all CPUs, of a per-CPU map's value."""
-    if not any(value):
+    if not value.strip(b"\0"):
         return 0, 0
     packets = octets = 0
     for some_packets, some_bytes in _counter.iter_unpack(value):
@@ -37,24 +38,31 @@ class _Segments:
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
-        self._records: dict[int, list[bytes]] = {}
-        self._counters: dict[int, list[bytes]] = {}
+        self._records: dict[int, bytes] = {}
+        # By position, and only those that are not zero.
+        self._counters: dict[int, dict[int, tuple[int, int]]] = {}
+        # Many rules belong to one service.
+        self._service_ids: dict[bytes, str] = {}
 
-    def _read(self, name: str, segment: int, into: dict[int, list[bytes]]) -> list[bytes]:
-        if segment not in into:
-            inner = self._tables.inner(name, segment)
-            into[segment] = [value for _, value in inner.items()] if inner else []
-        return into[segment]
+    def _values(self, name: str, segment: int) -> Iterator[bytes]:
+        inner = self._tables.open_inner(name, segment)
+        return (value for _, value in inner.items()) if inner else iter(())
 
     def service_id(self, slot: int) -> str:
         segment, position = divmod(slot, layout.SEGMENT_SLOTS)
-        record = self._read("rule_records", segment, self._records)[position]
-        text: bytes = _record.unpack(record)[0]
-        return text.rstrip(b"\0").decode("utf-8", "surrogateescape")
+        if segment not in self._records:
+            self._records[segment] = b"".join(self._values("rule_records", segment))
+        text = _record.unpack_from(self._records[segment], position * _record.size)[0]
+        if text not in self._service_ids:
+            self._service_ids[text] = text.rstrip(b"\0").decode("utf-8", "surrogateescape")
+        return self._service_ids[text]
 
     def counters(self, slot: int) -> tuple[int, int]:
         segment, position = divmod(slot, layout.SEGMENT_SLOTS)
-        return counter_sum(self._read("rule_counters", segment, self._counters)[position])
+        if segment not in self._counters:
+            sums = map(counter_sum, self._values("rule_counters", segment))
+            self._counters[segment] = {n: some for n, some in enumerate(sums) if some != (0, 0)}
+        return self._counters[segment].get(position, (0, 0))
 
 
 def read_rules(
@@ -68,9 +76,18 @@ def read_rules(
     segments = _Segments(tables)
     rules = []
     names_of: dict[int, tuple[str, ...]] = {0: ()}
-    for prefix_key, _, entries in sorted(port_rules(tables), key=lambda item: _order(item[0])):
-        direction, protocol, destination, source = decode_prefix_key(prefix_key)
-        for low, high, tproxy_port, interface_set, slot, action, flags in entries:
+    # As bytes while they are sorted, and gone when they are made rules: of a million, that
+    # is half of the memory.
+    elements = [value for _, value in tables.prefixes.items()]
+    elements.sort(key=_order, reverse=True)
+    sources: dict[Prefix, Prefix] = {}
+    while elements:
+        element = elements.pop()
+        direction, protocol, destination, source = decode_prefix_key(
+            element[: layout.PREFIX_KEY_SIZE]
+        )
+        source = sources.setdefault(source, source)
+        for low, high, tproxy_port, interface_set, slot, action, flags in rules_of(tables, element):
             key = RuleKey.__new__(RuleKey)
             key.direction = direction
             key.destination = destination
@@ -83,7 +100,7 @@ def read_rules(
                 names_of[interface_set] = interfaces.names_of(interface_set)
             rule = Rule.__new__(Rule)
             rule.key = key
-            rule.high_port = high
+            rule.high_port = low if high == low else high
             rule.action = ACTIONS[action]
             rule.tproxy_port = tproxy_port
             rule.service_id = segments.service_id(slot)
@@ -99,7 +116,7 @@ _GROUPS = [bytes([table & ~layout.TABLE_UDP]) for table in range(layout.TABLES)]
 
 
 def _order(key: bytes) -> bytes:
-    """Direction and family, destination, source, protocol of a struct zfw_prefix_key."""
+    """Direction and family, destination, source, protocol of what begins with a prefix's key."""
     return _GROUPS[key[34]] + key[:16] + key[32:33] + key[16:32] + key[33:35]
 
 

@@ -281,8 +281,8 @@ class RuleEdit:
         if record.rstrip(b"\0") == service_id.encode("utf-8", "surrogateescape"):
             return old
         slot = self._allocate()
-        counters = self._segment("rule_counters", old // layout.SEGMENT_SLOTS)
-        value = counters.lookup(u32(old % layout.SEGMENT_SLOTS))
+        counters = self._tables.inner("rule_counters", old // layout.SEGMENT_SLOTS)
+        value = counters.lookup(u32(old % layout.SEGMENT_SLOTS)) if counters else None
         if value is not None:
             self._counters[slot] = value
         self._freed.append(old)
@@ -308,7 +308,7 @@ class RuleEdit:
             record = segment.lookup(u32(position)) if segment else None
             return record if record is not None else bytes(layout.RULE_RECORD_SIZE)
         if number not in self._read:
-            segment = self._tables.inner("rule_records", number)
+            segment = self._tables.open_inner("rule_records", number)
             self._read[number] = [value for _, value in segment.items()] if segment else []
         records = self._read[number]
         return records[position] if records else bytes(layout.RULE_RECORD_SIZE)
@@ -414,7 +414,7 @@ class RuleEdit:
         self._make_segments("rule_records", slots_of)
         zeroed = self._make_segments("rule_counters", slots_of)
         for segment, slots in slots_of.items():
-            self._segment("rule_records", segment).update_many(
+            self._open_segment("rule_records", segment).update_many(
                 [u32(slot % layout.SEGMENT_SLOTS) for slot in slots],
                 [
                     _record.pack(
@@ -425,7 +425,7 @@ class RuleEdit:
             )
             if segment in zeroed:
                 slots = [slot for slot in slots if slot in self._counters]
-            table = self._segment("rule_counters", segment)
+            table = self._open_segment("rule_counters", segment)
             zero = bytes(table.value_size)
             table.update_many(
                 [u32(slot % layout.SEGMENT_SLOTS) for slot in slots],
@@ -437,15 +437,19 @@ class RuleEdit:
 
         In one step: the kernel waits until no program uses what was there, about 10 ms.
         """
-        missing = [segment for segment in wanted if self._tables.inner(name, segment) is None]
+        outer = self._tables.map(name)
+        missing = [segment for segment in wanted if outer.lookup(u32(segment)) is None]
         created = [create_map(layout.INNER_MAPS[name], name) for _ in missing]
-        self._tables.map(name).update_many(
+        outer.update_many(
             [u32(segment) for segment in missing], [u32(inner.fd) for inner in created]
         )
         return set(missing)
 
-    def _segment(self, name: str, segment: int) -> Map:
-        return self._tables.inner(name, segment) or self._tables.new_inner(name, segment)
+    def _open_segment(self, name: str, segment: int) -> Map:
+        opened = self._tables.open_inner(name, segment)
+        if opened is None:
+            raise self._tables.mismatch(name, f"segment {segment} is missing")
+        return opened
 
     def _count_lengths(self, changes: dict[bytes, int], sign: int) -> None:
         counts = self._tables.map("length_counts")
@@ -546,7 +550,7 @@ class RuleEdit:
             values.append(_record.pack(b"", self._state.free_slot))
             self._state.free_slot = slot
         for segment, (keys, values) in by_segment.items():
-            self._segment("rule_records", segment).update_many(keys, values)
+            self._open_segment("rule_records", segment).update_many(keys, values)
 
     def _undo(self, touched: list[_Prefix]) -> None:
         """Put every prefix back as it was, then rebuild what is derived."""
@@ -576,6 +580,15 @@ def write_lengths(tables: Tables, table: int, pairs: set[tuple[int, int]]) -> No
     old = lengths.lookup(number)
     for value in encode_lengths(old or bytes(layout.LENGTHS_SIZE), sorted(pairs, reverse=True)):
         lengths.update(number, value)
+
+
+def rules_of(tables: Tables, element: bytes) -> list[PortRule]:
+    """The rules of a prefix's element, in order of entry."""
+    size_class, _, rules = decode_prefix(element)
+    if size_class == layout.SIZE_INLINE:
+        return rules
+    data = tables.map(_PORTS[size_class]).lookup(element[: layout.PREFIX_KEY_SIZE])
+    return [] if data is None else decode_ports(data, size_class)
 
 
 def port_rules(tables: Tables) -> Iterator[tuple[bytes, int, list[PortRule]]]:

@@ -140,6 +140,13 @@ class Tables:
         """The map at this index of a map of maps, or None if there is none yet."""
         if (name, index) in self._inner:
             return self._inner[name, index]
+        opened = self.open_inner(name, index)
+        if opened is not None:
+            self._inner[name, index] = opened
+        return opened
+
+    def open_inner(self, name: str, index: int) -> bpf.Map | None:
+        """The same, but not kept open: many rules have more maps than a process may."""
         number = self.map(name).lookup(u32(index))
         if number is None:
             return None
@@ -147,7 +154,6 @@ class Tables:
         expected = layout.INNER_MAPS[name]
         if opened.spec[:_MAX_ENTRIES] != expected[:_MAX_ENTRIES]:
             raise self.mismatch(name, f"{opened.spec}, not {expected}")
-        self._inner[name, index] = opened
         return opened
 
     def new_inner(self, name: str, index: int = 0, max_entries: int | None = None) -> bpf.Map:

@@ -253,9 +253,7 @@ class Map:
             value_buffer = ctypes.create_string_buffer(joined, len(joined))
             value_address = ctypes.addressof(value_buffer)
         attribute = _attribute(
-            _batch.pack(
-                0, 0, ctypes.addressof(key_buffer), value_address, len(keys), self.fd, 0, 0
-            )
+            _batch.pack(0, 0, ctypes.addressof(key_buffer), value_address, len(keys), self.fd, 0, 0)
         )
         try:
             _bpf(command, attribute)
