@@ -954,6 +954,23 @@ def test_each_network_namespace_has_its_own(gateway: Gateway) -> None:
     check_datapath()
 
 
+def test_a_rule_that_comes_and_goes_in_one_batch_may_be_the_first_of_all() -> None:
+    """Its slot is on the free list, in a segment that was made for nothing else."""
+    alone = Namespace()
+    with alone.entered():
+        Firewall().attach("lo")
+        try:
+            Firewall().apply([Insert(rule(1)), Delete(key(1))])
+            Contents().check()
+            fill([rule(2), rule(3)])
+            Contents().check()
+            assert Contents().state.next_slot == 2
+            assert [each.packets for each in Firewall().rules()] == [0, 0]
+        finally:
+            Firewall().detach_all()
+    alone.close()
+
+
 def test_a_state_left_in_progress_is_made_good_by_every_writer_of_rules(gateway: Gateway) -> None:
     fill(crowd(3))
     verbs: list[Callable[[], object]] = [

@@ -13,13 +13,16 @@ from zfw_py.abi.codec import (
     action_number,
     decode_length_key,
     decode_lengths,
+    decode_port_rule,
     decode_ports,
     decode_prefix,
     decode_prefix_key,
     encode_lengths,
+    encode_port_rule,
     encode_ports,
     encode_prefix,
     encode_prefix_key,
+    encode_sole_prefix,
     from_u32,
     length_key_of,
     size_class_of,
@@ -103,6 +106,13 @@ def test_prefix_with_its_rules_inside() -> None:
         + (RULE_BYTES + DENY_BYTES).ljust(64, b"\0")
     )
     assert decode_prefix(data) == (layout.SIZE_INLINE, 2, [RULE, DENY])
+
+
+def test_prefix_of_one_rule() -> None:
+    assert encode_port_rule(RULE) == RULE_BYTES
+    assert decode_port_rule(RULE_BYTES) == RULE
+    data = encode_sole_prefix(KEY_BYTES, 9, RULE_BYTES)
+    assert data == encode_prefix(KEY_BYTES, 9, layout.SIZE_INLINE, [RULE])
 
 
 @pytest.mark.parametrize("size_class", [layout.SIZE_MEDIUM, layout.SIZE_LARGE])

@@ -59,7 +59,7 @@ def _interfaces(tables: Tables) -> Interfaces:
 def _names_of(edit: Insert | Delete) -> tuple[str, ...]:
     """The own names of the interfaces that an edit names; one to delete may be gone."""
     if isinstance(edit, Insert):
-        return tuple(primary_name(name) for name in edit.rule.interfaces)
+        return tuple(map(primary_name, edit.rule.interfaces))
     names = []
     for name in edit.interfaces:
         try:

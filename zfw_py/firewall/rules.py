@@ -549,6 +549,8 @@ class RuleEdit:
             keys.append(u32(position))
             values.append(_record.pack(b"", self._state.free_slot))
             self._state.free_slot = slot
+        # A rule that came and went in this edit may have been the first of its segment.
+        self._make_segments("rule_records", by_segment)
         for segment, (keys, values) in by_segment.items():
             self._open_segment("rule_records", segment).update_many(keys, values)
 
