@@ -19,6 +19,7 @@ enum zfw_flow_flag flow_flag;
 enum zfw_flow_stage flow_stage;
 enum zfw_flow_table flow_table;
 enum zfw_track track;
+enum zfw_route_owner route_owner;
 
 struct zfw_prefix_key prefix_key;
 struct zfw_port_rule port_rule;

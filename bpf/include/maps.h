@@ -137,7 +137,7 @@ struct {
 	__type(value, __u32);
 } addresses SEC(".maps");
 
-/* Local routes that --route made; not read here. */
+/* Prefixes made local for rules and for bind; not read here. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 65536);

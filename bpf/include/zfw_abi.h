@@ -317,16 +317,23 @@ struct zfw_counter {
 	__u64 bytes;
 };
 
-/* The local route that --route made for a destination. */
+/* A prefix that is local because rules with --route need it, or because it is bound. */
 struct zfw_route_key {
 	__be32 address[4];
 	__u8 length; /* as in zfw_prefix_key */
 	__u8 pad[3];
 };
 
+enum zfw_route_owner {
+	ZFW_OWNER_OTHER, /* it was local before, and stays so */
+	ZFW_OWNER_ZFW,
+	ZFW_OWNER_PENDING, /* being made local; what a writer that died leaves */
+};
+
 struct zfw_route {
-	__u32 references;
-	__u32 is_ours; /* 0: it was there already and stays */
+	__u32 rules; /* that need it */
+	__u32 binds;
+	__u32 owner; /* enum zfw_route_owner */
 };
 
 /* Fragments of one datagram. */

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""``--route``: a destination is made local for as long as a rule needs it, and no other is."""
+"""``--route`` and ``bind``: a prefix is local for as long as it is needed, and no other is."""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,10 +13,12 @@ import pytest
 from tests.support.fake_router import CommandLine
 from tests.support.netns import Namespace
 from zfw_py import (
+    Conflict,
     Delete,
     Firewall,
     Insert,
     KernelError,
+    NotFound,
     Prefix,
     Rule,
     RuleKey,
@@ -35,6 +38,8 @@ pytestmark = [
 # Of an address and a prefix of each family.
 DESTINATIONS = ["172.31.9.9/32", "172.30.0.0/16", "fd31::9/128", "fd30::/32"]
 every_destination = pytest.mark.parametrize("destination", DESTINATIONS)
+# Made local by an address, and by a route.
+either_way = pytest.mark.parametrize("destination", ["172.31.9.9/32", "fd31::9/128", "fd30::/32"])
 
 
 @pytest.fixture(scope="module")
@@ -64,15 +69,12 @@ def gateway(_gateway: Namespace) -> Iterator[Namespace]:
             for key in left:
                 tables.map("routes").delete(key)
         for prefix in local_prefixes(_gateway) - start:
-            if ":" in prefix:
-                _gateway.run("ip", "-6", "route", "del", "local", prefix, "dev", "lo")
-            else:
-                _gateway.run("ip", "address", "del", prefix, "dev", "lo")
+            change_lo(_gateway, "del", prefix)
 
 
 def local_prefixes(namespace: Namespace) -> set[str]:
     """Addresses of lo, and IPv6 prefixes that are local through it."""
-    shown = json.loads(namespace.run("ip", "-json", "-4", "address", "show", "dev", "lo").stdout)
+    shown = json.loads(namespace.run("ip", "-json", "address", "show", "dev", "lo").stdout)
     found = {f"{info['local']}/{info['prefixlen']}" for link in shown for info in link["addr_info"]}
     routes = namespace.run(
         "ip", "-json", "-6", "route", "show", "table", "local", "type", "local", "dev", "lo"
@@ -82,6 +84,15 @@ def local_prefixes(namespace: Namespace) -> set[str]:
         if route.get("protocol") != "kernel":
             found.add(str(Prefix.parse(route["dst"])))
     return found
+
+
+def change_lo(namespace: Namespace, verb: str, prefix: str) -> None:
+    """Make a prefix local as an administrator does, or no longer so."""
+    if ":" in prefix and not prefix.endswith("/128"):
+        namespace.run("ip", "-6", "route", verb, "local", prefix, "dev", "lo")
+    else:
+        scope = () if ":" in prefix or verb == "del" else ("scope", "host")
+        namespace.run("ip", "address", verb, prefix, "dev", "lo", *scope)
 
 
 def is_local(namespace: Namespace, destination: str) -> bool:
@@ -101,7 +112,7 @@ def rule(destination: str, port: int = 80, protocol: str = "tcp", **options: str
 
 
 def references() -> dict[str, int]:
-    """How many rules hold each route, and those that none does."""
+    """How many rules hold each prefix, and those that none does."""
     with Tables(is_writer=False) as tables:
         return {
             key[:16].hex(): int.from_bytes(value[:4], "little")
@@ -177,10 +188,7 @@ def test_a_rule_that_is_changed_holds_its_route_once(gateway: Namespace, destina
 @every_destination
 def test_what_was_local_before_stays(gateway: Namespace, destination: str) -> None:
     """The router's own addresses, or the administrator's."""
-    if "." in destination:
-        gateway.run("ip", "address", "add", destination, "dev", "lo", "scope", "host")
-    else:
-        gateway.run("ip", "-6", "route", "add", "local", destination, "dev", "lo")
+    change_lo(gateway, "add", destination)
     firewall = Firewall()
     firewall.insert(rule(destination), route=True)
     firewall.delete(rule(destination).key)
@@ -196,10 +204,7 @@ def test_what_somebody_else_has_removed_is_no_error(gateway: Namespace, destinat
     """As a router does that removes a prefix which another service still uses."""
     firewall = Firewall()
     firewall.insert(rule(destination), route=True)
-    if "." in destination:
-        gateway.run("ip", "address", "del", destination, "dev", "lo")
-    else:
-        gateway.run("ip", "-6", "route", "del", "local", destination, "dev", "lo")
+    change_lo(gateway, "del", destination)
     firewall.delete(rule(destination).key)
     assert references() == {}
 
@@ -378,7 +383,7 @@ def killed_before(
         try:
             for name in ("update", "delete", "update_many", "delete_many"):
                 monkeypatch.setattr(bpf.Map, name, counted(getattr(bpf.Map, name)))
-            for name in ("add_local", "remove_local"):
+            for name in ("is_ours", "add_local", "remove_local"):
                 monkeypatch.setattr(netlink, name, counted(getattr(netlink, name)))
             action()
             os._exit(0)
@@ -389,36 +394,265 @@ def killed_before(
     return code == 9
 
 
-ROUTED = rule("172.31.9.9/32")
+def settle(firewall: Firewall) -> None:
+    """The next edit, whatever it is of, puts right what a writer that died has left."""
+    firewall.insert(rule("203.0.113.1"))
+    firewall.delete(rule("203.0.113.1").key)
 
 
+@pytest.mark.parametrize("foreign", [False, True], ids=["ours", "foreign"])
+@either_way
 @pytest.mark.parametrize("verb", ["insert", "delete", "flush"])
-def test_a_kill_leaves_no_route_that_nobody_would_remove(
-    gateway: Namespace, monkeypatch: pytest.MonkeyPatch, verb: str
+def test_a_kill_leaves_no_route_that_nobody_would_remove_and_takes_no_other_s(
+    gateway: Namespace,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+    destination: str,
+    foreign: bool,
 ) -> None:
-    """After the next edit, rules and routes agree again; without rules, no route is left."""
+    """After the next edit, rules and routes agree again; without rules, ours is gone."""
     firewall = Firewall()
+    routed = rule(destination)
     actions: dict[str, Callable[[], object]] = {
-        "insert": lambda: firewall.insert(ROUTED, route=True),
-        "delete": lambda: firewall.delete(ROUTED.key),
+        "insert": lambda: firewall.insert(routed, route=True),
+        "delete": lambda: firewall.delete(routed.key),
         "flush": lambda: firewall.flush("ingress"),
     }
+    if foreign:
+        change_lo(gateway, "add", destination)
     for number in range(100):
         if verb != "insert":
-            firewall.insert(ROUTED, route=True)
+            firewall.insert(routed, route=True)
         is_killed = killed_before(monkeypatch, number, actions[verb])
-        # The next edit settles it.
-        firewall.insert(rule("203.0.113.1"))
-        firewall.delete(rule("203.0.113.1").key)
-        is_there = bool(firewall.rules())
-        if is_there:
-            assert is_local(gateway, "172.31.9.9/32") or not firewall.rules()[0].is_routed
-            firewall.delete(ROUTED.key)
-        assert not is_local(gateway, "172.31.9.9/32"), f"{verb} killed before write {number}"
-        assert references() == {}
+        settle(firewall)
+        if firewall.rules():
+            assert is_local(gateway, destination) or not firewall.rules()[0].is_routed
+            firewall.delete(routed.key)
+        what = f"{verb} killed before write {number}"
+        assert is_local(gateway, destination) == foreign, what
+        assert references() == {}, what
         if not is_killed:
+            assert number > 3, "nothing was written"
             return
     raise AssertionError("it never ends")
+
+
+@every_destination
+def test_what_somebody_else_makes_local_where_a_writer_died_stays(
+    gateway: Namespace, monkeypatch: pytest.MonkeyPatch, destination: str
+) -> None:
+    """It was not there when the writer looked, and ours never was: the mark tells."""
+    firewall = Firewall()
+    for number in range(100):
+        is_killed = killed_before(
+            monkeypatch, number, lambda: firewall.insert(rule(destination), route=True)
+        )
+        assert is_killed, "never between the record and the address"
+        if references() and not is_local(gateway, destination):
+            break
+        settle(firewall)
+        firewall.flush()
+    change_lo(gateway, "add", destination)
+    settle(firewall)
+    firewall.flush()
+    assert is_local(gateway, destination)
+    assert references() == {}
+
+
+# Bound
+
+
+@every_destination
+def test_case_57_a_bound_prefix_is_local_until_it_was_unbound_as_often(
+    gateway: Namespace, destination: str
+) -> None:
+    firewall, prefix = Firewall(), Prefix.parse(destination)
+    assert [firewall.bind(prefix) for _ in range(3)] == [1, 2, 3]
+    assert firewall.bound() == {prefix: 3}
+    for left in (2, 1, 0):
+        assert is_local(gateway, destination)
+        assert firewall.unbind(prefix) == left
+    assert not is_local(gateway, destination)
+    assert firewall.bound() == {}
+    with pytest.raises(NotFound, match="it is not bound"):
+        firewall.unbind(prefix)
+    assert references() == {}
+
+
+@pytest.mark.parametrize("address", ["172.31.9.9/32", "fd31::9/128"])
+def test_case_57_a_service_speaks_from_its_bound_address(gateway: Namespace, address: str) -> None:
+    host = address.partition("/")[0]
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
+    def speak() -> None:
+        with socket.socket(family, socket.SOCK_STREAM) as made:
+            made.bind((host, 0))
+
+    with pytest.raises(OSError, match="assign requested address"):
+        speak()
+    Firewall().bind(Prefix.parse(address))
+    speak()
+    Firewall().unbind_all()
+    with pytest.raises(OSError, match="assign requested address"):
+        speak()
+
+
+def test_a_bound_address_is_chosen_by_nobody_who_does_not_ask_for_it(gateway: Namespace) -> None:
+    """IPv6 has no scope host: it is deprecated instead."""
+    gateway.run("ip", "-6", "route", "add", "2001:db8::/32", "dev", "gw0")
+    Firewall().bind(Prefix.parse("2001:db8::1"))
+    chosen = json.loads(gateway.run("ip", "-json", "route", "get", "2001:db8::2").stdout)
+    assert chosen[0]["prefsrc"] == "fd09::1"
+    gateway.run("ip", "-6", "route", "del", "2001:db8::/32", "dev", "gw0")
+    Firewall().unbind_all()
+
+
+@every_destination
+@pytest.mark.parametrize("first", ["rule", "bind"])
+@pytest.mark.parametrize("last", ["rule", "bind"])
+def test_a_rule_and_a_bind_of_one_prefix_do_not_take_it_from_each_other(
+    gateway: Namespace, destination: str, first: str, last: str
+) -> None:
+    firewall, prefix = Firewall(), Prefix.parse(destination)
+    come: dict[str, Callable[[], object]] = {
+        "rule": lambda: firewall.insert(rule(destination), route=True),
+        "bind": lambda: firewall.bind(prefix),
+    }
+    go: dict[str, Callable[[], object]] = {
+        "rule": lambda: firewall.delete(rule(destination).key),
+        "bind": lambda: firewall.unbind(prefix),
+    }
+    other = {"rule": "bind", "bind": "rule"}
+    come[first]()
+    come[other[first]]()
+    assert is_local(gateway, destination)
+    go[other[last]]()
+    assert is_local(gateway, destination)
+    go[last]()
+    assert not is_local(gateway, destination)
+    assert references() == {}
+
+
+@every_destination
+def test_unbinding_all_keeps_what_rules_need_and_flushing_what_is_bound(
+    gateway: Namespace, destination: str
+) -> None:
+    firewall, prefix = Firewall(), Prefix.parse(destination)
+    other = Prefix.parse("172.29.0.1")
+    firewall.insert(rule(destination), route=True)
+    for _ in range(2):
+        firewall.bind(prefix)
+    firewall.bind(other)
+    assert firewall.unbind_all() == 2
+    assert firewall.unbind_all() == 0
+    assert is_local(gateway, destination)
+    assert not is_local(gateway, str(other))
+    assert len(firewall.rules()) == 1
+    firewall.bind(prefix)
+    for flush in (firewall.flush, lambda: firewall.flush("ingress")):
+        flush()
+        assert is_local(gateway, destination)
+    assert firewall.bound() == {prefix: 1}
+    firewall.unbind(prefix)
+    assert not is_local(gateway, destination)
+    assert references() == {}
+
+
+@every_destination
+def test_what_was_local_before_it_was_bound_stays(gateway: Namespace, destination: str) -> None:
+    change_lo(gateway, "add", destination)
+    firewall, prefix = Firewall(), Prefix.parse(destination)
+    firewall.bind(prefix)
+    firewall.unbind(prefix)
+    assert is_local(gateway, destination)
+    firewall.bind(prefix)
+    firewall.unbind_all()
+    assert is_local(gateway, destination)
+    assert references() == {}
+
+
+@pytest.mark.parametrize("prefix", ["10.9.0.0/24", "10.0.0.0/8", "0.0.0.0/0", "fd09::/64"])
+def test_a_subnet_of_an_interface_cannot_be_bound_but_one_address_of_it_can(
+    gateway: Namespace, prefix: str
+) -> None:
+    start = local_prefixes(gateway)
+    with pytest.raises(Conflict, match=r"subnet (10\.9\.0\.0/24|fd09::/64)"):
+        Firewall().bind(Prefix.parse(prefix))
+    assert local_prefixes(gateway) == start
+    assert references() == {}
+    for address in ("10.9.0.7/32", "fd09::7/128"):
+        Firewall().bind(Prefix.parse(address))
+        assert is_local(gateway, address)
+        Firewall().unbind(Prefix.parse(address))
+    assert local_prefixes(gateway) == start
+
+
+def test_what_the_kernel_does_not_take_is_not_bound(gateway: Namespace) -> None:
+    with pytest.raises(KernelError, match=r"ff02::1/128"):
+        Firewall().bind(Prefix.parse("ff02::1"))
+    assert Firewall().bound() == {}
+    assert Firewall().bind(Prefix.parse("172.31.9.9")) == 1
+
+
+def test_many_bind_and_unbind_at_once_and_all_are_counted(gateway: Namespace) -> None:
+    zfw = CommandLine(gateway)
+    words = ("172.31.9.9", "-m", "32")
+    for flag in ("-B", "-J"):
+        running = [zfw.start(flag, *words) for _ in range(16)]
+        assert [process.communicate()[1] for process in running] == [""] * 16
+        assert {process.returncode for process in running} == {0}
+        expected = {Prefix.parse("172.31.9.9"): 16} if flag == "-B" else {}
+        assert Firewall().bound() == expected
+    assert not is_local(gateway, "172.31.9.9/32")
+
+
+@pytest.mark.parametrize("foreign", [False, True], ids=["ours", "foreign"])
+@either_way
+@pytest.mark.parametrize("verb", ["bind", "bind again", "unbind", "unbind one of two", "unbind all"])
+@pytest.mark.parametrize("routed", [False, True], ids=["unrouted", "routed"])
+def test_case_57_a_kill_leaves_every_bind_whole_or_undone(
+    gateway: Namespace,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+    destination: str,
+    foreign: bool,
+    routed: bool,
+) -> None:
+    """What is bound is local after the next edit, what is not is not, and no foreign one goes."""
+    firewall, prefix = Firewall(), Prefix.parse(destination)
+    actions: dict[str, Callable[[], object]] = {
+        "bind": lambda: firewall.bind(prefix),
+        "bind again": lambda: firewall.bind(prefix),
+        "unbind": lambda: firewall.unbind(prefix),
+        "unbind one of two": lambda: firewall.unbind(prefix),
+        "unbind all": firewall.unbind_all,
+    }
+    before = {"bind": 0, "unbind one of two": 2}.get(verb, 1)
+    after = {"bind": 1, "bind again": 2, "unbind one of two": 1}.get(verb, 0)
+    if foreign:
+        change_lo(gateway, "add", destination)
+    if routed:
+        firewall.insert(rule(destination), route=True)
+    for number in range(100):
+        for _ in range(before):
+            firewall.bind(prefix)
+        is_killed = killed_before(monkeypatch, number, actions[verb])
+        settle(firewall)
+        what = f"{verb} killed before write {number}"
+        count = firewall.bound().get(prefix, 0)
+        assert count in (before, after), what
+        assert is_killed or count == after
+        assert is_local(gateway, destination) == (foreign or routed or count > 0), what
+        firewall.unbind_all()
+        assert is_local(gateway, destination) == (foreign or routed), what
+        if not is_killed:
+            break
+    else:
+        raise AssertionError("it never ends")
+    if routed:
+        firewall.delete(rule(destination).key)
+    assert is_local(gateway, destination) == foreign
+    assert references() == {}
 
 
 # The classic command

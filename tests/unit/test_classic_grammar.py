@@ -463,16 +463,48 @@ def test_lists_need_list(flag: str) -> None:
         ("-F -Q", "-Q, --disable-ebpf: not together with -F, --flush"),
         ("-H eth0 -e eth0", "-e, --icmp-echo: not together with -H, --init-tc"),
         (f"{INSERT} -6 all", "-6, --ipv6-enable: not together with -I, --insert"),
+        ("-F -j -z ingress", "-z, --direction: not together with -j, --bind-flush"),
+        ("-F -j -r", "-r, --route: not together with -j, --bind-flush"),
+        ("-B 10.0.0.1 -J 10.0.0.1 -m 32", "-J, --bind-saddr-delete: not together with -B, "),
+        ("-A -F", "-A, --add-user-rules: not together with -F, --flush"),
+        ("-B 10.0.0.1 -m 32 -d", "-d, --disable: only together with "),
     ],
 )
 def test_nothing_asked_for_is_silently_left_undone(line: str, message: str) -> None:
-    assert refused(line) == message
+    assert refused(line).startswith(message)
 
 
 @pytest.mark.parametrize("line", ["", "--"])
 def test_asking_for_nothing(line: str) -> None:
     assert refused(line).startswith("nothing to do: ")
     assert refused("-d").startswith("-d, --disable: only together with -I or -D or -X or -e ")
+
+
+# Bound addresses, user rules
+
+
+def test_case_57_an_address_is_bound_and_unbound() -> None:
+    for flag, verb in (("-B", "bind"), ("-J", "unbind"), ("--bind-saddr-a", "bind")):
+        request = ask(f"{flag} 10.1.2.3 -m 16")
+        assert (request.verb, str(request.prefix)) == (verb, "10.1.0.0/16")
+        assert str(ask(f"{flag} fd00::1/128").prefix) == "fd00::1/128"
+    assert (ask("-F -j").verb, ask("-jF").verb) == ("unbind_all", "unbind_all")
+    assert ask("-A").verb == "user_rules"
+
+
+@pytest.mark.parametrize("flag", ["B", "J"])
+def test_case_57_an_address_without_a_length_is_refused(flag: str) -> None:
+    name = {"B": "bind-saddr-add", "J": "bind-saddr-delete"}[flag]
+    message = f"-m, --dprefix-len: missing, -{flag}, --{name} needs it"
+    assert refused(f"-{flag} 10.0.0.1") == message
+    for bad, option in (
+        ("10.0.0.1 -m 33", f"-{flag}, --{name}"),
+        ("10.0.0.1 -m x", "-m, --dprefix-len"),
+        ("host.example -m 32", f"-{flag}, --{name}"),
+        ("fd00::1 -m 129", "-m, --dprefix-len"),
+        ("10.0.0.1 -m 32 -o 10.0.0.2 -n 32", "-o, --ocidr-block"),
+    ):
+        assert refused(f"-{flag} {bad}").startswith(f"{option}: ")
 
 
 # What comes later
@@ -486,13 +518,9 @@ def test_asking_for_nothing(line: str) -> None:
         ("-L -U", "-U, --list-ddos-dports"),
         ("-LC", "-C, --list-dnp3-fcodes"),
         ("-F -C", "-C, --list-dnp3-fcodes"),
-        ("-F -j", "-j, --bind-flush"),
         ("-T eth0", "-T, --set-tun-mode"),
         ("-e eth0 -T eth0", "-T, --set-tun-mode"),
-        ("-B 10.0.0.1 -m 32", "-B, --bind-saddr-add"),
-        ("-J 10.0.0.1 -m 32", "-J, --bind-saddr-delete"),
         ("-M all -W /tmp/log", "-M, --monitor"),
-        ("-A", "-A, --add-user-rules"),
         ("-Z tun0", "-Z, --init-xdp"),
     ],
 )

@@ -126,6 +126,10 @@ TRACK_RENEW = 1
 TRACK_OPEN = 2
 TRACK_ADOPT = 3
 
+OWNER_OTHER = 0
+OWNER_ZFW = 1
+OWNER_PENDING = 2
+
 PREFIX_KEY = "=16s16sBBB1x"
 PREFIX_KEY_SIZE = 36
 PORT_RULE = "=HHHHIBB2x"
@@ -162,8 +166,8 @@ COUNTER = "=QQ"
 COUNTER_SIZE = 16
 ROUTE_KEY = "=16sB3x"
 ROUTE_KEY_SIZE = 20
-ROUTE = "=II"
-ROUTE_SIZE = 8
+ROUTE = "=III"
+ROUTE_SIZE = 12
 FRAGMENT_KEY = "=16s16sIIBB2x"
 FRAGMENT_KEY_SIZE = 44
 FRAGMENT = "=QI4x"
@@ -193,7 +197,7 @@ MAPS = {
     "ports_medium": (1, 36, 3952, 131072, 1),
     "prefixes": (12, 4, 4, 1, 0),
     "reasons": (6, 4, 16, 35, 0),
-    "routes": (1, 20, 8, 65536, 1),
+    "routes": (1, 20, 12, 65536, 1),
     "rule_counters": (12, 4, 4, 512, 0),
     "rule_records": (12, 4, 4, 512, 0),
     "state": (2, 4, 56, 1, 0),

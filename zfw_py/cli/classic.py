@@ -100,9 +100,9 @@ GROUPS = (
             ("u", "ddos-dport-add", "PORT", "protect a port"),
             ("y", "ddos-saddr-add", "ADDR", "let a source through"),
             ("g", "dnp3-fcode-add", "CODE", "let a DNP3 function code through"),
-            ("B", "bind-saddr-add", "ADDR", "make an address local; -m is its length"),
-            ("J", "bind-saddr-delete", "ADDR", "the inverse of -B"),
-            ("j", "bind-flush", "", "with -F: remove all addresses of -B"),
+            ("B", "bind-saddr-add", "ADDR[/LEN]", "make an address local; -m is its length"),
+            ("J", "bind-saddr-delete", "ADDR[/LEN]", "the inverse of -B, which counts"),
+            ("j", "bind-flush", "", "with -F: remove all addresses of -B, and nothing else"),
         ),
     ),
     (
@@ -110,7 +110,7 @@ GROUPS = (
         (
             ("M", "monitor", "IF|all", "print events as they happen"),
             ("W", "write-log", "PATH", "with -M: append the events to a file"),
-            ("A", "add-user-rules", "", "run the user's own rules file"),
+            ("A", "add-user-rules", "", "run /opt/openziti/bin/user/user_rules.sh"),
             ("?", "help", "", "print this"),
             ("", "usage", "", "print the options without explanations"),
             ("V", "version", "", "print the version"),
@@ -125,7 +125,7 @@ _FLAGS = {option[0]: f"-{option[0]}, --{option[1]}" for option in _OPTIONS.value
 _AT_ONCE = {"?": "help", "": "usage", "V": "version"}
 
 # Understood, but what they ask for is not there yet.
-_LATER = "TkauySgBJjAZMWUYC"
+_LATER = "TkauySgZMWUYC"
 
 _SETTINGS = {
     "e": "icmp_echo",
@@ -184,8 +184,8 @@ class Request:
     """What a command line asks for. Beside the first four, only its verb's fields are set.
 
     Attributes:
-        verb: insert, delete, flush, list, attach, detach, init, uninstall, set, later, version,
-            help or usage.
+        verb: insert, delete, flush, list, attach, detach, init, uninstall, set, bind, unbind,
+            unbind_all, user_rules, later, version, help or usage.
         options: each option's last value as it was given, by short name.
         direction: ingress, egress or None.
         route: whether -r was given.
@@ -201,6 +201,7 @@ class Request:
         passthrough_only: list: only rules that pass.
         interface: attach, detach, init: a name, or all.
         object_file: attach: the path of the program.
+        prefix: bind, unbind: what is to be local.
         settings: set: (setting, interface or all, whether on) for each.
         feature: later: the option whose feature is not there yet.
     """
@@ -217,6 +218,7 @@ class Request:
         "object_file",
         "options",
         "passthrough_only",
+        "prefix",
         "protocol",
         "route",
         "rule",
@@ -242,6 +244,7 @@ class Request:
     passthrough_only: bool
     interface: str
     object_file: str
+    prefix: Prefix
     settings: list[tuple[str, str, bool]]
     feature: str
 
@@ -382,8 +385,11 @@ def _understand(options: dict[str, str], names: list[str]) -> Request:
     asked = [short for short in "IDFL" if short in options][:1]
     asked += [short for short in "XHQ" if short in options]
     asked += settings[:1]
+    asked += [short for short in "BJA" if short in options]
     if not asked:
-        raise ClassicError("nothing to do: none of -I -D -F -L -X -H -Q and no setting given")
+        raise ClassicError(
+            "nothing to do: none of -I -D -F -L -X -H -Q -B -J -A and no setting given"
+        )
     if len(asked) > 1:
         raise ClassicError(f"{_flag(asked[1])}: not together with {_flag(asked[0])}")
 
@@ -393,7 +399,7 @@ def _understand(options: dict[str, str], names: list[str]) -> Request:
         case "D":
             return _delete(options, names)
         case "F":
-            return Request("flush", options)
+            return _flush(options)
         case "L":
             return _list(options)
         case "X":
@@ -404,6 +410,12 @@ def _understand(options: dict[str, str], names: list[str]) -> Request:
             return request
         case "Q":
             return Request("uninstall", options)
+        case "B" | "J" as short:
+            request = Request("bind" if short == "B" else "unbind", options)
+            request.prefix = _prefix(options, short, "m")
+            return request
+        case "A":
+            return Request("user_rules", options)
     return _set(options, settings)
 
 
@@ -441,6 +453,16 @@ def _delete(options: dict[str, str], names: list[str]) -> Request:
             parse_port(options[short], _flag(short))
     check_service_id(options.get("s", ""), _flag("s"))
     return request
+
+
+def _flush(options: dict[str, str]) -> Request:
+    if "j" not in options:
+        return Request("flush", options)
+    # It removes no rule, and so nothing that these say.
+    for short in "zr":
+        if short in options:
+            raise ClassicError(f"{_flag(short)}: not together with {_flag('j')}")
+    return Request("unbind_all", options)
 
 
 def _list(options: dict[str, str]) -> Request:

@@ -13,6 +13,7 @@ import sys
 from zfw_py.cli.classic import ClassicUsage, Request, parse
 from zfw_py.errors import NotInstalled, PermissionDenied, ZfwError
 from zfw_py.firewall.firewall import Firewall
+from zfw_py.firewall.interfaces import index_of, names_of
 from zfw_py.firewall.rules import RuleNotFound
 
 NOT_ENABLED = (
@@ -23,6 +24,9 @@ NOT_ENABLED = (
 
 # -O names objects of the program that zfw replaces; these two stand for ours.
 _OBJECT_NAMES = ("zfw_tc_ingress.o", "zfw_tc_outbound_track.o")
+
+# Run by -A, after the boot programs and when a tunneler comes and goes.
+USER_RULES = "/opt/openziti/bin/user/user_rules.sh"
 
 _SETTING_TEXTS = {
     "icmp_echo": "icmp-echo",
@@ -126,14 +130,6 @@ def _list(request: Request) -> int:
     return 0
 
 
-def _all_names(name: str) -> list[str]:
-    if name != "all":
-        return [name]
-    from _socket import if_nameindex
-
-    return [found for _, found in if_nameindex() if found != "lo"]
-
-
 def _attach(request: Request) -> int:
     path = request.object_file
     name = path.rpartition("/")[2]
@@ -154,7 +150,7 @@ def _init(request: Request) -> int:
 
 def _attach_all(interface: str, directions: tuple[str, ...]) -> int:
     """Through clsact, so that `tc filter show`, which callers read, has a line to print."""
-    for name in _all_names(interface):
+    for name in names_of(interface):
         for direction in directions:
             Firewall().attach(name, direction, mode="clsact")
             print(f"Set tc filter enable to 1 for {direction} on {name}")
@@ -163,9 +159,8 @@ def _attach_all(interface: str, directions: tuple[str, ...]) -> int:
 
 def _detach(request: Request) -> int:
     from zfw_py.errors import NotFound
-    from zfw_py.firewall.interfaces import index_of
 
-    for name in _all_names(request.interface):
+    for name in names_of(request.interface):
         index_of(name)
         try:
             Firewall().detach(name, request.direction)
@@ -185,12 +180,52 @@ def _uninstall(request: Request) -> int:
 
 def _set(request: Request) -> int:
     for setting, interface, on in request.settings:
-        names = _all_names(interface)
+        names = names_of(interface)
         Firewall().set(names, setting, on)
         # -x is told as what it disables.
         shown = int(on != (setting == "ssh"))
         for name in names:
             print(f"Set {_SETTING_TEXTS[setting]} to {shown} for {name}")
+    return 0
+
+
+def _bind(request: Request) -> int:
+    count = Firewall().bind(request.prefix)
+    if count > 1:
+        print(f"Key already exists: total add count={count}")
+    else:
+        print(f"binding route {request.prefix} to loopback")
+    return 0
+
+
+def _unbind(request: Request) -> int:
+    from zfw_py.errors import NotFound
+
+    try:
+        left = Firewall().unbind(request.prefix)
+    except NotFound:
+        # Callers take back what an earlier run may have taken back: that is no failure.
+        print(f"bind prefix does not exist: {request.prefix}")
+        return 0
+    if left:
+        print(f"add count decremented to: {left}")
+    else:
+        print(f"unbinding route {request.prefix} from loopback")
+    return 0
+
+
+def _unbind_all(request: Request) -> int:
+    Firewall().unbind_all()
+    return 0
+
+
+def _user_rules(request: Request) -> int:
+    from zfw_py.kernel.program import run as run_program
+
+    # What it would do needs one; it may as well be told here.
+    if not Firewall().is_installed():
+        raise NotInstalled("no firewall in this network namespace")
+    run_program(USER_RULES)
     return 0
 
 
@@ -229,6 +264,10 @@ _VERBS = {
     "init": _init,
     "uninstall": _uninstall,
     "set": _set,
+    "bind": _bind,
+    "unbind": _unbind,
+    "unbind_all": _unbind_all,
+    "user_rules": _user_rules,
     "later": _later,
     "version": _version,
     "help": _help,

@@ -6,7 +6,7 @@ Hot: what only rare verbs need is imported where they need it.
 
 from __future__ import annotations
 
-from zfw_py.errors import NotFound, NotInstalled, UsageError
+from zfw_py.errors import Conflict, NotFound, NotInstalled, UsageError
 from zfw_py.firewall.interfaces import SETTINGS, Interfaces, index_of, primary_name
 from zfw_py.firewall.rules import Deleted, Inserted, RuleEdit, port_rules, repair
 from zfw_py.firewall.tables import Tables
@@ -242,6 +242,64 @@ class Firewall:
             local.release(tables, decode_prefix_key(key)[2], keep=not routes)
         if routes:
             local.forget_all(tables, unused_only=True)
+
+    # Bound addresses
+
+    def bind(self, prefix: Prefix) -> int:
+        """Make a prefix local, so that this host's sockets can bind to it.
+
+        Bound again it is only counted; returns how often it was bound. It stays
+        until it was unbound as often, and where a rule's ``route`` needs it as
+        well, as long as the rule. Raises Conflict for a prefix, longer than one
+        address, that shares addresses with an interface's subnet.
+        """
+        from zfw_py.firewall import routes
+
+        if prefix.length < (32 if prefix.family == 4 else 128):
+            obstacle = routes.obstacle(prefix)
+            if obstacle:
+                raise Conflict(f"bind {prefix}: {obstacle}")
+        with Tables(is_writer=True) as tables:
+            _settle(tables)
+            # Stays set where it fails: then the next writer puts things right.
+            tables.set_in_progress(True)
+            count = routes.bind(tables, prefix)
+            tables.set_in_progress(False)
+            _interfaces(tables).refresh()
+            return count
+
+    def unbind(self, prefix: Prefix) -> int:
+        """Take back one ``bind``; how many of them are left. Raises NotFound."""
+        from zfw_py.firewall import routes
+
+        with Tables(is_writer=True) as tables:
+            _settle(tables)
+            tables.set_in_progress(True)
+            left = routes.unbind(tables, prefix)
+            tables.set_in_progress(False)
+            _interfaces(tables).refresh()
+            if left is None:
+                raise NotFound(f"unbind {prefix}: it is not bound")
+            return left
+
+    def unbind_all(self) -> int:
+        """Take back every ``bind``; how many prefixes were bound. Rules keep their routes."""
+        from zfw_py.firewall import routes
+
+        with Tables(is_writer=True) as tables:
+            _settle(tables)
+            tables.set_in_progress(True)
+            count = routes.unbind_all(tables)
+            tables.set_in_progress(False)
+            _interfaces(tables).refresh()
+            return count
+
+    def bound(self) -> dict[Prefix, int]:
+        """The bound prefixes, each with how often it was bound."""
+        from zfw_py.firewall import routes
+
+        with Tables(is_writer=False) as tables:
+            return routes.bound(tables)
 
     # Interfaces
 

@@ -69,6 +69,13 @@ def primary_name(name: str) -> str:
     return if_indextoname(index_of(name))
 
 
+def names_of(name: str) -> list[str]:
+    """What a name stands for: all is every interface here but lo, else it is that one."""
+    if name != "all":
+        return [name]
+    return [found for ifindex, found in if_nameindex() if ifindex != _LOOPBACK_IFINDEX]
+
+
 def _key(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape").ljust(layout.NAME_LENGTH, b"\0")
 

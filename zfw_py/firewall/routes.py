@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Local routes for ``--route``: made once, counted, and removed only if we made them.
+"""Prefixes made local: for rules with ``--route``, and bound. Counted, and only ours removed.
 
 An intercepted packet is delivered only where its destination is local; a router
-usually sees to that itself.
+usually sees to that itself. A service that speaks from an address of its own
+can only bind to one that is local.
+
+One record a prefix counts both uses, so that neither takes it from the other.
+It is written before anything is made local, with the owner pending; a prefix
+of ours is marked in the kernel as well, so that whoever comes after a writer
+that died can tell it from one that somebody else made local.
 """
 
 from __future__ import annotations
 
 from struct import Struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.abi import layout
 from zfw_py.kernel import netlink
@@ -22,6 +28,21 @@ _route = Struct(layout.ROUTE)
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 
 
+class _Record(NamedTuple):
+    """How many rules need a prefix, how often it was bound, who made it local."""
+
+    rules: int
+    binds: int
+    owner: int
+
+    def encode(self) -> bytes:
+        return _route.pack(*self)
+
+
+def _decode(value: bytes) -> _Record:
+    return _Record(*_route.unpack(value))
+
+
 def _key_of(prefix: Prefix) -> bytes:
     return _key.pack(*prefix.mapped)
 
@@ -32,82 +53,134 @@ def _prefix_of(key: bytes) -> Prefix:
     return Prefix.from_mapped(family, address, length)
 
 
+def _words(prefix: Prefix) -> tuple[int, str, int]:
+    return prefix.family, prefix.address_text, prefix.length
+
+
+def _read(tables: Tables, prefix: Prefix) -> _Record | None:
+    value = tables.map("routes").lookup(_key_of(prefix))
+    return None if value is None else _decode(value)
+
+
+def _write(tables: Tables, prefix: Prefix, record: _Record) -> None:
+    tables.map("routes").update(_key_of(prefix), record.encode())
+
+
+def _records(tables: Tables) -> list[tuple[Prefix, _Record]]:
+    return [(_prefix_of(key), _decode(value)) for key, value in tables.map("routes").items()]
+
+
 def obstacle(destination: Prefix) -> str | None:
     """Why a destination must not be made local, or None.
 
     The local table is looked at before all others: made local, an interface's
     subnet, or a part of it, would be cut off from its neighbours.
     """
-    subnet = netlink.overlapping_subnet(
-        destination.family, destination.address_text, destination.length
-    )
+    subnet = netlink.overlapping_subnet(*_words(destination))
     return f"{destination} shares addresses with the subnet {subnet}" if subnet else None
 
 
 def hold(tables: Tables, destination: Prefix) -> None:
     """One more rule needs the destination to be local."""
-    routes, key = tables.map("routes"), _key_of(destination)
-    old = routes.lookup(key)
+    _need(tables, destination, rules=1, binds=0)
+
+
+def bind(tables: Tables, prefix: Prefix) -> int:
+    """Make it local, or count once more that it was asked for; how often it now was."""
+    return _need(tables, prefix, rules=0, binds=1).binds
+
+
+def _need(tables: Tables, prefix: Prefix, *, rules: int, binds: int) -> _Record:
+    old = _read(tables, prefix)
     if old is not None:
-        references, is_ours = _route.unpack(old)
-        routes.update(key, _route.pack(references + 1, is_ours))
-        return
-    # The record first: a route that nobody would remove must not be left behind.
-    routes.update(key, _route.pack(1, 1))
-    try:
-        is_ours = netlink.add_local(
-            destination.family, destination.address_text, destination.length
-        )
-    except BaseException:
-        routes.delete(key)
-        raise
-    if not is_ours:
-        routes.update(key, _route.pack(1, 0))
+        new = old._replace(rules=old.rules + rules, binds=old.binds + binds)
+        _write(tables, prefix, new)
+        return new
+    is_ours = netlink.is_ours(*_words(prefix))
+    if is_ours is None:
+        # The record first: a prefix that nobody would remove must not be left behind.
+        _write(tables, prefix, _Record(rules, binds, layout.OWNER_PENDING))
+        try:
+            is_ours = netlink.add_local(*_words(prefix))
+        except BaseException:
+            tables.map("routes").delete(_key_of(prefix))
+            raise
+    new = _Record(rules, binds, layout.OWNER_ZFW if is_ours else layout.OWNER_OTHER)
+    _write(tables, prefix, new)
+    return new
 
 
 def release(tables: Tables, destination: Prefix, *, keep: bool = False) -> None:
-    """One rule fewer needs it; with ``keep`` the last one leaves the route in place."""
-    routes, key = tables.map("routes"), _key_of(destination)
-    old = routes.lookup(key)
+    """One rule fewer needs it; with ``keep`` the last one leaves it local."""
+    old = _read(tables, destination)
     if old is None:
         return
-    references, is_ours = _route.unpack(old)
-    if references > 1 or keep:
-        routes.update(key, _route.pack(max(references - 1, 0), is_ours))
-        return
-    _remove(tables, key, bool(is_ours))
+    if old.rules > 1 or old.binds or keep:
+        _write(tables, destination, old._replace(rules=max(old.rules - 1, 0)))
+    else:
+        _remove(tables, destination, old.owner)
+
+
+def unbind(tables: Tables, prefix: Prefix) -> int | None:
+    """Take back one bind; how many are left, None if there was none."""
+    old = _read(tables, prefix)
+    if old is None or not old.binds:
+        return None
+    _set_binds(tables, prefix, old, old.binds - 1)
+    return old.binds - 1
+
+
+def unbind_all(tables: Tables) -> int:
+    """Take back every bind; how many prefixes had one."""
+    found = [(prefix, record) for prefix, record in _records(tables) if record.binds]
+    for prefix, record in found:
+        _set_binds(tables, prefix, record, 0)
+    return len(found)
+
+
+def _set_binds(tables: Tables, prefix: Prefix, old: _Record, binds: int) -> None:
+    if binds or old.rules:
+        _write(tables, prefix, old._replace(binds=binds))
+    else:
+        _remove(tables, prefix, old.owner)
+
+
+def bound(tables: Tables) -> dict[Prefix, int]:
+    """Every bound prefix, and how often it was bound."""
+    return {prefix: record.binds for prefix, record in _records(tables) if record.binds}
 
 
 def forget_all(tables: Tables, *, unused_only: bool = False) -> None:
-    """Remove every route that we made; or those that no rule needs."""
-    for key, value in list(tables.map("routes").items()):
-        references, is_ours = _route.unpack(value)
-        if references == 0 or not unused_only:
-            _remove(tables, key, bool(is_ours))
+    """Remove every prefix that we made local; or those that nobody needs."""
+    for prefix, record in _records(tables):
+        if not unused_only or not (record.rules or record.binds):
+            _remove(tables, prefix, record.owner)
 
 
 def reconcile(tables: Tables, needed: dict[Prefix, int]) -> None:
-    """Make the routes those that the rules need, after a writer died.
+    """Make local what the rules need and what is bound, after a writer died.
 
     ``needed`` counts the rules that hold each destination's route.
     """
-    for key, value in list(tables.map("routes").items()):
-        references, is_ours = _route.unpack(value)
-        wanted = needed.pop(_prefix_of(key), 0)
-        if wanted:
-            if is_ours:
-                prefix = _prefix_of(key)
-                netlink.add_local(prefix.family, prefix.address_text, prefix.length)
-            tables.map("routes").update(key, _route.pack(wanted, is_ours))
-        elif references:
-            _remove(tables, key, bool(is_ours))
+    for prefix, record in _records(tables):
+        owner = record.owner
+        if owner == layout.OWNER_PENDING:
+            # False: there, but not by us. What is not there is ours to make.
+            is_others = netlink.is_ours(*_words(prefix)) is False
+            owner = layout.OWNER_OTHER if is_others else layout.OWNER_ZFW
+        rules = needed.pop(prefix, 0)
+        if rules or record.binds:
+            if owner == layout.OWNER_ZFW:
+                netlink.add_local(*_words(prefix))
+            _write(tables, prefix, _Record(rules, record.binds, owner))
+        elif record.rules or record.owner == layout.OWNER_PENDING:
+            _remove(tables, prefix, owner)
     for destination, count in needed.items():
         for _ in range(count):
             hold(tables, destination)
 
 
-def _remove(tables: Tables, key: bytes, is_ours: bool) -> None:
-    if is_ours:
-        prefix = _prefix_of(key)
-        netlink.remove_local(prefix.family, prefix.address_text, prefix.length)
-    tables.map("routes").delete(key)
+def _remove(tables: Tables, prefix: Prefix, owner: int) -> None:
+    if owner == layout.OWNER_ZFW:
+        netlink.remove_local(*_words(prefix))
+    tables.map("routes").delete(_key_of(prefix))

@@ -40,6 +40,9 @@ _LOOPBACK_IFINDEX = 1
 _SCOPE_HOST = 254
 _TABLE_LOCAL = 255
 _ROUTE_LOCAL = 2  # RTN_LOCAL
+# Marks addresses and routes of ours, as ifa_proto and rtm_protocol; those of
+# others leave it 0 or use numbers that iproute2 knows. "z"
+_OUR_PROTOCOL = 0x7A
 
 
 class Filter(NamedTuple):
@@ -154,12 +157,18 @@ def overlapping_subnet(family: int, address: str, length: int) -> str | None:
     return None
 
 
+def _is_route(family: int, length: int) -> bool:
+    """Whether a prefix is made local by a route, and not by an address of lo.
+
+    An IPv4 address makes its whole prefix local, an IPv6 address itself alone.
+    It has to be an address where it can be: bind(2) takes no IPv6 address that
+    is local by a route only.
+    """
+    return family == 6 and length < 128
+
+
 def _local(route: IPRoute, verb: str, family: int, address: str, length: int) -> None:
-    """IPv4: a prefix as an address of lo makes all of it local. IPv6: a local route does."""
-    if family == 4:
-        arguments: dict[str, Any] = {"index": _LOOPBACK_IFINDEX, "scope": _SCOPE_HOST}
-        route.addr(verb, address=address, prefixlen=length, **arguments)
-    else:
+    if _is_route(family, length):
         route.route(
             verb,
             dst=f"{address}/{length}",
@@ -168,7 +177,42 @@ def _local(route: IPRoute, verb: str, family: int, address: str, length: int) ->
             type=_ROUTE_LOCAL,
             scope=_SCOPE_HOST,
             family=AF_INET6,
+            proto=_OUR_PROTOCOL,
         )
+        return
+    arguments: dict[str, Any] = {"index": _LOOPBACK_IFINDEX, "proto": _OUR_PROTOCOL}
+    if family == 4:
+        arguments["scope"] = _SCOPE_HOST
+    elif verb == "add":
+        # IPv6 has no such scope: deprecated, it is nobody's source unless asked for.
+        arguments["preferred_lft"] = 0
+    route.addr(verb, address=address, prefixlen=length, **arguments)
+
+
+def is_ours(family: int, address: str, length: int) -> bool | None:
+    """Whether a prefix was made local by ``add_local``; None if it is not local.
+
+    Before Linux 5.18 (47f0bd503210) an address of lo keeps no mark, and is
+    taken for somebody else's.
+    """
+    with _route(f"look for {address}/{length}") as route:
+        if _is_route(family, length):
+            for message in route.get_routes(family=AF_INET6, table=_TABLE_LOCAL):
+                destination = message.get_attr("RTA_DST"), message["dst_len"]
+                if destination == (address, length) and _is_on_loopback(message):
+                    return bool(message["proto"] == _OUR_PROTOCOL)
+            return None
+        for message in route.get_addr(
+            family=AF_INET if family == 4 else AF_INET6, index=_LOOPBACK_IFINDEX
+        ):
+            local = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+            if (local, message["prefixlen"]) == (address, length):
+                return bool(message.get_attr("IFA_PROTO") == _OUR_PROTOCOL)
+    return None
+
+
+def _is_on_loopback(message: Any) -> bool:
+    return bool(message.get_attr("RTA_OIF") == _LOOPBACK_IFINDEX)
 
 
 def add_local(family: int, address: str, length: int) -> bool:

@@ -11,6 +11,7 @@ from zfw_py.cli import output
 from zfw_py.cli.commands.interfaces import check, complete
 from zfw_py.errors import UsageError
 from zfw_py.firewall.firewall import Firewall
+from zfw_py.firewall.interfaces import names_of
 
 OnOff = Literal["on", "off"] | None
 
@@ -85,7 +86,7 @@ def command(
         )
     if interface is None:
         return
-    names = [name for name in complete() if name != "lo"] if interface == "all" else [interface]
+    names = names_of(interface)
     for setting, on in settings.items():
         firewall.set(names, setting, on)
         for name in names:
