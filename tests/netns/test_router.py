@@ -2,8 +2,8 @@
 """A router and its boot scripts: their own command lines, on real traffic.
 
 The numbers are those of the cases that the callers of the classic command
-depend on; 12 and 34 do not exist. Case 10 is in test_state, 24 in
-test_concurrency, 28 (what a process costs) in test_import_budget.
+depend on; tests/unit/test_cases.py knows which of them are tested, and where
+to look for the reason if one is not.
 """
 
 from __future__ import annotations

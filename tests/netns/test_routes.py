@@ -608,7 +608,9 @@ def test_many_bind_and_unbind_at_once_and_all_are_counted(gateway: Namespace) ->
 
 @pytest.mark.parametrize("foreign", [False, True], ids=["ours", "foreign"])
 @either_way
-@pytest.mark.parametrize("verb", ["bind", "bind again", "unbind", "unbind one of two", "unbind all"])
+@pytest.mark.parametrize(
+    "verb", ["bind", "bind again", "unbind", "unbind one of two", "unbind all"]
+)
 @pytest.mark.parametrize("routed", [False, True], ids=["unrouted", "routed"])
 def test_case_57_a_kill_leaves_every_bind_whole_or_undone(
     gateway: Namespace,

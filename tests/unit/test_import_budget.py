@@ -120,7 +120,9 @@ def test_so_does_what_needs_no_kernel(argv: tuple[str, ...]) -> None:
 
 
 @pytest.mark.kernel
-def test_an_insert_and_a_delete_that_succeed_stay_within_the_budget(firewall: object) -> None:
+def test_case_28_an_insert_and_a_delete_that_succeed_stay_within_the_budget(
+    firewall: object,
+) -> None:
     for argv in (INSERT, DELETE):
         loaded = loaded_by(*argv)
         assert loaded - STANDARD_LIBRARY - OURS == set()

@@ -125,8 +125,8 @@ def _list(request: Request) -> int:
     firewall.refresh()
     if request.what == "gc":
         firewall.expire_flows()
-    if request.what == "diag":
-        sys.stdout.write(classic_listing.settings_text(firewall.status().interfaces))
+        return 0
+    sys.stdout.write(classic_listing.settings_text(firewall.status().interfaces))
     return 0
 
 

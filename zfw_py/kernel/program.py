@@ -59,7 +59,9 @@ def run(path: str) -> None:
             setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
         )
     except OSError as error:
-        hint = "it has to begin with a line like #!/bin/sh" if error.errno == errno.ENOEXEC else None
+        hint = (
+            "it has to begin with a line like #!/bin/sh" if error.errno == errno.ENOEXEC else None
+        )
         raise KernelError(f"run {path}", error.errno or 0, hint=hint) from error
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if code < 0:
