@@ -199,6 +199,27 @@ def test_what_was_local_before_stays(gateway: Namespace, destination: str) -> No
     assert references() == {}
 
 
+def test_an_address_that_a_route_made_local_before_stays_so(gateway: Namespace) -> None:
+    """The administrator's route and our address are side by side, and ours goes alone."""
+    route = ("local", "fd31::9/128", "dev", "lo", "proto", "static")
+    gateway.run("ip", "-6", "route", "add", *route)
+    for come, go in (
+        (
+            lambda: Firewall().insert(rule("fd31::9/128"), route=True),
+            lambda: Firewall().delete(rule("fd31::9/128").key),
+        ),
+        (
+            lambda: Firewall().bind(Prefix.parse("fd31::9")),
+            lambda: Firewall().unbind(Prefix.parse("fd31::9")),
+        ),
+    ):
+        come()
+        go()
+        chosen = gateway.run("ip", "-json", "route", "get", "fd31::9").stdout
+        assert json.loads(chosen)[0]["type"] == "local"
+    gateway.run("ip", "-6", "route", "del", *route)
+
+
 @every_destination
 def test_what_somebody_else_has_removed_is_no_error(gateway: Namespace, destination: str) -> None:
     """As a router does that removes a prefix which another service still uses."""
