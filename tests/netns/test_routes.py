@@ -518,6 +518,36 @@ def test_case_57_a_service_speaks_from_its_bound_address(gateway: Namespace, add
         speak()
 
 
+@either_way
+@pytest.mark.parametrize("is_made", [False, True], ids=["before", "after"])
+def test_detach_all_takes_what_a_killed_writer_made_local_and_no_other_s(
+    namespace: Namespace, monkeypatch: pytest.MonkeyPatch, destination: str, is_made: bool
+) -> None:
+    """Killed before or after it made it local, and no edit in between has put it right."""
+    firewall = Firewall()
+    firewall.attach("lo")
+    original = netlink.add_local
+
+    def add_local(*arguments: object) -> None:
+        if is_made:
+            original(*arguments)
+        os._exit(9)
+
+    child = os.fork()
+    if child == 0:
+        try:
+            monkeypatch.setattr(netlink, "add_local", add_local)
+            firewall.bind(Prefix.parse(destination))
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert is_local(namespace, destination) == is_made
+    if not is_made:
+        change_lo(namespace, "add", destination)
+    firewall.detach_all()
+    assert is_local(namespace, destination) != is_made
+
+
 def test_a_bound_address_is_chosen_by_nobody_who_does_not_ask_for_it(gateway: Namespace) -> None:
     """IPv6 has no scope host: it is deprecated instead."""
     gateway.run("ip", "-6", "route", "add", "2001:db8::/32", "dev", "gw0")

@@ -163,11 +163,7 @@ def reconcile(tables: Tables, needed: dict[Prefix, int]) -> None:
     ``needed`` counts the rules that hold each destination's route.
     """
     for prefix, record in _records(tables):
-        owner = record.owner
-        if owner == layout.OWNER_PENDING:
-            # False: there, but not by us. What is not there is ours to make.
-            is_others = netlink.is_ours(*_words(prefix)) is False
-            owner = layout.OWNER_OTHER if is_others else layout.OWNER_ZFW
+        owner = _known(prefix, record.owner)
         rules = needed.pop(prefix, 0)
         if rules or record.binds:
             if owner == layout.OWNER_ZFW:
@@ -180,7 +176,16 @@ def reconcile(tables: Tables, needed: dict[Prefix, int]) -> None:
             hold(tables, destination)
 
 
+def _known(prefix: Prefix, owner: int) -> int:
+    """The owner; where a writer died before it wrote it, told by the mark."""
+    if owner != layout.OWNER_PENDING:
+        return owner
+    # False: there, but not by us. What is not there is ours to make.
+    is_others = netlink.is_ours(*_words(prefix)) is False
+    return layout.OWNER_OTHER if is_others else layout.OWNER_ZFW
+
+
 def _remove(tables: Tables, prefix: Prefix, owner: int) -> None:
-    if owner == layout.OWNER_ZFW:
+    if _known(prefix, owner) == layout.OWNER_ZFW:
         netlink.remove_local(*_words(prefix))
     tables.map("routes").delete(_key_of(prefix))
