@@ -26,6 +26,9 @@ _HOMES = {
     "Decision": "zfw_py.firewall.explain",
     "Flow": "zfw_py.firewall.flows",
     "FlowLimits": "zfw_py.firewall.flows",
+    "Document": "zfw_py.model.document",
+    "DocumentError": "zfw_py.model.document",
+    "Restored": "zfw_py.firewall.persistence",
     "Status": "zfw_py.firewall.status",
     "InterfaceStatus": "zfw_py.firewall.status",
     "Prefix": "zfw_py.model.prefix",
@@ -66,11 +69,14 @@ if TYPE_CHECKING:
     from zfw_py.firewall.firewall import Insert as Insert
     from zfw_py.firewall.flows import Flow as Flow
     from zfw_py.firewall.flows import FlowLimits as FlowLimits
+    from zfw_py.firewall.persistence import Restored as Restored
     from zfw_py.firewall.rules import Deleted as Deleted
     from zfw_py.firewall.rules import Inserted as Inserted
     from zfw_py.firewall.rules import RuleNotFound as RuleNotFound
     from zfw_py.firewall.status import InterfaceStatus as InterfaceStatus
     from zfw_py.firewall.status import Status as Status
+    from zfw_py.model.document import Document as Document
+    from zfw_py.model.document import DocumentError as DocumentError
     from zfw_py.model.prefix import Prefix as Prefix
     from zfw_py.model.rule import Rule as Rule
     from zfw_py.model.rule import RuleKey as RuleKey

@@ -37,6 +37,9 @@ COMMANDS = (
     "set",
     "batch",
     "classic",
+    "save",
+    "restore",
+    "systemd",
     "completion",
 )
 

@@ -222,6 +222,46 @@ def attach_all(
         raise
 
 
+def equate(
+    tables: Tables, wanted: Iterable[tuple[int, str, str, str]]
+) -> tuple[list[Attachment], list[Attachment]]:
+    """Make the attachments exactly these: what is new, and what was taken off.
+
+    Each is (ifindex, name, direction, mode). On an error they are as before.
+    """
+    before = attachments(tables)
+    places = set()
+    made = []
+    try:
+        for ifindex, name, direction, mode in wanted:
+            places.add((ifindex, direction))
+            attachment = _attach_named(tables, ifindex, name, direction, mode)
+            if attachment not in before:
+                made.append(attachment)
+        taken = [a for a in before if (a.ifindex, a.direction) not in places]
+        for attachment in taken:
+            _take_off(tables, attachment)
+    except BaseException:
+        now = attachments(tables)
+        for old in before:
+            if old not in now:
+                attach(tables, old.ifindex, str(old.ifindex), old.direction, old.mode)
+        for new in now:
+            if not any((new.ifindex, new.direction) == (a.ifindex, a.direction) for a in before):
+                _take_off(tables, new)
+        raise
+    return made, taken
+
+
+def _attach_named(tables: Tables, ifindex: int, name: str, direction: str, mode: str) -> Attachment:
+    try:
+        return attach(tables, ifindex, name, direction, mode)
+    except ZfwError:
+        raise
+    except OSError as error:
+        raise KernelError(f"attach to {name} ({direction})", error.errno or 0) from error
+
+
 def attach(tables: Tables, ifindex: int, name: str, direction: str, mode: str) -> Attachment:
     """Attach one direction's program; where it is attached already, that stays as it is.
 

@@ -14,12 +14,14 @@ from zfw_py.model.rule import DIRECTIONS, Rule, RuleKey
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from zfw_py.firewall.attach import Attachment
     from zfw_py.firewall.explain import Decision
     from zfw_py.firewall.flows import Flow, FlowLimits
+    from zfw_py.firewall.persistence import Restored
     from zfw_py.firewall.status import Status
+    from zfw_py.model.document import Document
     from zfw_py.model.prefix import Prefix
 
 
@@ -377,6 +379,39 @@ class Firewall:
             routes.forget_all(tables)
             attach.uninstall(tables)
             return taken
+
+    # The whole
+
+    def save(self) -> Document:
+        """All that was chosen, as a document: rules, settings, attachments; no counters."""
+        from zfw_py.firewall.persistence import take
+
+        with Tables(is_writer=False) as tables:
+            return take(tables, _interfaces(tables))
+
+    def restore(
+        self, document: Document, told: Callable[[int], None] = lambda done: None
+    ) -> Restored:
+        """Make the firewall equal to a document; on an error it stays as it was.
+
+        Rules that stay keep their counters, established connections go on, and
+        what is so already is not written. Where there is no firewall, one is
+        installed. An interface that does not exist keeps its settings and its
+        place in rules; its attachments are told in ``Restored.missing``.
+        ``told`` is called now and then with how many rules have been looked at.
+        """
+        from zfw_py.firewall import attach
+        from zfw_py.firewall.persistence import restore
+
+        with attach.open_or_install() as tables:
+            try:
+                _settle(tables)
+                attach.upgrade(tables)
+                return restore(tables, _interfaces(tables), document, told)
+            except BaseException:
+                if tables.is_new:
+                    attach.uninstall(tables)
+                raise
 
     def status(self) -> Status:
         """Version, interfaces, how many rules, and the count of every decision reason."""

@@ -123,6 +123,10 @@ class Interfaces:
         """Each known name with its interface's index, 0 if there is none."""
         return {name: ifindex for name, (_, _, ifindex) in sorted(self._names.items())}
 
+    def settings(self) -> dict[str, dict[str, bool]]:
+        """Each known name with its settings, whether it has an interface or not."""
+        return {name: settings_of(bits) for name, (_, bits, _) in sorted(self._names.items())}
+
     def add(self, name: str) -> int:
         """Make a name known; its number."""
         self._names_given.add(name)

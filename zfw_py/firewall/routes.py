@@ -80,6 +80,13 @@ def obstacle(destination: Prefix) -> str | None:
     return f"{destination} shares addresses with the subnet {subnet}" if subnet else None
 
 
+def held(tables: Tables) -> list[Prefix]:
+    """The destinations that some rule holds a route for."""
+    return [
+        _prefix_of(key) for key, value in tables.map("routes").items() if _route.unpack(value)[0]
+    ]
+
+
 def hold(tables: Tables, destination: Prefix) -> None:
     """One more rule needs the destination to be local."""
     _need(tables, destination, rules=1, binds=0)

@@ -39,7 +39,7 @@ from zfw_py.kernel.bpf import create_map
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from zfw_py.abi.codec import State
     from zfw_py.abi.port_index import Interval, PortRule
@@ -84,6 +84,14 @@ class _Prefix:
     intervals: list[Interval]
     size_class: int
 
+    @classmethod
+    def new(cls, key: bytes, rules: list[PortRule]) -> _Prefix:
+        """One that is not there yet."""
+        prefix = cls()
+        prefix.key, prefix.old, prefix.rules = key, None, rules
+        prefix.old_class, prefix.old_ports = layout.SIZE_INLINE, None
+        return prefix
+
 
 class Inserted:
     """What an insert did."""
@@ -119,6 +127,18 @@ class Deleted:
         self.key = key
         self.is_gone = is_gone
         self.was_routed = was_routed
+
+
+class Equated:
+    """What ``RuleEdit.equate`` did: rules by kind, and how many more and fewer hold a route."""
+
+    __slots__ = ("changed", "deleted", "held", "inserted", "is_reordered", "released")
+
+    def __init__(self) -> None:
+        self.inserted = self.changed = self.deleted = 0
+        self.held = self.released = 0
+        # Rules that stay stand in another order.
+        self.is_reordered = False
 
 
 class RuleEdit:
@@ -236,11 +256,84 @@ class RuleEdit:
         self._freed.append(rule[_SLOT])
         return Deleted(key, is_gone=True, was_routed=was_routed)
 
+    def equate(self, key: bytes, wanted: Sequence[tuple[Rule, tuple[str, ...], bool]]) -> Equated:
+        """Make the rules of a prefix exactly these, in this order.
+
+        Each comes with its interfaces, by their own names, and whether it holds a
+        local route. Those that stay keep their counters, and a prefix that is so
+        already is not written. Once for a prefix in an edit, without other verbs.
+        """
+        prefix = self._load(key)
+        old_rules = [] if prefix is None else prefix.rules
+        old = {rule[_LOW]: rule for rule in old_rules}
+        equated = Equated()
+        rules: list[PortRule] = []
+        slots = []
+        for rule, names, is_routed in wanted:
+            present = old.pop(rule.key.low_port, None)
+            if present is None:
+                slot, was_routed = self._allocate(), False
+                equated.inserted += 1
+            else:
+                slot = self._slot_for(present[_SLOT], rule.service_id)
+                was_routed = bool(present[_FLAGS] & layout.RULE_ROUTED)
+            if present is None or slot != present[_SLOT]:
+                self._records[slot] = rule.service_id
+            equated.held += is_routed and not was_routed
+            equated.released += was_routed and not is_routed
+            port_rule = (
+                rule.key.low_port,
+                rule.high_port,
+                rule.tproxy_port,
+                self._interfaces.number_of(names) if names else 0,
+                slot,
+                action_number(rule.action),
+                layout.RULE_ROUTED if is_routed else 0,
+            )
+            equated.changed += present is not None and port_rule != present
+            rules.append(port_rule)
+            slots.append(slot)
+        for gone in old.values():
+            self._freed.append(gone[_SLOT])
+            equated.deleted += 1
+            equated.released += bool(gone[_FLAGS] & layout.RULE_ROUTED)
+        if rules == old_rules:
+            self._prefixes.pop(key, None)
+            return equated
+        kept = {rule[_LOW] for rule in rules} & {rule[_LOW] for rule in old_rules}
+        before, after = ([r[_LOW] for r in some if r[_LOW] in kept] for some in (old_rules, rules))
+        equated.is_reordered = before != after
+        if prefix is not None:
+            prefix.rules = rules
+        elif len(rules) == 1:
+            self._sole[key] = encode_port_rule(rules[0])
+        else:
+            self._prefixes[key] = _Prefix.new(key, rules)
+        self._inserted += [
+            Inserted(rule, is_replaced=rule.key.low_port in kept, is_newly_routed=False)
+            for rule, _, _ in wanted
+        ]
+        self._slots += slots
+        return equated
+
+    def is_empty(self) -> bool:
+        """Whether a commit would write nothing."""
+        return not (self._prefixes or self._sole)
+
+    def shadowed(self) -> list[Inserted]:
+        """After ``commit``: the rules of what it wrote that can never match."""
+        return [inserted for inserted in self._inserted if inserted.is_shadowed]
+
     def expect(self, edits: int) -> None:
         """Before many edits: read the whole table at once, if that is the shorter way."""
         counts = self._tables.map("length_counts").items()
         if edits > 16 and sum(from_u32(value) for _, value in counts) <= 4 * edits:
-            self._present = dict(self._tables.prefixes.items())
+            self.read_all()
+
+    def read_all(self) -> list[bytes]:
+        """Read the whole table at once; the keys of its prefixes."""
+        self._present = dict(self._tables.prefixes.items())
+        return list(self._present)
 
     def _load(self, key: bytes) -> _Prefix | None:
         """The prefix as it stands so far in this edit; None if there is none."""
@@ -256,12 +349,11 @@ class RuleEdit:
             )
             if old is None:
                 return None
-        prefix = self._prefixes[key] = _Prefix()
-        prefix.key, prefix.old = key, old
-        prefix.old_class, prefix.old_ports = layout.SIZE_INLINE, None
+        prefix = self._prefixes[key] = _Prefix.new(key, [])
         if sole is not None:
             prefix.rules = [decode_port_rule(sole)]
         elif old is not None:
+            prefix.old = old
             prefix.old_class, _, prefix.rules = decode_prefix(old)
             if prefix.old_class != layout.SIZE_INLINE:
                 prefix.old_ports = self._tables.map(_PORTS[prefix.old_class]).lookup(key)
@@ -315,10 +407,12 @@ class RuleEdit:
 
     # Doing it
 
-    def commit(self) -> None:
+    def commit(self, last: Callable[[], None] | None = None) -> None:
         """Write what was collected. All of it is there afterwards, or on an error none.
 
-        The state is marked as in progress; the caller ends that when its own part is done.
+        ``last`` is called when the new rules are in force and can still be undone,
+        counters and all: an error of its own undoes them. The state is marked as in
+        progress; the caller ends that when its own part is done.
         """
         stamp = self._state.stamp
         lengths_added: dict[bytes, int] = {}
@@ -358,6 +452,8 @@ class RuleEdit:
             self._write_sole_prefixes(stamp + len(written))
             self._remove_prefixes(written, removed)
             self._count_lengths(lengths_removed, -1)
+            if last is not None:
+                last()
             self._free_slots()
         except BaseException as error:
             self._undo(written + removed)

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""zfw restore."""
+
+from __future__ import annotations
+
+from itertools import islice
+from socket import if_indextoname
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from zfw_py.cli import output
+from zfw_py.cli.documents import load, summary
+from zfw_py.errors import NotFound
+from zfw_py.firewall.firewall import Firewall
+from zfw_py.firewall.interfaces import index_of
+
+if TYPE_CHECKING:
+    from zfw_py.firewall.attach import Attachment
+    from zfw_py.firewall.persistence import Restored
+    from zfw_py.model.document import Document
+
+_MOST_WARNINGS = 10
+_PAUSE = 0.05  # seconds
+
+
+def command(
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE|-", help="Ends in .toml or .json; - is stdin, and means JSON."
+        ),
+    ] = "-",
+    check: Annotated[bool, typer.Option("--check", help="Only read and check the file.")] = False,
+    wait: Annotated[
+        int,
+        typer.Option(
+            metavar="SECONDS",
+            min=0,
+            max=3600,
+            help="Wait so long for interfaces to attach to that do not exist yet.",
+        ),
+    ] = 0,
+) -> None:
+    """Make the firewall equal to a file that zfw save wrote: all of it, or on an error nothing.
+
+    Rules, settings and attachments that the file has not are removed; those that
+    stay are not touched, keep their counters, and so do established connections.
+    An interface that does not exist is told, the rest is done, and the exit code
+    says so. Where there is no firewall, one is installed.
+    """
+    with output.Progress() as progress:
+        progress.show("reading", 0, None)
+        document = load(file)
+        if check:
+            output.line(f"valid: {summary(document)}")
+            return
+        _wait(document, wait)
+        total = len(document.rules)
+        restored = Firewall().restore(
+            document, lambda done: progress.show("comparing", done, total)
+        )
+    _tell(restored)
+
+
+def _wait(document: Document, seconds: int) -> None:
+    deadline = monotonic() + seconds
+    names = {entry.interface for entry in document.attachments}
+    while any(not _exists(name) for name in names) and monotonic() < deadline:
+        sleep(_PAUSE)
+
+
+def _exists(name: str) -> bool:
+    try:
+        return index_of(name) > 0
+    except NotFound:
+        return False
+
+
+def _tell(restored: Restored) -> None:
+    for text in islice(restored.warnings, _MOST_WARNINGS):
+        output.warning(text)
+    more = len(restored.warnings) - _MOST_WARNINGS
+    if more > 0:
+        output.warning(f"{more} more like these")
+    for interface, setting, on in restored.settings:
+        output.line(f"{interface}: {setting.replace('_', '-')} {'on' if on else 'off'}")
+    _tell_attachments("attached", restored.attached)
+    _tell_attachments("detached", restored.detached)
+    if restored.is_changed:
+        moved = f", {restored.reordered} reordered" if restored.reordered else ""
+        output.line(
+            f"{restored.inserted} inserted, {restored.changed} changed,"
+            f" {restored.deleted} deleted{moved}"
+        )
+    else:
+        output.line("nothing to change")
+    for name in restored.missing:
+        output.warning(f"Interface not found: {name}: not attached")
+    if restored.missing:
+        raise typer.Exit(NotFound.exit_code)
+
+
+def _tell_attachments(what: str, attachments: list[Attachment]) -> None:
+    for attachment in attachments:
+        try:
+            name = if_indextoname(attachment.ifindex)
+        except OSError:  # it has gone just now
+            name = f"interface {attachment.ifindex}"
+        output.line(f"{what} {name} {attachment.direction} ({attachment.mode})")

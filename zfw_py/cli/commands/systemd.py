@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""zfw systemd."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+from contextlib import suppress
+from typing import Annotated, Literal
+
+import typer
+
+from zfw_py.cli import files, output
+from zfw_py.cli.documents import form_of
+from zfw_py.errors import Conflict, NotFound, UsageError, ZfwError
+
+UNIT = "zfw-restore.service"
+DIRECTORY = "etc/systemd/system"
+LINK = f"sysinit.target.wants/{UNIT}"
+FILE = "/etc/zfw/zfw.toml"
+
+_FIRST_LINE = "# Written by zfw systemd install; zfw systemd remove takes it away."
+
+# The least that restores: CAP_SYS_ADMIN loads programs and opens inner maps by their id,
+# CAP_NET_ADMIN attaches and makes local routes.
+CAPABILITIES = ("CAP_NET_ADMIN", "CAP_SYS_ADMIN")
+
+# DefaultDependencies would order this after basic.target, for which some networks' units
+# do not wait. udev gives interfaces their names meanwhile: hence --wait.
+# ProtectKernelTunables makes /sys read-only, and with it bpffs; hence not.
+TEMPLATE = """\
+{first_line}
+[Unit]
+Description=zfw: restore the firewall
+Documentation=https://github.com/netfoundry/zfw
+DefaultDependencies=no
+ConditionPathExists={file}
+RequiresMountsFor={file}
+After=local-fs.target sys-fs-bpf.mount systemd-modules-load.service systemd-udev-trigger.service
+Wants=network-pre.target
+Before=network-pre.target shutdown.target
+Conflicts=shutdown.target
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart={program} restore --wait 10 {file}
+ExecReload={program} restore {file}
+TimeoutStartSec=5min
+UMask=0077
+CapabilityBoundingSet={capabilities}
+NoNewPrivileges=yes
+ProtectSystem=strict
+ProtectHome=read-only
+ProtectControlGroups=yes
+ProtectKernelLogs=yes
+ProtectHostname=yes
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
+RestrictNamespaces=net
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service bpf mount
+
+[Install]
+WantedBy=sysinit.target
+"""
+
+
+def command(
+    action: Annotated[Literal["install", "remove"], typer.Argument(metavar="install|remove")],
+    prefix: Annotated[
+        str, typer.Option(metavar="DIR", help="Root of the file system to install into.")
+    ] = "/",
+    file: Annotated[
+        str, typer.Option(metavar="FILE", help="What is restored at boot; .toml or .json.")
+    ] = FILE,
+) -> None:
+    """Bring the firewall back at boot, before the network is up; or no longer.
+
+    install writes zfw-restore.service and enables it; it runs zfw restore FILE,
+    if there is that file. Written again it is brought up to date. remove takes
+    away exactly this, and leaves FILE and the firewall as they are.
+    """
+    if action == "install":
+        path = install(prefix, file)
+        output.line(f"installed {path}, enabled for {file}")
+    else:
+        path = remove(prefix)
+        output.line(f"removed {path}")
+    output.line("systemctl daemon-reload makes systemd know of it")
+
+
+def install(prefix: str, file: str) -> str:
+    """Write the unit and the link that enables it; the unit's path."""
+    text = unit(file)
+    directory = os.path.join(prefix, DIRECTORY)
+    path, link = os.path.join(directory, UNIT), os.path.join(directory, LINK)
+    if not os.path.isdir(prefix):
+        raise NotFound(f"--prefix: no such directory: {prefix}")
+    _check_ours(path)
+    try:
+        os.makedirs(os.path.dirname(link), mode=0o755, exist_ok=True)
+        files.write(path, text.encode(), 0o644)
+        with suppress(FileExistsError):
+            os.symlink(f"../{UNIT}", link)
+        if not _is_our_link(link):
+            raise Conflict(f"{link} is in the way")
+    except OSError as error:
+        raise ZfwError(f"{error.filename}: {error.strerror}") from None
+    return path
+
+
+def remove(prefix: str) -> str:
+    """Remove what ``install`` made; the unit's path. Raises NotFound if it is not there."""
+    directory = os.path.join(prefix, DIRECTORY)
+    path, link = os.path.join(directory, UNIT), os.path.join(directory, LINK)
+    if not os.path.lexists(path) and not _is_our_link(link):
+        raise NotFound(f"{path}: not installed")
+    _check_ours(path)
+    try:
+        if _is_our_link(link):
+            os.unlink(link)
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+    except OSError as error:
+        raise ZfwError(f"{error.filename}: {error.strerror}") from None
+    return path
+
+
+def unit(file: str) -> str:
+    """The unit that restores a file, by this installation's command."""
+    form_of(file)
+    if not file.startswith("/"):
+        raise UsageError(f"--file: not an absolute path: {file}")
+    program = os.path.join(sysconfig.get_path("scripts"), "zfw")
+    if not os.access(program, os.X_OK):
+        raise ZfwError(f"{program} is missing", hint="pip install makes it")
+    return TEMPLATE.format(
+        first_line=_FIRST_LINE,
+        file=_in_unit(file, "--file"),
+        program=_in_unit(program, "this installation"),
+        capabilities=" ".join(CAPABILITIES),
+    )
+
+
+def _in_unit(path: str, what: str) -> str:
+    """A path as a unit has it; one that would need quoting is refused."""
+    if not path.isprintable() or any(c in path for c in " \"'\\$;"):
+        raise UsageError(f"{what}: blanks, quotes and the like are not for a unit: {path!r}")
+    return path.replace("%", "%%")
+
+
+def _check_ours(path: str) -> None:
+    """Refuse a unit of this name that somebody else wrote, or a link."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise Conflict(f"{path} is in the way: {error.strerror}") from None
+    try:
+        if not os.read(fd, 4096).startswith(_FIRST_LINE.encode()):
+            raise Conflict(f"{path} is in the way: zfw systemd install did not write it")
+    except OSError as error:
+        raise Conflict(f"{path} is in the way: {error.strerror}") from None
+    finally:
+        os.close(fd)
+
+
+def _is_our_link(link: str) -> bool:
+    try:
+        return os.readlink(link) in (f"../{UNIT}", f"/{DIRECTORY}/{UNIT}")
+    except OSError:
+        return False

@@ -1,0 +1,392 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A firewall as a document: its types, and how it is read and written. Pure.
+
+The types are the published schema (docs/schema); what a schema cannot say, such
+as that two rules must not have the same key, is checked when a Document is made.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from functools import cached_property
+from typing import Annotated, Any, Literal, NoReturn
+
+import tomli_w
+from msgspec import UNSET, Meta, Struct, UnsetType, ValidationError, convert, to_builtins
+
+from zfw_py.errors import UsageError
+from zfw_py.model.prefix import Prefix
+from zfw_py.model.rule import Rule, RuleKey, check_interface_name, check_service_id
+
+VERSION = 1
+# As many as the tables hold, and some more than they take on average.
+MAX_RULES = 2_097_152
+MAX_BYTES = 256 * 1024 * 1024
+MAX_INTERFACES = 1024
+
+Format = Literal["toml", "json"]
+
+_TOML_HEAD = (
+    f"# A firewall, as zfw save writes it (document version {VERSION}).\n"
+    "# zfw restore makes the firewall equal to it; docs/PERSISTENCE.md says what each field is.\n"
+    "# Of rules with the same prefixes and protocol the first that matches wins.\n"
+)
+_TOML_LINE = re.compile(r" \(at line (\d+), column (\d+)\)$")
+# A message can quote what was read.
+_MOST_MESSAGE = 300
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Seconds = Annotated[int, Meta(ge=1, le=0xFFFFFFFF)]
+Direction = Literal["ingress", "egress"]
+
+
+class DocumentError(UsageError):
+    """A document that makes no sense: ``line`` of a syntax error, else ``path`` of the value."""
+
+    def __init__(self, message: str, *, line: int | None = None, path: str = "") -> None:
+        super().__init__(f"{path}: {message}" if path else message)
+        self.line = line
+        self.path = path
+
+
+class _ContentError(ValueError):
+    """Becomes the cause of msgspec's ValidationError."""
+
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__(f"{path}: {message}")
+        self.path = path
+        self.message = message
+
+
+class _Twice:
+    """Stands for the value of a key that an object has twice."""
+
+
+class FlowLimits(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """Idle times of tracked flows, and how many there may be."""
+
+    udp_idle: Seconds | UnsetType = UNSET
+    tcp_idle: Seconds | UnsetType = UNSET
+    max_flows: Annotated[int, Meta(ge=1, le=0xFFFFFFFF)] | UnsetType = UNSET
+
+
+class Settings(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """The settings of an interface, with the values that one without any has."""
+
+    icmp_echo: bool = False
+    ssh: bool = True
+    ipv6: bool = False
+    per_interface_rules: bool = False
+    pass_non_tuple: bool = False
+    verbose: bool = False
+
+
+class AttachmentEntry(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True
+):
+    """A program on an interface; mode "auto" is TCX where the kernel has it."""
+
+    interface: str
+    direction: Direction = "ingress"
+    mode: Literal["auto", "tcx", "clsact"] = "auto"
+
+
+class RuleEntry(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """A rule. Without a source it is any; without a high port it is the low one."""
+
+    destination: str
+    source: str | UnsetType = UNSET
+    direction: Direction = "ingress"
+    protocol: Literal["tcp", "udp"]
+    low_port: Port
+    high_port: Port | UnsetType = UNSET
+    action: Literal["intercept", "pass", "deny"]
+    tproxy_port: Port = 0
+    service_id: str = ""
+    interfaces: Annotated[tuple[str, ...], Meta(max_length=MAX_INTERFACES)] = ()
+    route: bool = False
+
+    @classmethod
+    def of(cls, rule: Rule) -> RuleEntry:
+        """The entry of a rule; its counters are not part of it."""
+        key = rule.key
+        return cls(
+            destination=str(key.destination),
+            source=str(key.source) if key.source.length else UNSET,
+            direction=key.direction,  # type: ignore[arg-type]
+            protocol=key.protocol,  # type: ignore[arg-type]
+            low_port=key.low_port,
+            high_port=rule.high_port if rule.high_port != key.low_port else UNSET,
+            action=rule.action,  # type: ignore[arg-type]
+            tproxy_port=rule.tproxy_port,
+            service_id=rule.service_id,
+            interfaces=rule.interfaces,
+            route=rule.is_routed,
+        )
+
+
+class Document(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True, dict=True
+):
+    """All of a firewall that its administrator chose: numbers, settings, attachments, rules.
+
+    Raises ValueError where the fields contradict each other. Of rules with the
+    same prefixes and protocol the order counts.
+    """
+
+    version: Annotated[int, Meta(ge=VERSION, le=VERSION)]
+    flows: FlowLimits | UnsetType = UNSET
+    settings: Annotated[dict[str, Settings], Meta(max_length=MAX_INTERFACES)] = {}
+    attachments: tuple[AttachmentEntry, ...] = ()
+    rules: Annotated[tuple[RuleEntry, ...], Meta(max_length=MAX_RULES)] = ()
+
+    def __post_init__(self) -> None:
+        """Check what the types cannot."""
+        for name in self.settings:
+            _check_interface(name, f"settings.{name}")
+        seen: dict[tuple[str, str], int] = {}
+        for index, entry in enumerate(self.attachments):
+            _check_interface(entry.interface, f"attachments[{index}].interface")
+            first = seen.setdefault((entry.interface, entry.direction), index)
+            if first != index:
+                raise _ContentError(
+                    f"attachments[{index}]",
+                    f"the interface and direction of attachments[{first}] again",
+                )
+        _ = self.parsed_rules
+
+    @cached_property
+    def parsed_rules(self) -> tuple[Rule, ...]:
+        """The rules of the entries; ``is_routed`` says that a local route is asked for."""
+        seen: dict[RuleKey, int] = {}
+        parsed = []
+        for index, entry in enumerate(self.rules):
+            rule = _parse_rule(entry, f"rules[{index}]")
+            first = seen.setdefault(rule.key, index)
+            if first != index:
+                raise _ContentError(f"rules[{index}]", f"the key of rules[{first}] again")
+            parsed.append(rule)
+        return tuple(parsed)
+
+
+def _check_interface(name: str, path: str) -> None:
+    try:
+        check_interface_name(name, "")
+    except (UsageError, UnicodeEncodeError):
+        raise _ContentError(path, f"not an interface name: {name!r}") from None
+
+
+def _parse_rule(entry: RuleEntry, path: str) -> Rule:
+    field = "destination"
+    low = entry.low_port
+    high = low if entry.high_port is UNSET else entry.high_port
+    try:
+        destination = Prefix.parse(entry.destination, option=field)
+        field = "source"
+        source = None if entry.source is UNSET else Prefix.parse(entry.source, option=field)
+        key = RuleKey(destination, entry.protocol, low, source=source, direction=entry.direction)
+        field = "high_port"
+        if high < low:
+            raise UsageError(f"{high} is below the low port {low}")
+        field = "tproxy_port"
+        if (entry.action == "intercept") != (entry.tproxy_port != 0):
+            wanted = "1 to 65535" if entry.action == "intercept" else "0"
+            raise UsageError(f"has to be {wanted} for {entry.action}: {entry.tproxy_port}")
+        field = "action"
+        if entry.action == "intercept" and entry.direction == "egress":
+            raise UsageError("an egress rule does not intercept")
+        field = "service_id"
+        check_service_id(entry.service_id, field)
+        for index, name in enumerate(entry.interfaces):
+            _check_interface(name, f"{path}.interfaces[{index}]")
+        rule = Rule(
+            key,
+            high,
+            tproxy_port=entry.tproxy_port,
+            deny=entry.action == "deny",
+            service_id=entry.service_id,
+            interfaces=entry.interfaces,
+        )
+    except UsageError as error:
+        raise _ContentError(f"{path}.{field}", error.message.removeprefix(f"{field}: ")) from None
+    except UnicodeEncodeError:
+        raise _ContentError(f"{path}.{field}", "not text") from None
+    rule.is_routed = entry.route
+    return rule
+
+
+# Reading
+
+
+def decode(data: bytes, form: Format) -> Document:
+    """Read a document. Raises DocumentError, naming the line or the path of the first fault."""
+    if len(data) > MAX_BYTES:
+        raise DocumentError(f"larger than {MAX_BYTES} bytes")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DocumentError("not UTF-8", line=line) from None
+    try:
+        raw = _read_toml(text) if form == "toml" else _read_json(text)
+    except RecursionError:
+        raise DocumentError("nested too deeply") from None
+    if isinstance(raw, dict):
+        _check_version(raw)
+    try:
+        return convert(raw, Document)
+    except ValidationError as error:
+        _raise_content_error(error, raw)
+
+
+def _read_toml(text: str) -> Any:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        found = _TOML_LINE.search(str(error))
+        if found is None:  # at the end of the document
+            message, line = str(error), text.count("\n") + 1
+        else:
+            message, line = str(error)[: found.start()], int(found[1])
+        raise DocumentError(_bounded(message), line=line) from None
+    except ValueError as error:  # a number of thousands of digits
+        raise DocumentError(_bounded(str(error))) from None
+
+
+def _read_json(text: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_object_of)
+    except json.JSONDecodeError as error:
+        raise DocumentError(error.msg, line=error.lineno) from None
+    except ValueError as error:
+        raise DocumentError(_bounded(str(error))) from None
+
+
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        seen = set()
+        for key, _ in pairs:
+            if key in seen:
+                made[key] = _Twice()
+            seen.add(key)
+    return made
+
+
+def _check_version(raw: dict[str, Any]) -> None:
+    """Before all else: what follows may be of another time."""
+    version = raw.get("version")
+    if type(version) is int and version != VERSION:
+        raise DocumentError(
+            f"{_bounded(repr(version))} is unknown; this zfw reads documents of version {VERSION}",
+            path="version",
+        )
+
+
+def _raise_content_error(error: ValidationError, raw: Any) -> NoReturn:
+    if isinstance(error.__cause__, _ContentError):
+        content = error.__cause__
+        raise DocumentError(_bounded(content.message), path=content.path) from None
+    message, at, place = str(error).rpartition(" - at `$")
+    if not at:
+        message, place = str(error), "`"
+    path = place.removesuffix("`").removeprefix(".")
+    if path.startswith("settings[...]"):
+        name = _bad_settings(raw["settings"])
+        path = f"settings.{name}{path.removeprefix('settings[...]')}"
+    for beginning, meaning in (
+        ("Object contains unknown field `", "no such field"),
+        ("Object missing required field `", "missing"),
+    ):
+        if message.startswith(beginning):
+            field = message.removeprefix(beginning).removesuffix("`")
+            path, message = f"{path}.{field}" if path else field, meaning
+    if message.endswith("got `_Twice`"):
+        message = "stands twice"
+    message = message.replace("`", "")
+    raise DocumentError(_bounded(message[:1].lower() + message[1:]), path=_bounded(path)) from None
+
+
+def _bad_settings(settings: dict[str, Any]) -> str:
+    """The name whose settings are at fault: msgspec does not tell a key."""
+    for name, value in settings.items():
+        try:
+            convert(value, Settings)
+        except ValidationError:
+            return name
+    raise AssertionError("msgspec found a fault that is not there the second time")
+
+
+def _bounded(text: str) -> str:
+    return text if len(text) <= _MOST_MESSAGE else f"{text[:_MOST_MESSAGE]}..."
+
+
+# Writing
+
+
+def encode(document: Document, form: Format) -> bytes:
+    """Write a document; the same one gives the same bytes, a rule a table or a line.
+
+    Raises DocumentError for what the format cannot hold.
+    """
+    data = _to_toml(document) if form == "toml" else _to_json(document)
+    if len(data) > MAX_BYTES:
+        raise DocumentError(f"larger than {MAX_BYTES} bytes")
+    return data
+
+
+def _to_toml(document: Document) -> bytes:
+    raw: dict[str, Any] = to_builtins(document)
+    parts = [_TOML_HEAD, tomli_w.dumps({"version": raw.pop("version")})]
+    for name in ("flows", "settings"):
+        if name in raw:
+            parts.append(f"\n{tomli_w.dumps({name: raw.pop(name)})}")
+    for name, items in raw.items():
+        # One by one: else tomli_w chooses lines or tables by how long the longest item is.
+        parts += [f"\n[[{name}]]\n{tomli_w.dumps(item)}" for item in items]
+    try:
+        return "".join(parts).encode()
+    except UnicodeEncodeError:
+        raise DocumentError(
+            f"{_first_not_utf8(document)}: not UTF-8, which TOML cannot hold; JSON can"
+        ) from None
+
+
+def _first_not_utf8(document: Document) -> str:
+    for index, entry in enumerate(document.rules):
+        for field, texts in (("service_id", (entry.service_id,)), ("interfaces", entry.interfaces)):
+            if any(_is_not_utf8(text) for text in texts):
+                return f"rules[{index}].{field}"
+    for index, attachment in enumerate(document.attachments):
+        if _is_not_utf8(attachment.interface):
+            return f"attachments[{index}].interface"
+    return "settings"
+
+
+def _is_not_utf8(text: str) -> bool:
+    return any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def _to_json(document: Document) -> bytes:
+    raw: dict[str, Any] = to_builtins(document)
+    encoder = json.JSONEncoder(ensure_ascii=False, check_circular=False)
+    fields = []
+    for name, value in raw.items():
+        if isinstance(value, tuple | list):
+            items = ",\n".join([f"    {encoder.encode(item)}" for item in value])
+            fields.append(f'  "{name}": [\n{items}\n  ]')
+        elif name == "settings":
+            items = ",\n".join(
+                [
+                    f"    {encoder.encode(key)}: {encoder.encode(item)}"
+                    for key, item in value.items()
+                ]
+            )
+            fields.append(f'  "{name}": {{\n{items}\n  }}')
+        else:
+            fields.append(f'  "{name}": {encoder.encode(value)}')
+    text = "{\n" + ",\n".join(fields) + "\n}\n"
+    # A byte of a name that is not UTF-8 is a lone surrogate here, and \udc80 in JSON.
+    return text.encode("utf-8", "backslashreplace")
