@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from struct import unpack_from
@@ -25,7 +25,7 @@ from zfw_py.kernel.namespaces import live_cookies
 from zfw_py.model.rule import DIRECTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 OBJECT = Path(__file__).resolve().parent.parent / "objects" / "firewall.bpf.o"
 MODES = ("auto", "tcx", "clsact")
@@ -235,12 +235,14 @@ def equate(
     try:
         for ifindex, name, direction, mode in wanted:
             places.add((ifindex, direction))
-            attachment = _attach_named(tables, ifindex, name, direction, mode)
+            with _told_as(f"attach to {name} ({direction})"):
+                attachment = attach(tables, ifindex, name, direction, mode)
             if attachment not in before:
                 made.append(attachment)
         taken = [a for a in before if (a.ifindex, a.direction) not in places]
         for attachment in taken:
-            _take_off(tables, attachment)
+            with _told_as(f"detach from interface {attachment.ifindex} ({attachment.direction})"):
+                _take_off(tables, attachment)
     except BaseException:
         now = attachments(tables)
         for old in before:
@@ -253,13 +255,15 @@ def equate(
     return made, taken
 
 
-def _attach_named(tables: Tables, ifindex: int, name: str, direction: str, mode: str) -> Attachment:
+@contextmanager
+def _told_as(operation: str) -> Iterator[None]:
+    """Let an OSError of the kernel say what it was about."""
     try:
-        return attach(tables, ifindex, name, direction, mode)
+        yield
     except ZfwError:
         raise
     except OSError as error:
-        raise KernelError(f"attach to {name} ({direction})", error.errno or 0) from error
+        raise KernelError(operation, error.errno or 0) from error
 
 
 def attach(tables: Tables, ifindex: int, name: str, direction: str, mode: str) -> Attachment:

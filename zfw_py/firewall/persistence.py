@@ -109,7 +109,6 @@ def restore(
             interfaces.set(name, setting, not on)
         interfaces.refresh()
         raise
-    edit.release_routes()
     return Restored(
         tables.is_new,
         edit.inserted,
@@ -234,36 +233,38 @@ class _Edit:
                     counts[destination] = counts.get(destination, 0) + count
 
     def commit(self, last: Callable[[], None]) -> None:
-        """New routes, then the rules, then ``last``; an error leaves all as it was."""
+        """Routes and rules, then ``last``; an error leaves all as it was."""
         if self._edit.is_empty():
             last()
             return
         from zfw_py.firewall import routes
 
+        tables = self._tables
         held: list[Prefix] = []
+        released: list[Prefix] = []
+
+        def release_and_end() -> None:
+            for destination, count in self._released.items():
+                for _ in range(count):
+                    routes.release(tables, destination)
+                    released.append(destination)
+            last()
+
+        tables.set_in_progress(True)
         try:
             for destination, count in self._held.items():
-                self._tables.set_in_progress(True)
                 for _ in range(count):
-                    routes.hold(self._tables, destination)
+                    routes.hold(tables, destination)
                     held.append(destination)
-            self._edit.commit(last)
+            self._edit.commit(release_and_end)
         except BaseException:
+            for destination in released:
+                routes.hold(tables, destination)
             for destination in held:
-                routes.release(self._tables, destination)
-            self._tables.set_in_progress(False)
+                routes.release(tables, destination)
             raise
-
-    def release_routes(self) -> None:
-        """After ``commit``: the routes that no rule holds any more go; then all is done."""
-        if self._edit.is_empty():
-            return
-        from zfw_py.firewall import routes
-
-        for destination, count in self._released.items():
-            for _ in range(count):
-                routes.release(self._tables, destination)
-        self._tables.set_in_progress(False)
+        finally:
+            tables.set_in_progress(False)
 
     def warnings(self) -> list[str]:
         """What whoever wrote the document should know; after ``commit``."""

@@ -32,7 +32,6 @@ TEMPLATE = """\
 {first_line}
 [Unit]
 Description=zfw: restore the firewall
-Documentation=https://github.com/netfoundry/zfw
 DefaultDependencies=no
 ConditionPathExists={file}
 RequiresMountsFor={file}
@@ -61,7 +60,7 @@ RestrictRealtime=yes
 RestrictSUIDSGID=yes
 LockPersonality=yes
 SystemCallArchitectures=native
-SystemCallFilter=@system-service bpf mount
+SystemCallFilter=@system-service bpf
 
 [Install]
 WantedBy=sysinit.target
