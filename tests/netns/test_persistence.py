@@ -42,7 +42,7 @@ from zfw_py.model.document import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from tests.support.frames import Gateway
     from tests.support.netns import Namespace
@@ -52,7 +52,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
 ]
 
-running, gateway = frames.running, frames.gateway
+running = frames.running
 
 ZFW = str(Path(sysconfig.get_path("scripts")) / "zfw")
 
@@ -70,6 +70,15 @@ def document(*rules: RuleEntry, **fields: object) -> Document:
         **fields,
     }
     return Document(version=1, rules=rules, **fields)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def gateway(running: Gateway) -> Iterator[Gateway]:
+    """The test is inside the gateway, which has no rule, and no settings but IPv6 on gw0."""
+    with running.gateway.entered():
+        running.firewall.restore(document())
+        assert running.firewall.rules() == []
+        yield running
 
 
 def raw() -> dict[str, object]:
@@ -130,33 +139,30 @@ def test_a_round_trip_through_a_file_and_nothing(gateway: Gateway) -> None:
         ),
     )
     gateway.firewall.restore(first)
-    try:
-        saved = gateway.firewall.save()
-        assert sorted(map(repr, saved.rules)) == sorted(map(repr, first.rules))
-        assert saved.settings == first.settings
-        assert [(a.interface, a.direction) for a in saved.attachments] == [
-            ("gw0", "egress"),
-            ("gw0", "ingress"),
-            ("lo", "ingress"),
-        ]
-        assert saved.attachments[2].mode == "clsact"
-        # The order of entry is kept: 40 came first.
-        assert [e.low_port for e in saved.rules if e.destination == "198.51.100.0/24"] == list(
-            range(40, 20, -1)
-        )
-        with pytest.raises(UsageError, match=r"^rules\[\d+\].service_id: not UTF-8, .* JSON can$"):
-            encode(saved, "toml")
-        data = encode(saved, "json")
-        gateway.firewall.detach_all()
-        with pytest.raises(NotInstalled):
-            gateway.firewall.save()
-        restored = gateway.firewall.restore(decode(data, "json"))
-        assert restored.is_new
-        assert (restored.inserted, len(restored.attached)) == (len(first.rules), 3)
-        assert encode(gateway.firewall.save(), "json") == data
-        Contents().check()
-    finally:
-        gateway.firewall.restore(document())
+    saved = gateway.firewall.save()
+    assert sorted(map(repr, saved.rules)) == sorted(map(repr, first.rules))
+    assert saved.settings == first.settings
+    assert [(a.interface, a.direction) for a in saved.attachments] == [
+        ("gw0", "egress"),
+        ("gw0", "ingress"),
+        ("lo", "ingress"),
+    ]
+    assert saved.attachments[2].mode == "clsact"
+    # The order of entry is kept: 40 came first.
+    assert [e.low_port for e in saved.rules if e.destination == "198.51.100.0/24"] == list(
+        range(40, 20, -1)
+    )
+    with pytest.raises(UsageError, match=r"^rules\[\d+\].service_id: not UTF-8, .* JSON can$"):
+        encode(saved, "toml")
+    data = encode(saved, "json")
+    gateway.firewall.detach_all()
+    with pytest.raises(NotInstalled):
+        gateway.firewall.save()
+    restored = gateway.firewall.restore(decode(data, "json"))
+    assert restored.is_new
+    assert (restored.inserted, len(restored.attached)) == (len(first.rules), 3)
+    assert encode(gateway.firewall.save(), "json") == data
+    Contents().check()
 
 
 @pytest.mark.parametrize("form", ["toml", "json"])
@@ -317,17 +323,14 @@ def test_what_the_document_has_not_goes(gateway: Gateway) -> None:
             attachments=tuple(AttachmentEntry(interface=n) for n in ("gw0", "lo")),
         )
     )
-    try:
-        restored = gateway.firewall.restore(document(attachments=()))
-        assert restored.deleted == len(everything())
-        assert restored.settings == [("lo", "verbose", False), ("x", "ssh", True)]
-        assert len(restored.detached) == 2
-        saved = gateway.firewall.save()
-        assert (saved.rules, saved.attachments) == ((), ())
-        assert saved.settings == {"gw0": Settings(ipv6=True)}
-        Contents().check()
-    finally:
-        gateway.firewall.restore(document())
+    restored = gateway.firewall.restore(document(attachments=()))
+    assert restored.deleted == len(everything())
+    assert restored.settings == [("lo", "verbose", False), ("x", "ssh", True)]
+    assert len(restored.detached) == 2
+    saved = gateway.firewall.save()
+    assert (saved.rules, saved.attachments) == ((), ())
+    assert saved.settings == {"gw0": Settings(ipv6=True)}
+    Contents().check()
 
 
 def test_a_mode_is_changed_without_a_gap(gateway: Gateway) -> None:
@@ -339,17 +342,14 @@ def test_a_mode_is_changed_without_a_gap(gateway: Gateway) -> None:
         seen.append(sorted(a.mode for a in attach.attachments(tables) if a.ifindex == ifindex))
         taken_off(tables, attachment)
 
-    try:
-        for mode in ("clsact", "tcx"):
-            with pytest.MonkeyPatch.context() as patched:
-                patched.setattr(attach, "_take_off", watched)
-                gateway.firewall.restore(
-                    document(attachments=(AttachmentEntry(interface="gw0", mode=mode),))  # type: ignore[arg-type]
-                )
-            assert [a.mode for a in gateway.firewall.save().attachments] == [mode]
-        assert seen == [["clsact", "tcx"]] * 2
-    finally:
-        gateway.firewall.restore(document())
+    for mode in ("clsact", "tcx"):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(attach, "_take_off", watched)
+            gateway.firewall.restore(
+                document(attachments=(AttachmentEntry(interface="gw0", mode=mode),))  # type: ignore[arg-type]
+            )
+        assert [a.mode for a in gateway.firewall.save().attachments] == [mode]
+    assert seen == [["clsact", "tcx"]] * 2
 
 
 def local_routes(gateway: Gateway, prefix: str) -> bool:
@@ -469,7 +469,6 @@ def test_an_attachment_that_fails_undoes_all(
     Contents().check()
     assert local_routes(gateway, "172.31.0.0/16")
     assert not local_routes(gateway, "172.30.0.0/16")
-    gateway.firewall.restore(document())
 
 
 def test_a_program_that_was_taken_off_is_put_back(
@@ -494,7 +493,6 @@ def test_a_program_that_was_taken_off_is_put_back(
             gateway.firewall.restore(document(entry(1), attachments=()))
     assert raw()["attachments"] == before
     assert gateway.firewall.rules() == []
-    gateway.firewall.restore(document())
 
 
 @pytest.mark.parametrize("number_of_error", [errno.E2BIG, errno.ENOMEM])
@@ -532,7 +530,6 @@ def test_a_write_that_fails_leaves_all_as_it_was(
             hits = counters()
     else:
         raise AssertionError("it never ends")
-    gateway.firewall.restore(document())
 
 
 def test_a_kill_at_any_moment_leaves_what_any_command_works_on(
@@ -567,7 +564,6 @@ def test_a_kill_at_any_moment_leaves_what_any_command_works_on(
             break
     else:
         raise AssertionError("it never ends")
-    gateway.firewall.restore(document())
 
 
 def test_too_many_rules_for_a_prefix_change_nothing(gateway: Gateway) -> None:

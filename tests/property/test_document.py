@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -117,7 +118,8 @@ def attempt(data: bytes, form: Format) -> Document | DocumentError:
 @given(documents)
 def test_a_document_round_trips(document: Document) -> None:
     for form in FORMS:
-        if form == "toml" and b"\\udc" in encode(document, "json"):
+        text = json.dumps(msgspec.to_builtins(document), ensure_ascii=False)
+        if form == "toml" and any("\udc80" <= c <= "\udcff" for c in text):
             with pytest.raises(DocumentError, match="not UTF-8"):
                 encode(document, form)
             continue

@@ -194,6 +194,30 @@ def test_an_entry_leaves_out_what_goes_without_saying() -> None:
     }
 
 
+@forms
+def test_defaults_are_left_out_however_they_came_about(form: Format) -> None:
+    direction = "".join(["in", "gress"])
+    mode = "".join(["au", "to"])
+    made = [
+        Document(
+            version=1,
+            attachments=(module.AttachmentEntry(interface="a", direction=one, mode=other),),  # type: ignore[arg-type]
+            rules=(
+                RuleEntry(
+                    destination="::/0",
+                    protocol="tcp",
+                    low_port=1,
+                    action="pass",
+                    direction=one,  # type: ignore[arg-type]
+                ),
+            ),
+        )
+        for one, other in (("ingress", "auto"), (direction, mode))
+    ]
+    assert encode(made[0], form) == encode(made[1], form)
+    assert b"ingress" not in encode(made[0], form)
+
+
 LONG = "x" * 65
 BAD: dict[str, tuple[tuple[str | int, ...], object, str]] = {
     "version of another time": (

@@ -94,6 +94,8 @@ def restore(
 
     def go_live() -> None:
         nonlocal moved
+        # Here, because local routes are addresses of lo.
+        interfaces.refresh()
         moved = attach.equate(tables, places)
 
     try:
@@ -102,7 +104,6 @@ def restore(
             changed.append((name, setting, on))
         for _, name, _, _ in places:
             interfaces.add(name)
-        interfaces.refresh()
         edit.commit(go_live)
     except BaseException:
         for name, setting, on in changed:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import tomli_w
 from msgspec import UNSET, Meta, Struct, UnsetType, ValidationError, convert, to_builtins
+from msgspec.structs import fields
 
 from zfw_py.errors import UsageError
 from zfw_py.model.prefix import Prefix
@@ -337,8 +338,24 @@ def encode(document: Document, form: Format) -> bytes:
     return data
 
 
-def _to_toml(document: Document) -> bytes:
+def _to_builtins(document: Document) -> dict[str, Any]:
+    """As dicts and lists, without what is so by default.
+
+    msgspec's omit_defaults goes by identity: of two equal strings it leaves out one.
+    """
     raw: dict[str, Any] = to_builtins(document)
+    for name, kind in (("attachments", AttachmentEntry), ("rules", RuleEntry)):
+        if name in raw:
+            defaults = {field.name: field.default for field in fields(kind)}
+            raw[name] = [
+                {key: value for key, value in item.items() if value != defaults[key]}
+                for item in raw[name]
+            ]
+    return raw
+
+
+def _to_toml(document: Document) -> bytes:
+    raw = _to_builtins(document)
     parts = [_TOML_HEAD, tomli_w.dumps({"version": raw.pop("version")})]
     for name in ("flows", "settings"):
         if name in raw:
@@ -370,13 +387,13 @@ def _is_not_utf8(text: str) -> bool:
 
 
 def _to_json(document: Document) -> bytes:
-    raw: dict[str, Any] = to_builtins(document)
+    raw = _to_builtins(document)
     encoder = json.JSONEncoder(ensure_ascii=False, check_circular=False)
-    fields = []
+    parts = []
     for name, value in raw.items():
-        if isinstance(value, tuple | list):
+        if isinstance(value, list):
             items = ",\n".join([f"    {encoder.encode(item)}" for item in value])
-            fields.append(f'  "{name}": [\n{items}\n  ]')
+            parts.append(f'  "{name}": [\n{items}\n  ]')
         elif name == "settings":
             items = ",\n".join(
                 [
@@ -384,9 +401,9 @@ def _to_json(document: Document) -> bytes:
                     for key, item in value.items()
                 ]
             )
-            fields.append(f'  "{name}": {{\n{items}\n  }}')
+            parts.append(f'  "{name}": {{\n{items}\n  }}')
         else:
-            fields.append(f'  "{name}": {encoder.encode(value)}')
-    text = "{\n" + ",\n".join(fields) + "\n}\n"
+            parts.append(f'  "{name}": {encoder.encode(value)}')
+    text = "{\n" + ",\n".join(parts) + "\n}\n"
     # A byte of a name that is not UTF-8 is a lone surrogate here, and \udc80 in JSON.
     return text.encode("utf-8", "backslashreplace")
