@@ -25,7 +25,7 @@ _HOMES = {
     "Attachment": "zfw_py.firewall.attach",
     "Decision": "zfw_py.firewall.explain",
     "Flow": "zfw_py.firewall.flows",
-    "FlowLimits": "zfw_py.firewall.flows",
+    "FlowLimits": "zfw_py.model.flow_limits",
     "Document": "zfw_py.model.document",
     "DocumentError": "zfw_py.model.document",
     "Restored": "zfw_py.firewall.persistence",
@@ -68,7 +68,6 @@ if TYPE_CHECKING:
     from zfw_py.firewall.firewall import Firewall as Firewall
     from zfw_py.firewall.firewall import Insert as Insert
     from zfw_py.firewall.flows import Flow as Flow
-    from zfw_py.firewall.flows import FlowLimits as FlowLimits
     from zfw_py.firewall.persistence import Restored as Restored
     from zfw_py.firewall.rules import Deleted as Deleted
     from zfw_py.firewall.rules import Inserted as Inserted
@@ -77,6 +76,7 @@ if TYPE_CHECKING:
     from zfw_py.firewall.status import Status as Status
     from zfw_py.model.document import Document as Document
     from zfw_py.model.document import DocumentError as DocumentError
+    from zfw_py.model.flow_limits import FlowLimits as FlowLimits
     from zfw_py.model.prefix import Prefix as Prefix
     from zfw_py.model.rule import Rule as Rule
     from zfw_py.model.rule import RuleKey as RuleKey

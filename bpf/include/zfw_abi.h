@@ -52,16 +52,12 @@ enum zfw_limit {
 	ZFW_NAME_LENGTH = 16,
 	ZFW_SERVICE_ID_LENGTH = 64,
 	/* Tracked flows, in seconds without a packet: TCP before both ends have been
-	 * heard, after both have sent FIN, after a RST. What others are forgotten
-	 * after can be set; these are the defaults. */
+	 * heard, after both have sent FIN, after a RST. For others see zfw_flow_limits. */
 	ZFW_TCP_OPENING_IDLE = 120,
 	ZFW_TCP_CLOSING_IDLE = 120,
 	ZFW_TCP_RESET_IDLE = 10,
-	ZFW_TCP_IDLE = 3600,
-	ZFW_UDP_IDLE = 30,
-	/* Flows that are opening; open ones unless set otherwise. */
+	/* Entries of flows that are opening. */
 	ZFW_OPENING_FLOWS = 32768,
-	ZFW_OPEN_FLOWS = 131072,
 };
 
 /*

@@ -188,9 +188,7 @@ def test_files_that_cannot_be_read(zfw: Zfw, tmp_path: Path) -> None:
 def test_a_pipe_or_a_device_is_read_with_a_bound(
     zfw: Zfw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from zfw_py.cli import documents
-
-    monkeypatch.setattr(documents, "MAX_BYTES", 4096)
+    monkeypatch.setattr("zfw_py.model.document.MAX_BYTES", 4096)
     endless = tmp_path / "zero.toml"
     endless.symlink_to("/dev/zero")
     assert zfw("restore", str(endless)) == (2, "", f"zfw: {endless}: larger than 4096 bytes\n")

@@ -33,13 +33,14 @@ from zfw_py.firewall import attach
 from zfw_py.firewall.tables import Tables
 from zfw_py.model.document import (
     AttachmentEntry,
-    FlowLimits,
+    FlowEntry,
     Format,
     RuleEntry,
     Settings,
     decode,
     encode,
 )
+from zfw_py.model.flow_limits import FlowLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -383,11 +384,13 @@ def test_no_route_into_the_subnet_of_an_interface(gateway: Gateway) -> None:
     assert not local_routes(gateway, "10.9.0.0/28")
 
 
-def test_flow_limits_are_refused_while_there_are_no_flows(gateway: Gateway) -> None:
-    before = raw()
-    with pytest.raises(UsageError, match="flows"):
-        gateway.firewall.restore(document(entry(1), flows=FlowLimits(udp_idle=30)))
-    assert raw() == before
+def test_flow_limits(gateway: Gateway) -> None:
+    gateway.firewall.set_flow_limits(tcp_idle=60)
+    restored = gateway.firewall.restore(document(entry(1), flows=FlowEntry(udp_idle=5)))
+    assert restored.flow_limits == FlowLimits(udp_idle=5)
+    assert gateway.firewall.flow_limits() == FlowLimits(udp_idle=5)
+    assert gateway.firewall.save().flows == FlowEntry(udp_idle=5)
+    assert not gateway.firewall.restore(document(entry(1), flows=FlowEntry(udp_idle=5))).is_changed
 
 
 # Whole or not at all

@@ -16,20 +16,20 @@ from zfw_py.model.document import (
     AttachmentEntry,
     Document,
     DocumentError,
-    FlowLimits,
+    FlowEntry,
     Format,
     RuleEntry,
     Settings,
     decode,
     encode,
 )
+from zfw_py.model.flow_limits import BOUNDS
 from zfw_py.model.prefix import Prefix
 from zfw_py.model.rule import MAX_INTERFACE_NAME, MAX_SERVICE_ID, check_interface_name
 
 FORMS: tuple[Format, ...] = ("toml", "json")
 ports = st.integers(0, 0xFFFF)
 directions = st.sampled_from(("ingress", "egress"))
-numbers = st.integers(1, 0xFFFFFFFF) | st.just(UNSET)
 # Every byte that the kernel takes, and UTF-8 or not.
 visible = st.binary(max_size=MAX_SERVICE_ID).map(
     lambda data: bytes(c for c in data if c > 32 and c != 127)
@@ -88,8 +88,9 @@ def _key(entry: RuleEntry) -> object:
 documents = st.builds(
     Document,
     version=st.just(1),
-    flows=st.just(UNSET)
-    | st.builds(FlowLimits, udp_idle=numbers, tcp_idle=numbers, max_flows=numbers),
+    flows=st.builds(
+        FlowEntry, **{name: st.integers(least, most) for name, (least, most) in BOUNDS.items()}
+    ),
     settings=st.dictionaries(
         names, st.builds(Settings, **dict.fromkeys(Settings.__struct_fields__, st.booleans()))
     ),

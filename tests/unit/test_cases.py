@@ -18,12 +18,6 @@ CASES = set(range(1, 63)) - {12, 34, 49}
 
 # Not tested at all: the case, and what it waits for.
 UNTESTED = {
-    43: "DDoS protection is not there yet",
-    44: "tunnel mode is not there yet",
-    46: "the boot programs are not there yet",
-    47: "the boot programs are not there yet",
-    48: "the boot programs are not there yet",
-    50: "the units are not there yet",
     51: "the monitor is not there yet",
     53: "flows are not tracked yet; that -L -G does no harm is tested without the number",
     55: "tunnel mode and its XDP object are not there yet; -A is case 45",
@@ -35,7 +29,8 @@ PARTLY_TESTED = {
     33: "no reason of its own is counted for a destination that is not local",
     38: "outbound filtering and masquerading, which an egress detach turns off, are not there yet",
     40: "no flow but that of a socket is tracked yet",
-    45: "--outbound-filter is not there yet",
+    43: "DDoS protection is not there yet; the boot program says so",
+    44: "tunnel mode is not there yet; the boot program says so",
     54: "-T is not there yet",
     60: "-L -Y, -U and -C list what is not there yet",
 }

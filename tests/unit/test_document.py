@@ -21,7 +21,7 @@ from zfw_py.model.document import (
     MAX_RULES,
     Document,
     DocumentError,
-    FlowLimits,
+    FlowEntry,
     Format,
     RuleEntry,
     Settings,
@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 GOOD: dict[str, Any] = {
     "version": 1,
-    "flows": {"udp_idle": 30, "tcp_idle": 3600, "max_flows": 131072},
+    "flows": {"udp_idle": 31, "tcp_idle": 3601, "max_flows": 65536},
     "settings": {"eth0": {"ipv6": True}, "eth0.100": {"ssh": False}},
     "attachments": [
         {"interface": "eth0"},
@@ -71,9 +71,9 @@ TEXT = """\
 version = 1
 
 [flows]
-udp_idle = 30
-tcp_idle = 3600
-max_flows = 131072
+udp_idle = 31
+tcp_idle = 3601
+max_flows = 65536
 
 [settings.eth0]
 ipv6 = true
@@ -114,7 +114,7 @@ action = "deny"
 JSON_TEXT = """\
 {
   "version": 1,
-  "flows": {"udp_idle": 30, "tcp_idle": 3600, "max_flows": 131072},
+  "flows": {"udp_idle": 31, "tcp_idle": 3601, "max_flows": 65536},
   "settings": {
     "eth0": {"ipv6": true},
     "eth0.100": {"ssh": false}
@@ -234,7 +234,7 @@ BAD: dict[str, tuple[tuple[str | int, ...], object, str]] = {
     "flows": (("flows",), [], "flows: expected object, got array"),
     "udp_idle": (("flows", "udp_idle"), 0, "flows.udp_idle: expected int >= 1"),
     "tcp_idle": (("flows", "tcp_idle"), "1h", "flows.tcp_idle: expected int, got str"),
-    "max_flows": (("flows", "max_flows"), 2**32, "flows.max_flows: expected int <= 4294967295"),
+    "max_flows": (("flows", "max_flows"), 2**32, "flows.max_flows: expected int <= 16777216"),
     "flows other": (("flows", "icmp"), 1, "flows.icmp: no such field"),
     "settings": (("settings",), [], "settings: expected object, got array"),
     "settings name": (
@@ -408,7 +408,7 @@ def test_every_field_has_a_bad_value_here() -> None:
     tried = {path[0] for path, _, _ in BAD.values() if len(path) == 1}
     assert fields(Document) <= tried
     for place, kind in (
-        ("flows", FlowLimits),
+        ("flows", FlowEntry),
         ("settings", Settings),
         ("attachments", module.AttachmentEntry),
         ("rules", RuleEntry),

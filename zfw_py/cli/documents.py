@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from zfw_py.cli import files, output
 from zfw_py.errors import UsageError
-from zfw_py.model.document import MAX_BYTES, DocumentError, decode
 
 if TYPE_CHECKING:
     from zfw_py.model.document import Document, Format
@@ -24,6 +23,8 @@ def form_of(file: str) -> Format:
 
 def load(file: str) -> Document:
     """Read and check a file, or stdin for "-". Raises UsageError, naming it, and NotFound."""
+    from zfw_py.model.document import MAX_BYTES, DocumentError, decode
+
     form = form_of(file)
     data = files.read_stdin(MAX_BYTES) if file == "-" else files.read(file, MAX_BYTES)
     name = "stdin" if file == "-" else file

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.abi.codec import State
 from zfw_py.errors import KernelError, ZfwError
-from zfw_py.firewall.flows import FlowLimits, write_limits
+from zfw_py.firewall.flows import drop_tables, make_tables, write_limits
 from zfw_py.firewall.tables import ZERO, Tables, raise_expected
 from zfw_py.kernel import bpf, bpffs, netlink
 from zfw_py.kernel.libbpf import BpfObject
 from zfw_py.kernel.namespaces import live_cookies
+from zfw_py.model.flow_limits import FlowLimits
 from zfw_py.model.rule import DIRECTIONS
 
 if TYPE_CHECKING:
@@ -243,6 +244,7 @@ def equate(
         for attachment in taken:
             with _told_as(f"detach from interface {attachment.ifindex} ({attachment.direction})"):
                 _take_off(tables, attachment)
+        _forget_flows(tables)
     except BaseException:
         now = attachments(tables)
         for old in before:
@@ -284,6 +286,8 @@ def attach(tables: Tables, ifindex: int, name: str, direction: str, mode: str) -
             hint="the kernel has none (6.6 does); --mode clsact works",
         )
     if not any(a.mode == mode for a in present):
+        if direction == "egress":
+            make_tables(tables)
         fd = _open_program(tables, direction)
         try:
             _put(tables, ifindex, direction, mode, fd)
@@ -346,7 +350,14 @@ def detach(tables: Tables, ifindex: int | None, direction: str | None) -> list[A
     ]
     for attachment in taken:
         _take_off(tables, attachment)
+    _forget_flows(tables)
     return taken
+
+
+def _forget_flows(tables: Tables) -> None:
+    """Where no egress program is left nothing keeps up with flows any more."""
+    if not any(attachment.direction == "egress" for attachment in attachments(tables)):
+        drop_tables(tables)
 
 
 def uninstall(tables: Tables) -> None:

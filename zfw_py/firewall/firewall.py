@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
     from zfw_py.firewall.attach import Attachment
     from zfw_py.firewall.explain import Decision
-    from zfw_py.firewall.flows import Flow, FlowLimits
+    from zfw_py.firewall.flows import Flow
     from zfw_py.firewall.persistence import Restored
     from zfw_py.firewall.status import Status
     from zfw_py.model.document import Document
+    from zfw_py.model.flow_limits import FlowLimits
     from zfw_py.model.prefix import Prefix
 
 
@@ -345,10 +346,6 @@ class Firewall:
                 interfaces = _interfaces(tables)
                 interfaces.add(name)
                 interfaces.refresh()
-                if "egress" in directions:
-                    from zfw_py.firewall.flows import make_tables
-
-                    make_tables(tables)
                 return attach.attach_all(tables, index_of(name), name, directions, mode)
             except BaseException:
                 if tables.is_new:
@@ -364,10 +361,6 @@ class Firewall:
             taken = attach.detach(tables, ifindex, direction)
             if not taken:
                 raise NotFound(f"nothing is attached to {name}")
-            if not any(a.direction == "egress" for a in attach.attachments(tables)):
-                from zfw_py.firewall.flows import drop_tables
-
-                drop_tables(tables)
             return taken
 
     def detach_all(self) -> list[Attachment]:
@@ -479,7 +472,12 @@ class Firewall:
 
         Flows that are tracked stay so. Returns what holds from now on.
         """
-        from zfw_py.firewall.flows import set_limits
+        from zfw_py.firewall.flows import read_limits, set_limits
 
+        asked = {"udp_idle": udp_idle, "tcp_idle": tcp_idle, "max_flows": max_flows}
         with Tables(is_writer=True) as tables:
-            return set_limits(tables, udp_idle=udp_idle, tcp_idle=tcp_idle, max_flows=max_flows)
+            limits = read_limits(tables)._replace(
+                **{name: value for name, value in asked.items() if value is not None}
+            )
+            set_limits(tables, limits)
+            return limits

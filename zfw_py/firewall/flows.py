@@ -8,9 +8,9 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.abi import layout
-from zfw_py.errors import UsageError
 from zfw_py.firewall.tables import ZERO
 from zfw_py.kernel.bpf import create_map
+from zfw_py.model.flow_limits import FlowLimits
 from zfw_py.model.prefix import Prefix
 
 if TYPE_CHECKING:
@@ -35,21 +35,6 @@ _STAGES = {
     layout.FLOW_ANSWERED: "answered",
     layout.FLOW_CONFIRMED: "open",
 }
-# What may be set: a day and a week are more than any flow is silent for.
-_MOST_UDP_IDLE = 86_400
-_MOST_TCP_IDLE = 7 * 86_400
-_LEAST_FLOWS, _MOST_FLOWS = 1_024, 16_777_216
-
-
-class FlowLimits(NamedTuple):
-    """Seconds without a packet that a flow is forgotten after, and how many open ones are kept.
-
-    ``udp_idle`` goes for ICMP echo as well.
-    """
-
-    udp_idle: int = layout.UDP_IDLE
-    tcp_idle: int = layout.TCP_IDLE
-    max_flows: int = layout.OPEN_FLOWS
 
 
 class Flow(NamedTuple):
@@ -84,33 +69,14 @@ def write_limits(tables: Tables, limits: FlowLimits) -> None:
     tables.map("flow_limits").update(ZERO, value)
 
 
-def set_limits(
-    tables: Tables,
-    *,
-    udp_idle: int | None = None,
-    tcp_idle: int | None = None,
-    max_flows: int | None = None,
-) -> FlowLimits:
-    """Change some of the limits. Raises UsageError for one out of range."""
-    for name, value, least, most in (
-        ("udp idle", udp_idle, 1, _MOST_UDP_IDLE),
-        ("tcp idle", tcp_idle, 1, _MOST_TCP_IDLE),
-        ("max flows", max_flows, _LEAST_FLOWS, _MOST_FLOWS),
-    ):
-        if value is not None and not least <= value <= most:
-            raise UsageError(f"{name}: not within {least} to {most}: {value}")
+def set_limits(tables: Tables, limits: FlowLimits) -> None:
+    """Make these the limits. Raises UsageError for one out of bounds."""
     old = read_limits(tables)
-    new = FlowLimits(
-        old.udp_idle if udp_idle is None else udp_idle,
-        old.tcp_idle if tcp_idle is None else tcp_idle,
-        old.max_flows if max_flows is None else max_flows,
-    )
     table = tables.inner("flows", layout.FLOWS_OPEN)
-    if new.max_flows != old.max_flows and table is not None:
-        _replace_open(tables, table, new.max_flows)
-    if new != old:
-        write_limits(tables, new)
-    return new
+    if limits.check().max_flows != old.max_flows and table is not None:
+        _replace_open(tables, table, limits.max_flows)
+    if limits != old:
+        write_limits(tables, limits)
 
 
 def _create(entries: int) -> Map:

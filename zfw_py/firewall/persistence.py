@@ -10,12 +10,12 @@ from __future__ import annotations
 from socket import if_indextoname
 from typing import TYPE_CHECKING, NamedTuple
 
-from msgspec import UNSET
 from msgspec.structs import asdict
 
 from zfw_py.abi.codec import decode_prefix_key, encode_prefix_key
 from zfw_py.errors import NotFound, UsageError
 from zfw_py.firewall import attach
+from zfw_py.firewall.flows import read_limits, set_limits
 from zfw_py.firewall.interfaces import index_of, primary_name
 from zfw_py.firewall.listing import read_rules
 from zfw_py.firewall.rules import RuleEdit
@@ -23,9 +23,11 @@ from zfw_py.model.document import (
     VERSION,
     AttachmentEntry,
     Document,
+    FlowEntry,
     RuleEntry,
     Settings,
 )
+from zfw_py.model.flow_limits import FlowLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,6 +51,7 @@ class Restored(NamedTuple):
     deleted: int
     reordered: int  # prefixes whose rules stand in another order now
     settings: list[tuple[str, str, bool]]  # interface, setting, its new value
+    flow_limits: FlowLimits | None  # the new ones, if they were others
     attached: list[Attachment]
     detached: list[Attachment]
     missing: list[str]  # interfaces that do not exist, and so were not attached
@@ -57,7 +60,7 @@ class Restored(NamedTuple):
     @property
     def is_changed(self) -> bool:
         """Whether the firewall was anything but equal to the document before."""
-        return any(self[:8])
+        return any(self[:9])
 
 
 def take(tables: Tables, interfaces: Interfaces) -> Document:
@@ -72,6 +75,7 @@ def take(tables: Tables, interfaces: Interfaces) -> Document:
         attached.append((name, found.direction, found.mode))
     return Document(
         version=VERSION,
+        flows=FlowEntry(**read_limits(tables)._asdict()),
         settings={name: value for name, value in settings.items() if value != Settings()},
         attachments=tuple(
             AttachmentEntry(interface=name, direction=direction, mode=mode)  # type: ignore[arg-type]
@@ -85,7 +89,8 @@ def restore(
     tables: Tables, interfaces: Interfaces, document: Document, told: Callable[[int], None]
 ) -> Restored:
     """Make all equal to the document; what is equal already is not written."""
-    _apply_flow_limits(document)
+    old_limits = read_limits(tables)
+    limits = FlowLimits(**asdict(document.flows))
     settings = _by_own_name(document.settings)
     places, missing = _places(document)
     edit = _Edit(tables, interfaces, document, told)
@@ -99,6 +104,7 @@ def restore(
         moved = attach.equate(tables, places)
 
     try:
+        set_limits(tables, limits)
         for name, setting, on in _different(interfaces, settings):
             interfaces.set(name, setting, on)
             changed.append((name, setting, on))
@@ -109,6 +115,7 @@ def restore(
         for name, setting, on in changed:
             interfaces.set(name, setting, not on)
         interfaces.refresh()
+        set_limits(tables, old_limits)
         raise
     return Restored(
         tables.is_new,
@@ -117,17 +124,11 @@ def restore(
         edit.deleted,
         edit.reordered,
         changed,
+        limits if limits != old_limits else None,
         *moved,
         missing,
         edit.warnings(),
     )
-
-
-def _apply_flow_limits(document: Document) -> None:
-    # FLOW LIMITS: document.flows is to be set here, and undone in ``restore`` on an error;
-    # ``take`` is to fill it. Until flows are tracked, rather refused than forgotten.
-    if document.flows is not UNSET:
-        raise UsageError("flows: this version of zfw tracks no flows")
 
 
 def _own_name(name: str) -> str:

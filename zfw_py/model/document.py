@@ -18,6 +18,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType, ValidationError, convert, to
 from msgspec.structs import fields
 
 from zfw_py.errors import UsageError
+from zfw_py.model.flow_limits import BOUNDS, FlowLimits
 from zfw_py.model.prefix import Prefix
 from zfw_py.model.rule import Rule, RuleKey, check_interface_name, check_service_id
 
@@ -39,7 +40,6 @@ _TOML_LINE = re.compile(r" \(at line (\d+), column (\d+)\)$")
 _MOST_MESSAGE = 300
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
-Seconds = Annotated[int, Meta(ge=1, le=0xFFFFFFFF)]
 Direction = Literal["ingress", "egress"]
 
 
@@ -65,12 +65,20 @@ class _Twice:
     """Stands for the value of a key that an object has twice."""
 
 
-class FlowLimits(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """Idle times of tracked flows, and how many there may be."""
+def _within(name: str) -> Meta:
+    least, most = BOUNDS[name]
+    return Meta(ge=least, le=most)
 
-    udp_idle: Seconds | UnsetType = UNSET
-    tcp_idle: Seconds | UnsetType = UNSET
-    max_flows: Annotated[int, Meta(ge=1, le=0xFFFFFFFF)] | UnsetType = UNSET
+
+_DEFAULT_LIMITS = FlowLimits()
+
+
+class FlowEntry(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """The limits of tracked flows: idle times in seconds, and how many are kept."""
+
+    udp_idle: Annotated[int, _within("udp_idle")] = _DEFAULT_LIMITS.udp_idle
+    tcp_idle: Annotated[int, _within("tcp_idle")] = _DEFAULT_LIMITS.tcp_idle
+    max_flows: Annotated[int, _within("max_flows")] = _DEFAULT_LIMITS.max_flows
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -82,6 +90,9 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tr
     per_interface_rules: bool = False
     pass_non_tuple: bool = False
     verbose: bool = False
+    outbound_filter: bool = False
+    vrrp: bool = False
+    eapol: bool = False
 
 
 class AttachmentEntry(
@@ -138,7 +149,7 @@ class Document(
     """
 
     version: Annotated[int, Meta(ge=VERSION, le=VERSION)]
-    flows: FlowLimits | UnsetType = UNSET
+    flows: FlowEntry = FlowEntry()
     settings: Annotated[dict[str, Settings], Meta(max_length=MAX_INTERFACES)] = {}
     attachments: tuple[AttachmentEntry, ...] = ()
     rules: Annotated[tuple[RuleEntry, ...], Meta(max_length=MAX_RULES)] = ()
@@ -344,6 +355,15 @@ def _to_builtins(document: Document) -> dict[str, Any]:
     msgspec's omit_defaults goes by identity: of two equal strings it leaves out one.
     """
     raw: dict[str, Any] = to_builtins(document)
+    flows = {
+        field.name: value
+        for field in fields(FlowEntry)
+        if (value := getattr(document.flows, field.name)) != field.default
+    }
+    if flows:
+        raw["flows"] = flows
+    else:
+        raw.pop("flows", None)
     for name, kind in (("attachments", AttachmentEntry), ("rules", RuleEntry)):
         if name in raw:
             defaults = {field.name: field.default for field in fields(kind)}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zfw_py.cli import output
+from zfw_py.cli.commands.set import limits_text
 from zfw_py.cli.documents import load, summary
 from zfw_py.errors import NotFound
 from zfw_py.firewall.firewall import Firewall
@@ -86,6 +87,8 @@ def _tell(restored: Restored) -> None:
         output.warning(f"{more} more like these")
     for interface, setting, on in restored.settings:
         output.line(f"{interface}: {setting.replace('_', '-')} {'on' if on else 'off'}")
+    if restored.flow_limits:
+        output.line(limits_text(restored.flow_limits))
     _tell_attachments("attached", restored.attached)
     _tell_attachments("detached", restored.detached)
     if restored.is_changed:

@@ -12,7 +12,6 @@ from zfw_py.cli import files, output
 from zfw_py.cli.documents import form_of, summary
 from zfw_py.errors import UsageError
 from zfw_py.firewall.firewall import Firewall
-from zfw_py.model.document import DocumentError, encode
 
 
 def command(
@@ -28,6 +27,8 @@ def command(
     Without counters and times: the same firewall gives the same bytes. The file
     is replaced in one step and only root can read it.
     """
+    from zfw_py.model.document import DocumentError, encode
+
     form = form_of(file)
     with output.Progress() as progress:
         progress.show("reading the rules", 0, None)

@@ -12,6 +12,7 @@ from zfw_py.cli.commands.interfaces import check, complete
 from zfw_py.errors import UsageError
 from zfw_py.firewall.firewall import Firewall
 from zfw_py.firewall.interfaces import names_of
+from zfw_py.model.flow_limits import FlowLimits
 
 OnOff = Literal["on", "off"] | None
 
@@ -80,10 +81,7 @@ def command(
     firewall = Firewall()
     if has_limits:
         limits = firewall.set_flow_limits(udp_idle=udp_idle, tcp_idle=tcp_idle, max_flows=max_flows)
-        output.line(
-            f"flows: udp idle {limits.udp_idle} s, tcp idle {limits.tcp_idle} s,"
-            f" at most {limits.max_flows}"
-        )
+        output.line(limits_text(limits))
     if interface is None:
         return
     names = names_of(interface)
@@ -91,3 +89,11 @@ def command(
         firewall.set(names, setting, on)
         for name in names:
             output.line(f"{name}: {setting.replace('_', '-')} {'on' if on else 'off'}")
+
+
+def limits_text(limits: FlowLimits) -> str:
+    """The limits of tracked flows in a line."""
+    return (
+        f"flows: udp idle {limits.udp_idle} s, tcp idle {limits.tcp_idle} s,"
+        f" at most {limits.max_flows}"
+    )
