@@ -507,6 +507,7 @@ def test_a_write_that_fails_leaves_all_as_it_was(
 ) -> None:
     old, new = both
     hits = counters()
+    unraised: list[int] = []
 
     def fails() -> None:
         raise OSError(number_of_error, os.strerror(number_of_error))
@@ -528,11 +529,13 @@ def test_a_write_that_fails_leaves_all_as_it_was(
         if is_raised:
             assert counters() == hits
         else:
-            assert number_of_error == errno.E2BIG
+            # A full map is made larger, and a free list that is not written is rebuilt.
+            unraised.append(number)
             gateway.firewall.restore(OLD)
             hits = counters()
     else:
         raise AssertionError("it never ends")
+    assert len(unraised) <= 3
 
 
 def test_a_kill_at_any_moment_leaves_what_any_command_works_on(

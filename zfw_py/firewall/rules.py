@@ -452,15 +452,22 @@ class RuleEdit:
             self._write_sole_prefixes(stamp + len(written))
             self._remove_prefixes(written, removed)
             self._count_lengths(lengths_removed, -1)
-            if last is not None:
+            if last is None:
+                self._free_slots()
+            else:
                 last()
-            self._free_slots()
         except BaseException as error:
             self._undo(written + removed)
             if isinstance(error, OSError) and not isinstance(error, KernelError):
                 raise self._explain(error) from error
             raise
-        tables.map("state").update(ZERO, state.encode())
+        if last is not None:
+            try:
+                self._free_slots()
+            except OSError:
+                # All is in force, and what came last is not undone for a list that is derived.
+                self._state = repair(tables)
+        tables.map("state").update(ZERO, self._state.encode())
 
     def _explain(self, error: OSError) -> MapFull | KernelError:
         what = "write the rules"
