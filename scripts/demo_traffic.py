@@ -194,8 +194,19 @@ def check_machine() -> None:
 def main() -> None:
     """Build, show, remove."""
     say("1. A network of our own: two namespaces, joined by a veth pair")
-    build_network()
+    try:
+        build_network()
+        show()
+    finally:
+        say("7. All of it is removed again")
+        with contextlib.suppress(SystemExit):
+            zfw("detach", "--all")
+        remove_network()
+    say("Done: four services answered, four probes dropped.")
 
+
+def show() -> None:
+    """Intercept, in the network that stands."""
     say("2. A transparent listener in the gateway, on 127.0.0.1 and ::1, as a router opens it")
     sys.stdout.flush()
     seen, output = os.pipe()
@@ -232,11 +243,6 @@ def main() -> None:
     finally:
         listener.kill()
         listener.wait()
-        say("7. All of it is removed again")
-        with contextlib.suppress(SystemExit):
-            zfw("detach", "--all")
-        remove_network()
-    say("Done: four services answered, four probes dropped.")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Fixtures: a private bpffs, network namespaces, a firewall in one of them."""
+"""Fixtures: a private bpffs, network namespaces, a firewall in one of them.
+
+And what a run has to keep: a test that enters the kernel is marked so, and where BPF can
+be used, a run that skips all of these is no success.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,69 @@ import pytest
 
 from tests.support.netns import Namespace, Network, use_private_bpffs
 from zfw_py import Firewall, NotInstalled
+from zfw_py.errors import KernelError
+from zfw_py.kernel import bpf
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+ALL_SKIPPED = pytest.StashKey[bool]()
+
+_kernel_tests_run: list[str] = []
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without the mark, a test would fail where scripts/test leaves kernel tests out."""
+    unmarked = [
+        item.nodeid
+        for item in items
+        if "_private_bpffs" in getattr(item, "fixturenames", ())
+        and not item.get_closest_marker("kernel")
+    ]
+    if unmarked:
+        raise pytest.UsageError(f"not marked kernel: {', '.join(unmarked)}")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Take note of a kernel test that is over and was not skipped."""
+    if report.when == "call" and not report.skipped and "kernel" in report.keywords:
+        _kernel_tests_run.append(report.nodeid)
+
+
+def _all_kernel_tests_were_skipped(config: pytest.Config, session: pytest.Session) -> bool:
+    return (
+        not config.option.collectonly
+        and any(item.get_closest_marker("kernel") for item in session.items)
+        and not _kernel_tests_run
+        and os.geteuid() == 0
+        and _has_bpf()
+    )
+
+
+def _has_bpf() -> bool:
+    try:
+        bpf.create_map((2, 4, 4, 1, 0), "probe")  # an array; closed when it is let go
+    except KernelError:
+        return False
+    return True
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """A success that has shown nothing of the kernel is none."""
+    if exitstatus == pytest.ExitCode.OK and _all_kernel_tests_were_skipped(session.config, session):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        session.config.stash[ALL_SKIPPED] = True
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Say why."""
+    if config.stash.get(ALL_SKIPPED, False):
+        terminalreporter.write_line(
+            "FAILED: BPF can be used here, and every test marked kernel was skipped", red=True
+        )
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a kernel has to be able to do: take the programs, and serve the installed command.
+
+scripts/test-kernels runs this in each kernel that it boots.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from scripts import build_bpf
+from tests.support.frames import (
+    CLIENT,
+    FAMILIES,
+    GATEWAY,
+    PROTOCOLS,
+    SERVICE,
+    Gateway,
+    listening,
+    until,
+)
+from tests.support.netns import Network
+from zfw_py import Firewall, NotInstalled
+from zfw_py.firewall import attach as attaching
+from zfw_py.kernel.bpffs import published
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.netns import Namespace
+
+pytestmark = pytest.mark.kernel
+
+ZFW = str(Path(sys.executable).with_name("zfw"))
+COMPILERS = sorted({path.resolve() for path in build_bpf.CLANGS if path.is_file()})
+# TCX came with Linux 6.6; before it there is clsact.
+MODE = "tcx" if tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 6) else "clsact"
+ATTACHED = rf"attached {Network.interface} ingress by {MODE} \(program (\d+)\)\n"
+
+
+@pytest.fixture
+def unarmed(_private_bpffs: None) -> Iterator[Gateway]:
+    """The test is inside a gateway of its own, without a firewall."""
+    made = Gateway()
+    try:
+        with made.gateway.entered():
+            made.firewall.detach_all()
+            yield made
+            made.firewall.attach(made.interface)  # which close() takes off
+    finally:
+        made.close()
+
+
+@pytest.mark.parametrize("compiler", COMPILERS, ids=lambda path: path.parts[-3] + path.name)
+def test_the_verifier_takes_what_each_compiler_of_this_machine_makes(
+    namespace: Namespace, compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_bpf, "find_clang", lambda: compiler)
+    built = tmp_path / "firewall.bpf.o"
+    build_bpf.compile_bpf(build_bpf.ROOT / "bpf" / "firewall.bpf.c", built)
+    monkeypatch.setattr(attaching, "OBJECT", built)
+    attachments = Firewall().attach("lo", "both")
+    assert {(one.direction, one.mode) for one in attachments} == {
+        ("ingress", MODE),
+        ("egress", MODE),
+    }
+
+
+def test_the_installed_command_attaches_intercepts_deletes_and_leaves_nothing(
+    unarmed: Gateway,
+) -> None:
+    def zfw(*arguments: str) -> str:
+        return unarmed.gateway.run(ZFW, *arguments).stdout
+
+    def is_loaded(program: str) -> bool:
+        asked = ("bpftool", "prog", "show", "id", program)
+        return unarmed.gateway.run(*asked, check=False).returncode == 0
+
+    attached = re.fullmatch(ATTACHED, zfw("attach", unarmed.interface))
+    assert attached
+    assert is_loaded(attached[1])
+    zfw("set", unarmed.interface, "--ipv6", "on")
+    for protocol in PROTOCOLS:
+        for family in FAMILIES:
+            key = ("-c", SERVICE[family], "-p", protocol, "-l", "22")
+            unarmed.is_dropped(protocol, SERVICE[family], 22, "no_rule")
+            with listening(protocol, family) as listener:
+                zfw("insert", *key, "-t", str(listener.port))
+                unarmed.talks(listener, SERVICE[family], 22)
+            (rule,) = json.loads(zfw("list", "--json"))
+            assert (rule["protocol"], rule["tproxy_port"]) == (protocol, listener.port)
+            assert rule["packets"] == 1
+            zfw("delete", *key)
+            unarmed.is_dropped(protocol, SERVICE[family], 22, "no_rule")
+
+    zfw("detach", "--all")
+    assert published() == []
+    with pytest.raises(NotInstalled):
+        Firewall().rules()
+    # Which it stays as long as anything has it: a filter, a link, a pin.
+    assert until(lambda: not is_loaded(attached[1]))
+    with (
+        listening("tcp", 4, 5000, GATEWAY[4]) as service,
+        unarmed.client_socket("tcp", 4) as client,
+    ):
+        client.connect((GATEWAY[4], 5000))
+        with service.accept() as connection:
+            assert connection.getpeername()[0] == CLIENT[4]
