@@ -19,9 +19,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from scripts.build_bpf import BuildError, compile_bpf
 from tests.bench import packets, path, report, rules, startup
 from tests.bench.chart import Bar, svg
-from tests.bench.installation import ROOT, Installation, installed
+from tests.bench.installation import Installation, installed
 from tests.support.netns import use_private_bpffs
 from zfw_py.cli import output
 from zfw_py.errors import ZfwError
@@ -29,8 +30,6 @@ from zfw_py.errors import ZfwError
 if TYPE_CHECKING:
     from tests.bench.report import Section
 
-sys.path.insert(0, str(ROOT / "scripts"))
-from build_bpf import BuildError, compile_bpf
 
 # Those that start commands come first: later this process is large.
 PARTS = {

@@ -18,9 +18,7 @@ import pytest
 from scripts import build_bpf
 from tests.support.frames import (
     CLIENT,
-    FAMILIES,
     GATEWAY,
-    PROTOCOLS,
     SERVICE,
     Gateway,
     listening,
@@ -87,18 +85,18 @@ def test_the_installed_command_attaches_intercepts_deletes_and_leaves_nothing(
     assert attached
     assert is_loaded(attached[1])
     zfw("set", unarmed.interface, "--ipv6", "on")
-    for protocol in PROTOCOLS:
-        for family in FAMILIES:
-            key = ("-c", SERVICE[family], "-p", protocol, "-l", "22")
-            unarmed.is_dropped(protocol, SERVICE[family], 22, "no_rule")
-            with listening(protocol, family) as listener:
-                zfw("insert", *key, "-t", str(listener.port))
-                unarmed.talks(listener, SERVICE[family], 22)
-            (rule,) = json.loads(zfw("list", "--json"))
-            assert (rule["protocol"], rule["tproxy_port"]) == (protocol, listener.port)
-            assert rule["packets"] == 1
-            zfw("delete", *key)
-            unarmed.is_dropped(protocol, SERVICE[family], 22, "no_rule")
+    # Each start of the interpreter takes seconds under emulation: not every combination.
+    for protocol, family in (("tcp", 4), ("udp", 6)):
+        key = ("-c", SERVICE[family], "-p", protocol, "-l", "22")
+        unarmed.is_dropped(protocol, SERVICE[family], 22, "no_rule")
+        with listening(protocol, family) as listener:
+            zfw("insert", *key, "-t", str(listener.port))
+            unarmed.talks(listener, SERVICE[family], 22)
+        (rule,) = json.loads(zfw("list", "--json"))
+        assert (rule["protocol"], rule["tproxy_port"]) == (protocol, listener.port)
+        assert rule["packets"] == 1
+        zfw("delete", *key)
+        unarmed.is_dropped(protocol, SERVICE[family], 22, "no_rule")
 
     zfw("detach", "--all")
     assert published() == []

@@ -84,9 +84,9 @@ def test_the_command_runs_where_no_compiler_can_be_found(installed: Path) -> Non
 @pytest.mark.kernel
 def test_it_loads_the_object_it_came_with(installed: Path, namespace: Namespace) -> None:
     zfw = str(installed / "zfw")
-    options = {"env": os.environ | {"PATH": str(installed)}}
-    assert namespace.run(zfw, "attach", "lo", **options).stdout.startswith("attached lo ingress")
+    env = os.environ | {"PATH": str(installed)}
+    assert namespace.run(zfw, "attach", "lo", env=env).stdout.startswith("attached lo ingress")
     assert published() == [netns_cookie()]
-    assert "lo" in namespace.run(zfw, "status", **options).stdout
-    assert namespace.run(zfw, "detach", "--all", **options).stdout
+    assert "lo" in namespace.run(zfw, "status", env=env).stdout
+    assert namespace.run(zfw, "detach", "--all", env=env).stdout
     assert published() == []

@@ -251,7 +251,7 @@ class Gateway(Network):
             self._wire.send(bytes(self.framed(frame)))
 
     @contextmanager
-    def second_wire(self, name: str = "gw1") -> Iterator[Callable[[Packet], None]]:
+    def second_wire(self, name: str = "gw1") -> Iterator[Callable[[Packet], object]]:
         """One more interface of the gateway, attached, IPv6 on: a function that sends to it."""
         peer = f"{name}-peer"
         self.gateway.run("ip", "link", "add", name, "type", "veth", "peer", "name", peer)
@@ -268,7 +268,7 @@ class Gateway(Network):
                 header = Ether(src=wire.getsockname()[4].hex(":"), dst=mac)
                 self.firewall.attach(name)
                 self.firewall.set([name], "ipv6", True)
-                yield lambda packet: wire.send(bytes(header / packet)) and None
+                yield lambda packet: wire.send(bytes(header / packet))
         finally:
             self.gateway.run("ip", "link", "del", name)
             self.firewall.refresh()
@@ -293,9 +293,10 @@ class Gateway(Network):
         def heard(kind: type[Packet]) -> Packet:
             while True:
                 data, address = sniffer.recvfrom(65535)
-                frame = Ether(data)
+                frame: Packet = Ether(data)
                 if address[2] != socket.PACKET_OUTGOING and kind in frame:
-                    return frame[kind]
+                    found: Packet = frame[kind]
+                    return found
 
         with sniffer:
             yield heard

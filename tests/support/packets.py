@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from random import Random
 
@@ -177,7 +177,7 @@ def _address_near(rng: Random, network: Network) -> Address:
     return kind(number % wide)
 
 
-_SPECIAL = {
+_SPECIAL: dict[int, list[Address]] = {
     4: [
         IPv4Address(a)
         for a in ("0.0.0.0", "127.0.0.1", "255.255.255.255", "224.0.0.1", "169.254.1.1")
@@ -298,16 +298,15 @@ def _flow(rng: Random, scene: Scene, family: int) -> Flow:
         )
     if _chance(rng, 0.75):
         return flow
-    parts = [flow.protocol, flow.local, flow.local_port, flow.remote, flow.remote_port]
-    spoilt = rng.randrange(5)
-    parts[spoilt] = {
-        0: "udp" if flow.protocol == "tcp" else "tcp",
-        1: _address(rng, scene, family),
-        2: _port(rng),
-        3: _address(rng, scene, family),
-        4: _port(rng),
-    }[spoilt]
-    return Flow(*parts)
+    return rng.choice(
+        (
+            replace(flow, protocol="udp" if flow.protocol == "tcp" else "tcp"),
+            replace(flow, local=_address(rng, scene, family)),
+            replace(flow, local_port=_port(rng)),
+            replace(flow, remote=_address(rng, scene, family)),
+            replace(flow, remote_port=_port(rng)),
+        )
+    )
 
 
 def _at_flow(rng: Random, scene: Scene) -> _Segment:

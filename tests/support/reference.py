@@ -8,7 +8,7 @@ where the two differ, one of them has a bug.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
@@ -30,7 +30,7 @@ MAX_OFFSET = 1024
 
 BROADCAST = IPv4Address("255.255.255.255")
 LINK_LOCAL = IPv6Network("fe80::/10")
-LOOPBACK = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
+LOOPBACK: dict[int, Address] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class RuleSet:
         for each in rules:
             self.insert(each)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Rule]:
         return iter(self._rules)
 
     def __len__(self) -> int:
