@@ -96,6 +96,18 @@ static __always_inline bool is_key(const struct zfw_prefix_key *a, const struct 
 }
 
 /*
+ * clang 19 and later would make one comparison, with the smaller of the two.
+ * Before Linux 6.8 the verifier learns a bound only from a constant (67420501e868).
+ */
+static __always_inline bool is_below(__u32 *index, __u32 count, const __u32 limit)
+{
+	if (*index >= count)
+		return false;
+	asm volatile("" : "+r"(*index));
+	return *index < limit;
+}
+
+/*
  * How many intervals end below the port, by halving steps; then the candidates
  * that follow. The position lives in query->cursor: what the verifier reads
  * back from there is any number, so that it meets the same state again and
@@ -110,14 +122,14 @@ static __always_inline bool is_key(const struct zfw_prefix_key *a, const struct 
 		for (step = (FIRST_STEP); step; step /= 2) {                                       \
 			__u32 last = READ_ONCE_U32(query->cursor) + step - 1;                      \
                                                                                                    \
-			if (last < count && last < (MAX_INTERVALS) &&                              \
+			if (is_below(&last, count, (MAX_INTERVALS)) &&                             \
 			    (ports)->intervals[last].high_port < query->port)                      \
 				query->cursor = last + 1;                                          \
 		}                                                                                  \
 		for (step = 0; step < ZFW_MAX_CANDIDATES; step++) {                                \
 			__u32 position = READ_ONCE_U32(query->cursor), rule;                       \
                                                                                                    \
-			if (position >= count || position >= (MAX_INTERVALS) ||                    \
+			if (!is_below(&position, count, (MAX_INTERVALS)) ||                        \
 			    (ports)->intervals[position].low_port > query->port)                   \
 				break;                                                             \
 			rule = (ports)->intervals[position].rule;                                  \
