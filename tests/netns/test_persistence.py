@@ -535,7 +535,8 @@ def test_a_write_that_fails_leaves_all_as_it_was(
             hits = counters()
     else:
         raise AssertionError("it never ends")
-    assert len(unraised) <= 3
+    if number_of_error == errno.ENOMEM:
+        assert len(unraised) <= 1
 
 
 def test_a_kill_at_any_moment_leaves_what_any_command_works_on(
