@@ -380,11 +380,11 @@ def test_case_45_the_users_rules_come_last_and_may_overrule(machine: Machine) ->
 @pytest.mark.parametrize(
     ("text", "mode", "owner", "error"),
     [
-        ("#!/bin/sh\nexit 7\n", 0o744, 0, "exit code 7"),
-        ("#!/bin/sh\nkill -9 $$\n", 0o744, 0, "exit code -9"),
-        ("#!/bin/sh\ntouch @ROOT@/ran\n", 0o644, 0, "is not executable, not run"),
-        ("#!/bin/sh\ntouch @ROOT@/ran\n", 0o777, 0, "others than root can change it, not run"),
-        ("#!/bin/sh\ntouch @ROOT@/ran\n", 0o755, 1000, "others than root can change it, not run"),
+        ("#!/bin/sh\nexit 7\n", 0o744, 0, "failed with exit code 7"),
+        ("#!/bin/sh\nkill -9 $$\n", 0o744, 0, "was ended by signal 9"),
+        ("#!/bin/sh\ntouch @ROOT@/ran\n", 0o644, 0, ": not executable"),
+        ("#!/bin/sh\ntouch @ROOT@/ran\n", 0o777, 0, "can be written by others than root"),
+        ("#!/bin/sh\ntouch @ROOT@/ran\n", 0o755, 1000, "is not root's"),
         ("touch @ROOT@/ran\n", 0o744, 0, None),
     ],
 )
@@ -396,9 +396,10 @@ def test_case_45_users_rules_that_fail_or_are_not_roots(
     os.chown(path, owner, owner)
     done = machine.run("start_ebpf_router")
     assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 1
+    assert len(done.stderr.splitlines()) <= 2
     if error is not None:
-        assert done.stderr == f"zfw: warning: {path}: {error}\n"
+        assert done.stderr.startswith(f"zfw: warning: {path}")
+        assert error in done.stderr
     assert not (machine.root / "ran").exists()
     assert "gw0" in [interface.name for interface in Firewall().status().interfaces]
 
@@ -409,7 +410,7 @@ def test_case_45_a_link_in_place_of_the_users_rules_is_not_run(machine: Machine)
     machine.path(places.USER_RULES).symlink_to(victim)
     done = machine.run("start_ebpf_router")
     assert done.returncode == 1
-    assert done.stderr.endswith("user_rules.sh: is no regular file, not run\n")
+    assert done.stderr.endswith("user_rules.sh is a link, which is not followed\n")
     assert not (machine.root / "ran").exists()
 
 

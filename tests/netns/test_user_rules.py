@@ -11,8 +11,9 @@ import pytest
 
 from tests.support.fake_router import ZFW, CommandLine
 from zfw_py import Firewall
+from zfw_py.classic import places
 from zfw_py.cli import classic_run
-from zfw_py.kernel.program import run as run_program
+from zfw_py.kernel.programs import run_own
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +32,7 @@ def script(
 ) -> Callable[[str], Path]:
     """Write the rules file that -A runs, in the place that it has for this test."""
     path = tmp_path / "user_rules.sh"
-    monkeypatch.setattr(classic_run, "USER_RULES", str(path))
+    monkeypatch.setattr(places, "USER_RULES", str(path))
 
     def write(text: str) -> Path:
         path.write_text(text)
@@ -64,7 +65,7 @@ def test_case_45_the_rules_file_is_run_with_no_input_and_little_environment(
     assert lines[:2] == [f"{path} 0", "/dev/null"]
     names = {line.partition("=")[0] for line in lines[2:]}
     # The others are the shell's own.
-    assert {"HOME", "PATH"} <= names <= {"HOME", "PATH", "PWD", "SHLVL"}
+    assert {"HOME", "PATH", "LANG"} <= names <= {"HOME", "PATH", "LANG", "PWD", "SHLVL"}
     assert done.err == ""
 
 
@@ -72,7 +73,7 @@ def test_the_rules_file_has_no_signal_ignored_as_python_has(script: Callable[[st
     """``yes | head`` in it would never end."""
     assert signal.getsignal(signal.SIGPIPE) == signal.SIG_IGN
     path = script("#!/bin/sh\ngrep SigIgn /proc/$$/status > $(dirname $0)/ignored\n")
-    run_program(str(path))
+    run_own(str(path), timeout=10)
     ignored = int((path.parent / "ignored").read_text().split()[1], 16)
     assert not ignored & 1 << (signal.SIGPIPE - 1)
 
@@ -87,7 +88,7 @@ def test_case_45_it_fails_as_the_rules_file_does(
     script("echo no interpreter named\n")
     assert refused(capfd) == f"run {path}: Exec format error (ENOEXEC)"
     script("#!/nosuch/interpreter\n")
-    assert refused(capfd) == f"run {path}: No such file or directory (ENOENT)"
+    assert refused(capfd) == f"{path}: no such program, or what it is run by is missing"
 
 
 def test_case_45_it_fails_where_there_is_no_rules_file(
@@ -136,7 +137,7 @@ def test_without_a_firewall_it_is_not_run(
     path = tmp_path / "user_rules.sh"
     path.write_text("#!/bin/sh\ntouch $(dirname $0)/was-run\n")
     path.chmod(0o755)
-    monkeypatch.setattr(classic_run, "USER_RULES", str(path))
+    monkeypatch.setattr(places, "USER_RULES", str(path))
     assert classic_run.run(["-A"]) == 1
     assert capfd.readouterr().out.startswith(classic_run.NOT_ENABLED)
     assert not (tmp_path / "was-run").exists()

@@ -7,6 +7,7 @@ ZFW = "/opt/openziti/bin/zfw"
 ZFW_LINK = "/usr/sbin/zfw"
 INTERFACES = "/opt/openziti/etc/ebpf_config.json"
 USER_RULES = "/opt/openziti/bin/user/user_rules.sh"
+USER_RULES_TIMEOUT = 600.0  # seconds
 
 # A router's or controller's own files: where the vendor's image has them comes first,
 # for there the second place is a link to it.

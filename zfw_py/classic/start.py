@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from itertools import pairwise
-from stat import S_ISREG
 from typing import TYPE_CHECKING
 
 from zfw_py.classic import boot, interfaces_config, places, router_config, service
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 _MAX_UFW_BYTES = 256 * 1024
 _UFW_TIMEOUT = 60.0  # seconds
-_USER_RULES_TIMEOUT = 600.0
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 
 
@@ -227,23 +225,15 @@ def allow_in_ufw(tree: Tree, report: Report, name: str, *, delete: bool = False)
 
 def _run_user_rules(tree: Tree, report: Report) -> None:
     """The user's own rules come last: they may overrule what was done before."""
+    if tree.status(places.USER_RULES) is None:
+        return
+    path = tree.absolute(places.USER_RULES)
     try:
-        status = tree.status(places.USER_RULES)
-        if status is None:
-            return
-        path = tree.absolute(places.USER_RULES)
-        if not S_ISREG(status.st_mode):
-            raise ZfwError(f"{path}: is no regular file, not run")
-        if status.st_uid != 0 or status.st_mode & 0o002:
-            raise ZfwError(f"{path}: others than root can change it, not run")
-        if not status.st_mode & 0o111:
-            raise ZfwError(f"{path}: is not executable, not run")
-        code = programs.run(path, timeout=_USER_RULES_TIMEOUT)
-        if code:
-            raise ZfwError(f"{path}: exit code {code}")
-        report.say(f"ran {path}")
+        programs.run_own(path, timeout=places.USER_RULES_TIMEOUT)
     except ZfwError as error:
         report.failed(error)
+        return
+    report.say(f"ran {path}")
 
 
 def _hook_router(tree: Tree, report: Report) -> None:

@@ -25,8 +25,6 @@ NOT_ENABLED = (
 # -O names objects of the program that zfw replaces; these two stand for ours.
 _OBJECT_NAMES = ("zfw_tc_ingress.o", "zfw_tc_outbound_track.o")
 
-# Run by -A, after the boot programs and when a tunneler comes and goes.
-USER_RULES = "/opt/openziti/bin/user/user_rules.sh"
 
 _SETTING_TEXTS = {
     "icmp_echo": "icmp-echo",
@@ -220,12 +218,13 @@ def _unbind_all(request: Request) -> int:
 
 
 def _user_rules(request: Request) -> int:
-    from zfw_py.kernel.program import run as run_program
+    from zfw_py.classic import places
+    from zfw_py.kernel.programs import run_own
 
     # What it would do needs one; it may as well be told here.
     if not Firewall().is_installed():
         raise NotInstalled("no firewall in this network namespace")
-    run_program(USER_RULES)
+    run_own(places.USER_RULES, timeout=places.USER_RULES_TIMEOUT)
     return 0
 
 

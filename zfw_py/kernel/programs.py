@@ -8,8 +8,10 @@ goes where our own output goes, which the caller flushes before.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import stat
 import subprocess
 
 from zfw_py.errors import KernelError, NotFound, ZfwError
@@ -19,6 +21,7 @@ _ENVIRONMENT = {
     "HOME": "/root",
     "LANG": "C.UTF-8",
 }
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def run(path: str, *arguments: str, timeout: float) -> int:
@@ -47,3 +50,41 @@ def run(path: str, *arguments: str, timeout: float) -> int:
         if process.returncode is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def run_own(path: str, *, timeout: float) -> None:
+    """Run a program of root's own, without arguments, if nobody else can have written it.
+
+    Raises NotFound, or ZfwError if it is not run or fails.
+    """
+    _check(path)
+    code = run(path, timeout=timeout)
+    if code < 0:
+        raise ZfwError(f"{path} was ended by signal {-code}")
+    if code > 0:
+        raise ZfwError(f"{path} failed with exit code {code}")
+
+
+def _check(path: str) -> None:
+    """Refuse what is no executable file, or could be another one by the time it runs."""
+    parts = path.split("/")
+    places = ["/".join(parts[:n]) or "/" for n in range(1, len(parts) + 1)]
+    for place in places:
+        try:
+            found = os.lstat(place)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):
+                raise NotFound(f"{path}: no such file") from None
+            raise KernelError(f"look at {place}", error.errno or 0) from error
+        if stat.S_ISLNK(found.st_mode):
+            raise ZfwError(f"{path}: {place} is a link, which is not followed")
+        if found.st_uid != 0:
+            raise ZfwError(f"{path}: {place} is not root's")
+        # In a sticky directory others cannot exchange what is root's.
+        is_sticky = place != path and found.st_mode & stat.S_ISVTX
+        if found.st_mode & _OTHERS_WRITE and not is_sticky:
+            raise ZfwError(f"{path}: {place} can be written by others than root")
+    if not stat.S_ISREG(found.st_mode):
+        raise ZfwError(f"{path}: not a file")
+    if not found.st_mode & stat.S_IXUSR:
+        raise ZfwError(f"{path}: not executable", hint=f"chmod 755 {path}")
