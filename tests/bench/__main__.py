@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from scripts.build_bpf import BuildError, compile_bpf
-from tests.bench import packets, path, report, rules, startup
+from tests.bench import flows, packets, path, report, rules, startup
 from tests.bench.chart import Bar, svg
 from tests.bench.installation import Installation, installed
 from tests.support.netns import use_private_bpffs
@@ -37,6 +37,7 @@ PARTS = {
     "rules": "loading, listing and the memory of up to a million rules",
     "packets": "nanoseconds a packet in the ingress program",
     "path": "connections, datagrams and throughput, against nftables TPROXY",
+    "flows": "what leaves and what is forwarded, against nftables ct state; a million flows",
 }
 
 
@@ -56,6 +57,8 @@ class _Bench:
             return packets.run(self._work, quick=self._is_quick)
         if part == "path":
             return path.run(self._work, quick=self._is_quick)
+        if part == "flows":
+            return flows.run(self._work, quick=self._is_quick)
         if self._installation is None:
             self._installation = self._stack.enter_context(installed(self._work))
         if part == "startup":
@@ -87,8 +90,8 @@ def main() -> int:
     if os.geteuid() != 0:
         print("bench: needs root", file=sys.stderr)
         return 2
-    if "path" in parts and (absent := path.missing()):
-        print(f"bench: for the part path: {absent}", file=sys.stderr)
+    if {"path", "flows"} & {*parts} and (absent := path.missing()):
+        print(f"bench: for the parts path and flows: {absent}", file=sys.stderr)
         return 2
     # A plain kill takes the same way out as ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))

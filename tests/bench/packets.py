@@ -79,7 +79,7 @@ def run_time_statistics() -> Iterator[None]:
         os.close(fd)
 
 
-def _run_time(program: int) -> tuple[int, int]:
+def run_time(program: int) -> tuple[int, int]:
     """Nanoseconds and runs of a program until now."""
     run_time, runs = struct.unpack_from("=QQ", bpf.object_info(program, _RUN_TIME + 16), _RUN_TIME)
     return run_time, runs
@@ -179,10 +179,10 @@ class Bed:
             bpf.update_link(self._link, self._program)
 
     def _run(self, program: int, load: str, seconds: float) -> tuple[float, int]:
-        before = _run_time(program)
+        before = run_time(program)
         self.senders[load].send(seconds)
         time.sleep(0.02)  # the last packets are on their way
-        after = _run_time(program)
+        after = run_time(program)
         runs = after[1] - before[1]
         if not runs:
             raise AssertionError(f"{load}: no packet arrived")

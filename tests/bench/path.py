@@ -116,7 +116,7 @@ class Bed:
         port = str(self._ports[TCP_PORT])
         command = (self._program, "accept", self._address, port, str(ACCEPTING))
         server = self.network.gateway.start(*command, stdout=subprocess.PIPE)
-        with _ended(server):
+        with ended(server):
             if server.stdout is None or not server.stdout.readline():
                 raise AssertionError("no listener: see stderr")
             command = (self._program, "connect", SERVICE, str(TCP_PORT), str(IN_PARALLEL))
@@ -136,7 +136,7 @@ class Bed:
         server = self.network.gateway.start(
             *command, "--port", str(port), stdout=subprocess.DEVNULL
         )
-        with _ended(server):
+        with ended(server):
             _make_transparent(server.pid)
             client = ("iperf3", "--json", "--client", SERVICE, "--port", str(IPERF_PORT))
             done = self.network.client.run(*client, "--time", f"{seconds:.0f}", check=False)
@@ -147,7 +147,7 @@ class Bed:
 
 
 @contextmanager
-def _ended(process: subprocess.Popen[str]) -> Iterator[None]:
+def ended(process: subprocess.Popen[str]) -> Iterator[None]:
     """The process is gone after the with block."""
     try:
         yield

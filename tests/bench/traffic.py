@@ -85,6 +85,19 @@ class Sender:
             _libc.sendmmsg(fd, messages.headers, messages.count, 0)
             self._position += 1
 
+    def send_once(self) -> None:
+        """Send each packet once; those that the socket has no room for are tried again."""
+        for messages in self._batches:
+            done = 0
+            while done < messages.count:
+                sent = _libc.sendmmsg(
+                    self._socket.fileno(),
+                    ctypes.byref(messages.headers, done * ctypes.sizeof(_Mmsghdr)),
+                    messages.count - done,
+                    0,
+                )
+                done += max(sent, 0)
+
 
 class StreamSender:
     """Bytes into a connection, as fast as it takes them."""
@@ -192,12 +205,13 @@ def _syn(source: str, source_port: int, destination: str, port: int) -> bytes:
     addresses = socket.inet_aton(source) + socket.inet_aton(destination)
     tcp = struct.pack("!HHIIBBHHH", source_port, port, source_port, 0, 0x50, 2, 64240, 0, 0)
     pseudo = addresses + struct.pack("!HH", socket.IPPROTO_TCP, len(tcp))
-    tcp = tcp[:16] + _checksum(pseudo + tcp) + tcp[18:]
+    tcp = tcp[:16] + checksum(pseudo + tcp) + tcp[18:]
     ip = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(tcp), 0, 0x4000, 64, socket.IPPROTO_TCP, 0)
-    return ip[:10] + _checksum(ip + addresses) + addresses + tcp
+    return ip[:10] + checksum(ip + addresses) + addresses + tcp
 
 
-def _checksum(data: bytes) -> bytes:
+def checksum(data: bytes) -> bytes:
+    """The Internet checksum (RFC 1071), in network order."""
     total = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
