@@ -18,6 +18,9 @@
 
 #define PACKET_LOOPBACK 5 /* <linux/if_packet.h> */
 
+/* Of so many intercepted datagrams one is looked at for whether it would arrive. */
+#define DATAGRAMS_A_LOOK 32
+
 /* A packet of a flow that left before, in answer to it. */
 static __always_inline bool decide_ingress_flow(struct zfw_packet *packet,
 						struct zfw_decision *decision)
@@ -64,9 +67,37 @@ static __always_inline void decide_ingress_icmp(struct __sk_buff *skb, struct zf
 		decided(decision, passes ? ZFW_VERDICT_PASS : ZFW_VERDICT_DROP, reason);
 }
 
+/*
+ * Would the stack forward this packet, or refuse it, instead of delivering it to an
+ * assigned socket? Only told where the interface forwards: the helper does not look
+ * further elsewhere (87f5fc7e48dd). A global function, for its stack.
+ */
+__noinline int is_not_local(struct __sk_buff *skb, struct zfw_packet *packet)
+{
+	struct bpf_fib_lookup route = {};
+	long result;
+
+	if (!packet)
+		return 0;
+	route.ifindex = skb->ifindex;
+	route.l4_protocol = packet->protocol;
+	if (packet->family == ZFW_AF_INET) {
+		route.family = ZFW_AF_INET;
+		route.ipv4_src = packet->source[3];
+		route.ipv4_dst = packet->destination[3];
+	} else {
+		route.family = ZFW_AF_INET6;
+		__builtin_memcpy(route.ipv6_src, packet->source, 16);
+		__builtin_memcpy(route.ipv6_dst, packet->destination, 16);
+	}
+	result = bpf_fib_lookup(skb, &route, sizeof(route), 0);
+	return result >= 0 && result != BPF_FIB_LKUP_RET_NOT_FWDED &&
+	       result != BPF_FIB_LKUP_RET_FWD_DISABLED;
+}
+
 /* A socket to assign to, referenced, or NULL. */
 static __always_inline struct bpf_sock *decide_ingress_rules(struct __sk_buff *skb,
-							     const struct zfw_packet *packet,
+							     struct zfw_packet *packet,
 							     const struct zfw_interface *interface,
 							     struct zfw_decision *decision)
 {
@@ -101,6 +132,13 @@ static __always_inline struct bpf_sock *decide_ingress_rules(struct __sk_buff *s
 	 * datagram would go to whoever else listens there. */
 	if (packet->fragment != ZFW_FRAGMENT_NONE) {
 		decided(decision, ZFW_VERDICT_DROP, ZFW_REASON_FRAGMENT_INTERCEPT);
+		return NULL;
+	}
+	/* 100 ns: each connection can afford that, a datagram only now and then. */
+	if ((packet->protocol == IPPROTO_TCP ? is_only_syn(packet) :
+					       bpf_get_prandom_u32() % DATAGRAMS_A_LOOK == 0) &&
+	    is_not_local(skb, packet)) {
+		decided(decision, ZFW_VERDICT_DROP, ZFW_REASON_NOT_LOCAL);
 		return NULL;
 	}
 	sk = find_listener(skb, packet, rule.tproxy_port);

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -612,10 +613,25 @@ def test_case_32_a_router_that_crashed_and_one_that_starts_again(
     assert gateway.rules() == []
 
 
-def test_case_33_a_destination_that_is_no_longer_local_is_not_misdelivered(
+def test_case_33_a_destination_that_is_no_longer_local_is_counted_as_that(
     gateway: Gateway, router: Router
 ) -> None:
-    """Another service took the address of lo with it. What tells of it is not part of this yet."""
+    """Another service took the address of lo with it."""
+    service = ssh()
+    router.add(service)
+    with gateway.gateway.entered():
+        Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+    gateway.reaches(service.listeners["tcp"], "10.0.0.20", 22)
+    gateway.gateway.run("ip", "address", "del", "10.0.0.16/28", "dev", "lo")
+    gateway.is_dropped("10.0.0.20", 22, "not_local")
+    gateway.gateway.run("ip", "address", "add", "10.0.0.16/28", "dev", "lo", "scope", "host")
+    gateway.reaches(service.listeners["tcp"], "10.0.0.20", 22)
+
+
+def test_case_33_where_nothing_is_forwarded_it_is_dropped_all_the_same(
+    gateway: Gateway, router: Router
+) -> None:
+    """The kernel does not tell the program there, and refuses the packet itself."""
     service = ssh()
     router.add(service)
     gateway.gateway.run("ip", "address", "del", "10.0.0.16/28", "dev", "lo")
@@ -623,8 +639,6 @@ def test_case_33_a_destination_that_is_no_longer_local_is_not_misdelivered(
         client.settimeout(0.2)
         with pytest.raises(OSError, match=r"timed out|unreachable|No route"):
             client.connect(("10.0.0.20", 22))
-    gateway.gateway.run("ip", "address", "add", "10.0.0.16/28", "dev", "lo", "scope", "host")
-    gateway.reaches(service.listeners["tcp"], "10.0.0.20", 22)
 
 
 def test_an_update_deletes_and_inserts_with_a_new_listener(

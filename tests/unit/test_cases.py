@@ -26,7 +26,6 @@ UNTESTED = {
 
 # Tested, but not all of what the case says.
 PARTLY_TESTED = {
-    33: "no reason of its own is counted for a destination that is not local",
     38: "outbound filtering and masquerading, which an egress detach turns off, are not there yet",
     40: "no flow but that of a socket is tracked yet",
     43: "DDoS protection is not there yet; the boot program says so",
