@@ -68,9 +68,10 @@ static __always_inline void decide_ingress_icmp(struct __sk_buff *skb, struct zf
 }
 
 /*
- * Would the stack forward this packet, or refuse it, instead of delivering it to an
- * assigned socket? Only told where the interface forwards: the helper does not look
- * further elsewhere (87f5fc7e48dd). A global function, for its stack.
+ * Would the stack forward this packet instead of delivering it to an assigned
+ * socket? The helper only tells where the interface forwards and a route leads
+ * elsewhere (87f5fc7e48dd); no route at all looks like a local one. A global
+ * function, for its stack.
  */
 __noinline int is_not_local(struct __sk_buff *skb, struct zfw_packet *packet)
 {

@@ -621,6 +621,7 @@ def test_case_33_a_destination_that_is_no_longer_local_is_counted_as_that(
     router.add(service)
     with gateway.gateway.entered():
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+    gateway.gateway.run("ip", "route", "add", "default", "via", "10.9.0.2")
     gateway.reaches(service.listeners["tcp"], "10.0.0.20", 22)
     gateway.gateway.run("ip", "address", "del", "10.0.0.16/28", "dev", "lo")
     gateway.is_dropped("10.0.0.20", 22, "not_local")
@@ -628,10 +629,10 @@ def test_case_33_a_destination_that_is_no_longer_local_is_counted_as_that(
     gateway.reaches(service.listeners["tcp"], "10.0.0.20", 22)
 
 
-def test_case_33_where_nothing_is_forwarded_it_is_dropped_all_the_same(
+def test_case_33_where_there_is_no_route_to_it_the_stack_refuses_it(
     gateway: Gateway, router: Router
 ) -> None:
-    """The kernel does not tell the program there, and refuses the packet itself."""
+    """The kernel does not tell the program that from local; nor where nothing is forwarded."""
     service = ssh()
     router.add(service)
     gateway.gateway.run("ip", "address", "del", "10.0.0.16/28", "dev", "lo")
