@@ -126,11 +126,21 @@ def fragment_header(next_header: int, offset: int, more: bool, identification: i
     return struct.pack("!BBHI", next_header, 0, offset << 3 | more, identification)
 
 
-def tcp(source_port: int, destination_port: int, flags: int = 2, payload: bytes = b"") -> bytes:
+def tcp(
+    source_port: int,
+    destination_port: int,
+    flags: int = 2,
+    payload: bytes = b"",
+    *,
+    sequence: int = 1,
+    acknowledgment: int = 0,
+) -> bytes:
     """A TCP segment, a SYN if not said otherwise."""
-    return struct.pack(
-        "!HHIIBBHHH", source_port, destination_port, 1, 0, 0x50, flags, 512, 0, 0
-    ) + (payload)
+    numbers = (sequence, acknowledgment)
+    return (
+        struct.pack("!HHIIBBHHH", source_port, destination_port, *numbers, 0x50, flags, 512, 0, 0)
+        + payload
+    )
 
 
 def udp(source_port: int, destination_port: int, payload: bytes = b"") -> bytes:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The ingress decision, a second time: plain and slow, to compare the BPF program with.
+"""The decisions of both directions, a second time: plain and slow, to compare the BPF with.
 
 Written from the design and the RFCs, without sharing a line or an idea with
 the C or with zfw_py. What it decides is meant to be right, not what the C happens to do:
@@ -12,16 +12,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
+from tests.support.tracked import ACK, ICMP, ICMPV6, RST, TCP, UDP, Segment, TrackedFlows
+
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 ETHERTYPE_IPV4 = 0x0800
 ETHERTYPE_ARP = 0x0806
 ETHERTYPE_IPV6 = 0x86DD
+ETHERTYPE_EAPOL = 0x888E
 ETHERTYPES_VLAN = (0x8100, 0x88A8)
 MAX_VLAN_TAGS = 2
 
-ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
+VRRP = 112
 HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, DESTINATION_OPTIONS = 0, 43, 44, 51, 60
 EXTENSION_HEADERS = (HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, DESTINATION_OPTIONS)
 MAX_EXTENSION_HEADERS = 8
@@ -30,6 +33,7 @@ MAX_OFFSET = 1024
 
 BROADCAST = IPv4Address("255.255.255.255")
 LINK_LOCAL = IPv6Network("fe80::/10")
+ALL_DHCP_SERVERS = IPv6Address("ff02::1:2")
 LOOPBACK: dict[int, Address] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
 
 
@@ -44,6 +48,9 @@ class Interface:
     ipv6: bool = False
     per_interface_rules: bool = False
     pass_non_tuple: bool = False
+    outbound_filter: bool = False
+    vrrp: bool = False
+    eapol: bool = False
     is_loopback: bool = False
 
     def in_effect(self) -> Interface:
@@ -261,11 +268,15 @@ class Sockets:
 
 @dataclass(frozen=True)
 class Decision:
-    """What becomes of a packet: "pass", "drop" or "assign"; why; and which rule said so."""
+    """What becomes of a packet: "pass", "drop" or "assign"; why; and which rule said so.
+
+    ``track`` is what it does to the entry of its flow: "none", or as TrackedFlows.track() has it.
+    """
 
     verdict: str
     reason: str
     rule: Rule | None = None
+    track: str = "none"
 
 
 class Malformed(Exception):
@@ -301,6 +312,11 @@ class Packet:
     def family(self) -> int:
         """4 or 6."""
         return self.source.version
+
+    @property
+    def icmp_protocol(self) -> int:
+        """The ICMP of its family."""
+        return ICMP if self.family == 4 else ICMPV6
 
     @property
     def datagram(self) -> tuple[object, ...]:
@@ -429,11 +445,47 @@ def _parse_ipv6(frame: bytes, start: int) -> Packet:
     )
 
 
-def quoted_flow(packet: Packet) -> Flow | None:
-    """Whose packet an ICMP error quotes, seen from us, who sent it; None if it does not tell.
+def segment_of(packet: Packet) -> Segment | None:
+    """What a packet says to who tracks flows; None unless it is TCP, UDP or an echo.
+
+    Its transport header is there: decide() has seen to that.
+    """
+    payload = packet.payload
+    if packet.fragment == "later":
+        return None
+    if packet.protocol in (TCP, UDP):
+        ends = (
+            (packet.source, _number(payload, 0, 2)),
+            (packet.destination, _number(payload, 2, 2)),
+        )
+        if packet.protocol == UDP:
+            return Segment(UDP, *ends)
+        return Segment(
+            TCP,
+            *ends,
+            flags=payload[13],
+            sequence=_number(payload, 4, 4),
+            acknowledgment=_number(payload, 8, 4),
+            length=len(payload) - (payload[12] >> 4) * 4,
+        )
+    if packet.protocol != packet.icmp_protocol or len(payload) < 8:
+        return None
+    if payload[0] not in _ECHO[packet.family]:
+        return None
+    identifier = _number(payload, 4, 2)
+    return Segment(
+        packet.protocol,
+        (packet.source, identifier),
+        (packet.destination, identifier),
+        is_request=payload[0] == _ECHO_REQUEST[packet.family],
+    )
+
+
+def quoted_segment(packet: Packet) -> Segment | None:
+    """The packet that an ICMP error quotes, TCP, UDP or echo; None if it does not tell.
 
     A quote may end early, so the quoted lengths say nothing, but eight bytes of
-    its payload are there (RFC 792, RFC 4443 section 2.4).
+    its payload are there (RFC 792, RFC 4443 section 2.4). No more of it is read.
     """
     quote = packet.payload[8:]
     try:
@@ -444,8 +496,8 @@ def quoted_flow(packet: Packet) -> Flow | None:
             if _number(quote, 6, 2) & 0x1FFF:
                 return None
             protocol, used = quote[9], header_length
-            local: Address = IPv4Address(quote[12:16])
-            remote: Address = IPv4Address(quote[16:20])
+            source: Address = IPv4Address(quote[12:16])
+            destination: Address = IPv4Address(quote[16:20])
         else:
             if len(quote) < 40 or quote[0] >> 4 != 6:
                 return None
@@ -453,47 +505,116 @@ def quoted_flow(packet: Packet) -> Flow | None:
             if chain.fragment == "later":
                 return None
             protocol, used = chain.protocol, 40 + chain.length
-            local, remote = IPv6Address(quote[8:24]), IPv6Address(quote[24:40])
+            source, destination = IPv6Address(quote[8:24]), IPv6Address(quote[24:40])
     except (Malformed, HeaderChain):
         return None
-    ports = quote[used : used + 8]
-    if protocol not in (TCP, UDP) or len(ports) < 8 or packet.offset + 8 + used > MAX_OFFSET:
+    start = quote[used : used + 8]
+    if len(start) < 8 or packet.offset + 8 + used > MAX_OFFSET:
         return None
-    return Flow(
-        "tcp" if protocol == TCP else "udp",
-        local,
-        _number(ports, 0, 2),
-        remote,
-        _number(ports, 2, 2),
-    )
+    if protocol in (TCP, UDP):
+        return Segment(
+            protocol, (source, _number(start, 0, 2)), (destination, _number(start, 2, 2))
+        )
+    if protocol == packet.icmp_protocol and start[0] in _ECHO[packet.family]:
+        identifier = _number(start, 4, 2)
+        return Segment(protocol, (source, identifier), (destination, identifier))
+    return None
+
+
+def _own_flow(segment: Segment | None) -> Flow | None:
+    """The flow of a packet that we are said to have sent."""
+    if segment is None or segment.protocol not in (TCP, UDP):
+        return None
+    protocol = "tcp" if segment.protocol == TCP else "udp"
+    return Flow(protocol, *segment.source, *segment.destination)
 
 
 # ICMP types: RFC 792; RFC 4443, RFC 4861, RFC 2710, RFC 3810.
 _ECHO = {4: (0, 8), 6: (128, 129)}
+_ECHO_REQUEST = {4: 8, 6: 128}
 _ERRORS = {4: (3, 11, 12), 6: (1, 2, 3, 4)}
 _NEIGHBOUR_DISCOVERY = (133, 134, 135, 136)
 _MULTICAST_LISTENER = (130, 131, 132, 143)
 
 
-def _judge_icmp(packet: Packet, interface: Interface, sockets: Sockets) -> tuple[bool, str]:
+def _kind_of_icmp(packet: Packet) -> str:
+    """ "echo", "error", or the reason of the decision."""
     # Every message has eight bytes, in both families, and no stack takes less.
     if len(packet.payload) < 8:
-        return False, "malformed"
+        return "malformed"
     type_, code = packet.payload[0], packet.payload[1]
     if type_ in _ECHO[packet.family]:
-        return (True, "icmp_echo") if interface.icmp_echo else (False, "icmp_echo_off")
+        return "echo"
     if type_ in _ERRORS[packet.family]:
-        flow = quoted_flow(packet)
-        if flow is not None and sockets.owns(flow):
-            return True, "icmp_error"
-        return False, "icmp_error_unrelated"
+        return "error"
     if packet.family == 6:
         # RFC 4861 section 6.1: no router has forwarded it.
         if type_ in _NEIGHBOUR_DISCOVERY and packet.hop_limit == 255 and code == 0:
-            return True, "neighbour_discovery"
+            return "neighbour_discovery"
         if type_ in _MULTICAST_LISTENER and packet.hop_limit == 1:
-            return True, "multicast_listener"
-    return False, "icmp_other"
+            return "multicast_listener"
+    return "icmp_other"
+
+
+def _icmp_decision(passes: bool, reason: str, interface: Interface, track: str) -> Decision:
+    if passes:
+        return Decision("pass", reason, track=track)
+    if interface.pass_non_tuple:
+        return Decision("pass", "non_tuple", track=track)
+    return Decision("drop", reason)
+
+
+def _arriving_icmp(
+    packet: Packet, interface: Interface, sockets: Sockets, flows: TrackedFlows
+) -> Decision:
+    kind = _kind_of_icmp(packet)
+    if kind == "error":
+        quoted = quoted_segment(packet)
+        own = _own_flow(quoted)
+        is_known = (own is not None and sockets.owns(own)) or (
+            quoted is not None and flows.find(quoted) is not None
+        )
+        reason = "icmp_error" if is_known else "icmp_error_unrelated"
+        return _icmp_decision(is_known, reason, interface, "none")
+    if kind != "echo":
+        passes = kind in ("neighbour_discovery", "multicast_listener")
+        return _icmp_decision(passes, kind, interface, "none")
+    segment = segment_of(packet)
+    assert segment is not None
+    flow = flows.find(segment)
+    if (
+        flow is not None
+        and not segment.is_request
+        and flow.is_plausible(segment)
+        and flow.is_admitted_out
+    ):
+        return Decision("pass", "flow", track="renew")
+    reason = "icmp_echo" if interface.icmp_echo else "icmp_echo_off"
+    return _icmp_decision(interface.icmp_echo, reason, interface, "none")
+
+
+def _leaving_icmp(
+    packet: Packet, interface: Interface, flows: TrackedFlows, *, is_forwarded: bool
+) -> Decision:
+    kind = _kind_of_icmp(packet)
+    if kind == "error":
+        return Decision("pass", "icmp_error")
+    if kind != "echo":
+        passes = kind in ("neighbour_discovery", "multicast_listener")
+        return _icmp_decision(passes, kind, interface, "none")
+    segment = segment_of(packet)
+    assert segment is not None
+    flow = flows.find(segment)
+    # Both ends may ping each other with one identifier; such a packet is judged by itself.
+    if (
+        flow is not None
+        and flow.is_plausible(segment)
+        and (not flow.is_from_initiator(segment) or flow.is_admitted_out)
+    ):
+        return Decision("pass", "flow", track="renew" if is_forwarded else "open")
+    how = ("adopt" if is_forwarded else "open") if segment.is_request else "none"
+    reason = "icmp_echo" if interface.icmp_echo else "icmp_echo_off"
+    return _icmp_decision(interface.icmp_echo, reason, interface, how)
 
 
 def _is_dhcp(packet: Packet, ports: tuple[int, int], interface: Interface) -> bool:
@@ -506,6 +627,21 @@ def _is_dhcp(packet: Packet, ports: tuple[int, int], interface: Interface) -> bo
     return ports == (547, 546) and packet.destination in LINK_LOCAL
 
 
+def _is_dhcp_request(packet: Packet, ports: tuple[int, int], interface: Interface) -> bool:
+    """A client's question: RFC 2131 section 4.1, RFC 8415 section 7."""
+    if packet.protocol != UDP:
+        return False
+    if packet.family == 4:
+        return ports == (68, 67) and (
+            packet.source.is_unspecified or packet.source in interface.addresses
+        )
+    return (
+        ports == (546, 547)
+        and packet.source in LINK_LOCAL
+        and packet.destination == ALL_DHCP_SERVERS
+    )
+
+
 def _is_ssh(packet: Packet, ports: tuple[int, int], interface: Interface) -> bool:
     return (
         interface.ssh
@@ -515,20 +651,22 @@ def _is_ssh(packet: Packet, ports: tuple[int, int], interface: Interface) -> boo
     )
 
 
+def _is_ssh_answer(packet: Packet, ports: tuple[int, int], interface: Interface) -> bool:
+    return (
+        interface.ssh
+        and packet.protocol == TCP
+        and ports[0] == 22
+        and packet.source in interface.addresses
+        and bool(packet.payload[13] & (ACK | RST))
+    )
+
+
 # What became of the first fragment of a datagram on an interface.
 Fragments = dict[tuple[object, ...], str]
 
 
-def decide(
-    frame: bytes,
-    interface: Interface,
-    rules: RuleSet,
-    sockets: Sockets | None = None,
-    fragments: Fragments | None = None,
-) -> Decision:
-    """What becomes of a frame that arrives on an interface."""
-    sockets = sockets or Sockets()
-    interface = interface.in_effect()
+def _whole(frame: bytes, interface: Interface) -> Packet | Decision:
+    """The packet in a frame, or what is decided where there is none."""
     try:
         packet = parse_frame(frame)
     except Malformed:
@@ -538,50 +676,92 @@ def decide(
     except NotIp as other:
         if other.ethertype == ETHERTYPE_ARP:
             return Decision("pass", "arp")
+        if other.ethertype == ETHERTYPE_EAPOL and interface.eapol:
+            return Decision("pass", "eapol")
         if interface.pass_non_tuple:
             return Decision("pass", "non_tuple")
         return Decision("drop", "non_ip")
-
     # A header that is cut off is no header, and no first fragment leaves a part
     # of it to the next (RFC 1858).
     if packet.fragment != "later":
         needed = {TCP: 20, UDP: 8}
         if len(packet.payload) < needed.get(packet.protocol, 0):
             return Decision("drop", "malformed")
+    return packet
 
+
+def _later_fragment(
+    packet: Packet, interface: Interface, fragments: Fragments, direction: str
+) -> Decision:
+    first = fragments.get((direction, interface.name, *packet.datagram))
+    if first is None:
+        return Decision("drop", "fragment_orphan")
+    if first == "pass":
+        return Decision("pass", "fragment_passed")
+    return Decision("drop", "fragment_dropped")
+
+
+def _other_protocol(packet: Packet, interface: Interface) -> Decision:
+    if packet.protocol == VRRP and interface.vrrp:
+        return Decision("pass", "vrrp")
+    if interface.pass_non_tuple:
+        return Decision("pass", "non_tuple")
+    return Decision("drop", "protocol")
+
+
+def decide(
+    frame: bytes,
+    interface: Interface,
+    rules: RuleSet,
+    sockets: Sockets | None = None,
+    fragments: Fragments | None = None,
+    flows: TrackedFlows | None = None,
+    *,
+    is_tracking: bool = False,
+) -> Decision:
+    """What becomes of a frame that arrives on an interface.
+
+    ``is_tracking``: some interface filters what leaves, so what is admitted is remembered.
+    """
+    sockets, flows = sockets or Sockets(), flows or TrackedFlows()
+    interface = interface.in_effect()
+    packet = _whole(frame, interface)
+    if isinstance(packet, Decision):
+        return packet
     if packet.family == 6 and not interface.ipv6:
         return Decision("drop", "ipv6_off")
-
     if packet.fragment == "later":
-        first = (fragments or {}).get((interface.name, *packet.datagram))
-        if first is None:
-            return Decision("drop", "fragment_orphan")
-        if first == "pass":
-            return Decision("pass", "fragment_passed")
-        return Decision("drop", "fragment_dropped")
-
-    if packet.protocol == (ICMP if packet.family == 4 else ICMPV6):
-        passes, reason = _judge_icmp(packet, interface, sockets)
-        if not passes and interface.pass_non_tuple:
-            return Decision("pass", "non_tuple")
-        return Decision("pass" if passes else "drop", reason)
-
+        return _later_fragment(packet, interface, fragments or {}, "ingress")
+    if packet.protocol == packet.icmp_protocol:
+        return _arriving_icmp(packet, interface, sockets, flows)
     if packet.protocol not in (TCP, UDP):
-        if interface.pass_non_tuple:
-            return Decision("pass", "non_tuple")
-        return Decision("drop", "protocol")
+        return _other_protocol(packet, interface)
 
-    ports = (_number(packet.payload, 0, 2), _number(packet.payload, 2, 2))
+    segment = segment_of(packet)
+    assert segment is not None
+    ports = (segment.source[1], segment.destination[1])
     if _is_dhcp(packet, ports, interface):
         return Decision("pass", "dhcp")
     if _is_ssh(packet, ports, interface):
         return Decision("pass", "ssh")
 
+    admitted = "adopt" if is_tracking else "none"
     protocol = "tcp" if packet.protocol == TCP else "udp"
     if sockets.is_established(
         Flow(protocol, packet.destination, ports[1], packet.source, ports[0])
     ):
-        return Decision("pass", "established")
+        return Decision("pass", "established", track=admitted)
+
+    flow = flows.find(segment)
+    if (
+        flow is not None
+        and flow.is_admitted_out
+        and not flow.is_from_initiator(segment)
+        and not segment.is_bare_syn
+    ):
+        if flow.is_plausible(segment):
+            return Decision("pass", "flow", track="renew")
+        return Decision("drop", "flow_invalid")
 
     matched = rules.match(protocol, packet.source, packet.destination, ports[1], interface)
     if matched is None:
@@ -591,15 +771,90 @@ def decide(
     if matched.action == "deny":
         return Decision("drop", "rule_deny", matched)
     if matched.action == "pass":
-        return Decision("pass", "rule_pass", matched)
+        return Decision("pass", "rule_pass", matched, admitted)
     if packet.fragment == "first":
         return Decision("drop", "fragment_intercept", matched)
     if (packet.family, protocol, matched.tproxy_port) in sockets.listeners:
-        return Decision("assign", "rule_intercept", matched)
+        return Decision("assign", "rule_intercept", matched, admitted)
     return Decision("drop", "no_listener", matched)
 
 
-def remember(frame: bytes, interface: Interface, decision: Decision, fragments: Fragments) -> None:
+def decide_egress(
+    frame: bytes,
+    interface: Interface,
+    rules: RuleSet,
+    fragments: Fragments | None = None,
+    flows: TrackedFlows | None = None,
+    *,
+    is_forwarded: bool = False,
+) -> Decision:
+    """What becomes of a frame that leaves by an interface; this host sends it, or forwards it."""
+    flows = flows or TrackedFlows()
+    interface = interface.in_effect()
+    if interface.is_loopback:
+        return Decision("pass", "loopback")
+    packet = _whole(frame, interface)
+    # This host knows what it began; of others' flows the beginning may not have been seen.
+    begins = "adopt" if is_forwarded else "open"
+    if not interface.outbound_filter:
+        is_tracked = isinstance(packet, Packet) and segment_of(packet) is not None
+        return Decision("pass", "egress", track=begins if is_tracked else "none")
+    if isinstance(packet, Decision):
+        return packet
+    if packet.family == 6 and not interface.ipv6:
+        return Decision("drop", "ipv6_off")
+    if packet.fragment == "later":
+        return _later_fragment(packet, interface, fragments or {}, "egress")
+    if packet.protocol == packet.icmp_protocol:
+        return _leaving_icmp(packet, interface, flows, is_forwarded=is_forwarded)
+    if packet.protocol not in (TCP, UDP):
+        return _other_protocol(packet, interface)
+
+    segment = segment_of(packet)
+    assert segment is not None
+    ports = (segment.source[1], segment.destination[1])
+    if _is_dhcp_request(packet, ports, interface):
+        return Decision("pass", "dhcp")
+    if _is_ssh_answer(packet, ports, interface):
+        return Decision("pass", "ssh")
+
+    flow = flows.find(segment)
+    if flow is not None:
+        from_initiator = flow.is_from_initiator(segment)
+        # A SYN begins another connection, unless it is the initiator's, sent again.
+        begins_anew = segment.is_bare_syn and (not from_initiator or flow.is_closed)
+        if not begins_anew and (not from_initiator or flow.is_admitted_out):
+            if not flow.is_plausible(segment):
+                return Decision("drop", "flow_invalid")
+            return Decision("pass", "flow", track="renew" if is_forwarded else "open")
+
+    protocol = "tcp" if packet.protocol == TCP else "udp"
+    matched = rules.match(
+        protocol, packet.source, packet.destination, ports[1], interface, "egress"
+    )
+    if matched is None:
+        return Decision("drop", "egress_no_rule")
+    if matched.action == "deny":
+        return Decision("drop", "rule_deny", matched)
+    return Decision("pass", "rule_pass", matched, "adopt")
+
+
+def carry_out(frame: bytes, decision: Decision, direction: str, flows: TrackedFlows) -> None:
+    """Let a frame that was decided have its effect on the flows."""
+    if decision.track == "none" or decision.verdict == "drop":
+        return
+    segment = segment_of(parse_frame(frame))
+    assert segment is not None
+    flows.track(segment, decision.track, "in" if direction == "ingress" else "out")
+
+
+def remember(
+    frame: bytes,
+    interface: Interface,
+    decision: Decision,
+    fragments: Fragments,
+    direction: str = "ingress",
+) -> None:
     """Let the fragments that follow a first one share its verdict."""
     try:
         packet = parse_frame(frame)
@@ -607,7 +862,7 @@ def remember(frame: bytes, interface: Interface, decision: Decision, fragments: 
         return
     if packet.fragment == "first":
         verdict = "drop" if decision.verdict == "drop" else "pass"
-        fragments[(interface.name, *packet.datagram)] = verdict
+        fragments[(direction, interface.name, *packet.datagram)] = verdict
 
 
 def addresses(*texts: str) -> frozenset[Address]:

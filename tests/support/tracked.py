@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Tracked flows, a second time: plain and slow, to compare the BPF programs with.
+
+Part of the reference model: written from the design and the RFCs, without sharing a
+line or an idea with the C or with zfw_py. Times are in seconds, sequence numbers are what the
+wire has, and an end of a flow is an address with a port (ICMP echo: its identifier).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+
+Address = IPv4Address | IPv6Address
+End = tuple[Address, int]
+
+ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
+FIN, SYN, RST, ACK = 1, 2, 4, 16
+
+OPENING_IDLE, CLOSING_IDLE, RESET_IDLE = 120, 120, 10
+# The largest window that Linux offers by itself is 6 MB; a number further off is not believed.
+NEAR = 8 << 20
+WRAP = 1 << 32
+
+
+def distance(a: int, b: int) -> int:
+    """``a - b``, of sequence numbers: RFC 9293 section 3.4."""
+    return (a - b + WRAP // 2) % WRAP - WRAP // 2
+
+
+def is_near(a: int, b: int) -> bool:
+    """Is either within a window of the other?"""
+    return abs(distance(a, b)) <= NEAR
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What a packet of TCP, UDP or ICMP echo says to who tracks flows."""
+
+    protocol: int
+    source: End
+    destination: End
+    flags: int = 0
+    sequence: int = 0
+    acknowledgment: int = 0
+    length: int = 0  # of the data, as the headers have it
+    is_request: bool = False  # ICMP echo
+
+    @property
+    def key(self) -> tuple[int, frozenset[End]]:
+        """What both directions of a flow share."""
+        return self.protocol, frozenset((self.source, self.destination))
+
+    @property
+    def is_tcp(self) -> bool:
+        return self.protocol == TCP
+
+    @property
+    def is_bare_syn(self) -> bool:
+        """It begins a connection."""
+        return self.is_tcp and self.flags & (SYN | ACK | RST | FIN) == SYN
+
+    @property
+    def is_bare_ack(self) -> bool:
+        """Neither begins nor ends anything."""
+        return self.is_tcp and self.flags & (SYN | ACK | RST | FIN) == ACK
+
+    @property
+    def is_reset(self) -> bool:
+        return self.is_tcp and bool(self.flags & RST)
+
+    @property
+    def end(self) -> int:
+        """The sequence number after this segment."""
+        return (
+            self.sequence + self.length + bool(self.flags & SYN) + bool(self.flags & FIN)
+        ) % WRAP
+
+
+@dataclass
+class TrackedFlow:
+    """A flow: who began it, how far it has come, what was admitted of its initiator.
+
+    ``next`` and ``acknowledged`` are, by end, the number after the highest sent and the highest
+    acknowledgment sent; an end that was not heard yet has 0. Of an initiator that has not been
+    answered, ``acknowledged`` is the number after its SYN: the least that an answer acknowledges.
+    """
+
+    protocol: int
+    initiator: End
+    responder: End
+    seen: float
+    stage: str = "started"  # "started", "answered" or "confirmed"
+    is_admitted_in: bool = False
+    is_admitted_out: bool = False
+    is_adopted: bool = False  # its beginning was not seen
+    is_reset: bool = False
+    fins: set[int] = field(default_factory=set)  # 0: the initiator has sent it, 1: the responder
+    next: dict[End, int] = field(default_factory=dict)
+    acknowledged: dict[End, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for end in (self.initiator, self.responder):
+            self.next.setdefault(end, 0)
+            self.acknowledged.setdefault(end, 0)
+
+    @property
+    def key(self) -> tuple[int, frozenset[End]]:
+        return self.protocol, frozenset((self.initiator, self.responder))
+
+    @property
+    def is_closed(self) -> bool:
+        """A new SYN begins a new flow."""
+        return self.is_reset or len(self.fins) == 2
+
+    @property
+    def state(self) -> str:
+        """As it is listed."""
+        if self.is_reset:
+            return "reset"
+        if len(self.fins) == 2:
+            return "closing"
+        return "open" if self.stage == "confirmed" else self.stage
+
+    # What a packet of this flow says; none of it changes anything.
+
+    def is_from_initiator(self, segment: Segment) -> bool:
+        return segment.source == self.initiator
+
+    def _other(self, segment: Segment) -> End:
+        return self.responder if self.is_from_initiator(segment) else self.initiator
+
+    def _answers_syn(self, segment: Segment) -> bool:
+        """Does it acknowledge the SYN, and no more than came with it (RFC 9293, RFC 7413)?"""
+        least, most = self.acknowledged[self.initiator], self.next[self.initiator]
+        return (
+            bool(segment.flags & ACK)
+            and (segment.acknowledgment - least) % WRAP <= (most - least) % WRAP
+        )
+
+    def is_exact_reset(self, segment: Segment) -> bool:
+        """Does a RST have the very number that is expected (RFC 5961 section 3)?"""
+        if self.stage != "started":
+            return segment.sequence in (
+                self.acknowledged[self._other(segment)],
+                self.next[segment.source],
+            )
+        if self.is_from_initiator(segment):
+            return segment.sequence == self.next[self.initiator]
+        if self.is_adopted:
+            return segment.sequence == self.acknowledged[self.initiator]
+        # Connection refused: RFC 9293 section 3.10.7.3.
+        return self._answers_syn(segment)
+
+    def is_plausible(self, segment: Segment) -> bool:
+        """Could this packet be of this flow, as far as it has numbers?"""
+        if self.protocol == UDP:
+            return True
+        if not segment.is_tcp:
+            return self.is_from_initiator(segment) == segment.is_request
+        is_started = self.stage == "started"
+        if self.is_from_initiator(segment) and is_started:
+            # Its RST may end an older connection that the other end still has.
+            return True
+        if segment.is_reset:
+            return self.is_exact_reset(segment) or (
+                not is_started
+                and is_near(segment.sequence, self.acknowledged[self._other(segment)])
+            )
+        if not is_started:
+            return True
+        if self.is_adopted:
+            return bool(segment.flags & ACK) and is_near(
+                segment.acknowledgment, self.next[self.initiator]
+            )
+        if segment.flags & SYN:
+            return self._answers_syn(segment)
+        # An older connection's other end answers a SYN with a bare ACK: RFC 5961 section 4.
+        return segment.is_bare_ack and segment.length == 0
+
+    def is_proof(self, segment: Segment) -> bool:
+        """Does it show that its sender has seen what the other end sent?"""
+        if self.protocol == UDP:
+            return True
+        if not segment.is_tcp:
+            return self.is_from_initiator(segment) == segment.is_request
+        if not segment.flags & ACK or segment.is_reset:
+            return False
+        if self.is_adopted or self.stage != "started":
+            return is_near(segment.acknowledgment, self.next[self._other(segment)])
+        return bool(segment.flags & SYN) and self._answers_syn(segment)
+
+    # What a packet changes.
+
+    def _note_numbers(self, segment: Segment, is_believed: bool) -> None:
+        sender, other = segment.source, self._other(segment)
+        from_initiator = self.is_from_initiator(segment)
+        if segment.is_reset:
+            self.is_reset |= self.is_exact_reset(segment)
+            return
+        if segment.flags & FIN and is_near(segment.sequence, self.acknowledged[other]):
+            self.fins.add(0 if from_initiator else 1)
+        is_first = not from_initiator and self.stage == "started"
+        if is_first or (
+            distance(segment.end, self.next[sender]) > 0 and is_near(segment.end, self.next[sender])
+        ):
+            self.next[sender] = segment.end
+        if segment.flags & ACK and (
+            is_first
+            or (
+                distance(segment.acknowledgment, self.acknowledged[sender]) > 0
+                and is_near(segment.acknowledgment, self.acknowledged[sender])
+            )
+        ):
+            self.acknowledged[sender] = segment.acknowledgment
+        if is_first and not self.is_adopted:
+            # What the initiator has to acknowledge: the answer's SYN.
+            self.acknowledged[other] = (segment.sequence + 1) % WRAP
+        if from_initiator and self.stage == "started" and is_believed and segment.flags & ACK:
+            # It has seen an answer that we have not.
+            self.acknowledged[sender] = self.next[other] = segment.acknowledgment
+            self.acknowledged[other] = segment.sequence
+
+    def follow(self, segment: Segment, how: str, admitted: str, now: float) -> None:
+        """A packet of this flow, which is neither forgotten nor begun anew."""
+        from_initiator = self.is_from_initiator(segment)
+        is_proof = self.is_proof(segment)
+        if segment.is_tcp:
+            if segment.is_bare_syn:
+                return
+            is_answer = not from_initiator and self.stage == "started"
+            if is_answer and not segment.is_reset and not is_proof:
+                return
+            self._note_numbers(segment, how == "open")
+        self.seen = now
+        if not from_initiator:
+            if self.stage == "started" and is_proof:
+                self.stage = "answered"
+            return
+        if admitted == "in":
+            self.is_admitted_in = True
+        else:
+            self.is_admitted_out = True
+        is_own_ack = how == "open" and segment.is_tcp and segment.flags & (ACK | RST) == ACK
+        if is_own_ack or (self.stage == "answered" and is_proof):
+            self.stage = "confirmed"
+
+
+def _may_begin(segment: Segment, how: str) -> bool:
+    if segment.protocol == UDP:
+        return True
+    if not segment.is_tcp:
+        return segment.is_request
+    return segment.is_bare_syn or (how == "adopt" and segment.is_bare_ack)
+
+
+@dataclass
+class TrackedFlows:
+    """All flows; ``now`` is asked for the time."""
+
+    udp_idle: float = 30
+    tcp_idle: float = 3600
+    now: float = 0
+    flows: dict[tuple[int, frozenset[End]], TrackedFlow] = field(default_factory=dict)
+
+    def is_forgotten(self, flow: TrackedFlow) -> bool:
+        """Is it as if there was none?"""
+        if flow.protocol != TCP:
+            idle = self.udp_idle
+        elif flow.is_reset:
+            idle = RESET_IDLE
+        elif len(flow.fins) == 2:
+            idle = CLOSING_IDLE
+        elif flow.stage != "confirmed":
+            idle = OPENING_IDLE
+        else:
+            idle = self.tcp_idle
+        return flow.seen + idle < self.now
+
+    def find(self, segment: Segment) -> TrackedFlow | None:
+        """The flow of a packet, unless it is forgotten."""
+        flow = self.flows.get(segment.key)
+        return None if flow is None or self.is_forgotten(flow) else flow
+
+    def listed(self) -> list[TrackedFlow]:
+        """Those that are not forgotten."""
+        return [flow for flow in self.flows.values() if not self.is_forgotten(flow)]
+
+    def put(self, flow: TrackedFlow) -> None:
+        """A flow from elsewhere."""
+        self.flows[flow.key] = flow
+
+    def track(self, segment: Segment, how: str, admitted: str) -> None:
+        """A packet that passed: ``how`` is "renew", "open" or "adopt", ``admitted`` "in" or "out".
+
+        "renew" makes no flow, "open" makes one of the first packet of a flow, "adopt"
+        of any other packet of TCP too. Only what this host sends itself is "open".
+        """
+        flow = self.find(segment)
+        if flow is None or (segment.is_bare_syn and flow.is_closed):
+            if how != "renew" and _may_begin(segment, how):
+                self._begin(segment, {admitted})
+            return
+        if segment.is_bare_syn and flow.is_from_initiator(segment) and flow.stage == "started":
+            # Sent again, perhaps with another number.
+            before = {"in"} if flow.is_admitted_in else set()
+            before |= {"out"} if flow.is_admitted_out else set()
+            self._begin(segment, before | {admitted})
+            return
+        flow.follow(segment, how, admitted, self.now)
+
+    def _begin(self, segment: Segment, admitted: set[str]) -> None:
+        flow = TrackedFlow(
+            segment.protocol,
+            segment.source,
+            segment.destination,
+            self.now,
+            is_admitted_in="in" in admitted,
+            is_admitted_out="out" in admitted,
+        )
+        if segment.is_tcp:
+            flow.is_adopted = not segment.is_bare_syn
+            flow.next[segment.source] = segment.end
+            flow.acknowledged[segment.source] = (
+                segment.acknowledgment if flow.is_adopted else (segment.sequence + 1) % WRAP
+            )
+        self.flows[flow.key] = flow
