@@ -54,6 +54,9 @@ static __always_inline bool decide_egress_flow(struct __sk_buff *skb, struct zfw
 		return false;
 	if (match.is_initiator && !(match.flags & ZFW_FLOW_ADMITTED_OUT))
 		return false;
+	/* The other end asks too, with the same identifier: an echo of its own. */
+	if (is_icmp(packet) && !is_plausible(packet, &match))
+		return false;
 	if (is_plausible(packet, &match)) {
 		decided(decision, ZFW_VERDICT_PASS, ZFW_REASON_FLOW);
 		/* The host's own end is believed as it is. */

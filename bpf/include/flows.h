@@ -56,6 +56,11 @@ static __always_inline bool is_only_syn(const struct zfw_packet *packet)
 	return (packet->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
 }
 
+static __always_inline bool is_only_ack(const struct zfw_packet *packet)
+{
+	return (packet->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_ACK;
+}
+
 /* The key of a packet's flow; which end sent the packet. */
 static __always_inline __u32 flow_key(const struct zfw_packet *packet, struct zfw_flow_key *key)
 {
@@ -165,13 +170,16 @@ static __always_inline bool acknowledges_syn(const struct zfw_packet *packet,
 						      match->other_next - match->other_acknowledged;
 }
 
-/* Is this RST's number the very one that is expected? */
+/* Is this RST's number the very one that is expected? What follows data that is not
+ * acknowledged yet has to acknowledge all that the other end sent: without that, a blind
+ * segment would move own_next to where the RST after it wants it. */
 static __always_inline bool is_exact_reset(const struct zfw_packet *packet,
 					   const struct flow_match *match)
 {
 	if (match->stage != ZFW_FLOW_STARTED)
 		return packet->sequence == match->other_acknowledged ||
-		       packet->sequence == match->own_next;
+		       (packet->sequence == match->own_next && packet->tcp_flags & TCP_ACK &&
+			packet->acknowledgment == match->other_next);
 	if (match->is_initiator)
 		return packet->sequence == match->own_next;
 	return match->flags & ZFW_FLOW_ADOPTED ? packet->sequence == match->other_acknowledged :
@@ -186,11 +194,14 @@ static __always_inline bool is_plausible(const struct zfw_packet *packet,
 		return true;
 	if (packet->protocol != IPPROTO_TCP)
 		return match->is_initiator == packet->is_echo_request;
+	/* Its RST may end an older connection of the other end, see below. */
+	if (match->is_initiator && match->stage == ZFW_FLOW_STARTED)
+		return true;
 	if (packet->tcp_flags & TCP_RST)
 		return is_exact_reset(packet, match) ||
 		       (match->stage != ZFW_FLOW_STARTED &&
 			is_near(packet->sequence, match->other_acknowledged));
-	if (match->is_initiator || match->stage != ZFW_FLOW_STARTED)
+	if (match->stage != ZFW_FLOW_STARTED)
 		return true;
 	if (match->flags & ZFW_FLOW_ADOPTED)
 		return packet->tcp_flags & TCP_ACK &&
@@ -199,15 +210,18 @@ static __always_inline bool is_plausible(const struct zfw_packet *packet,
 		return acknowledges_syn(packet, match);
 	/* The other end may still have an older connection. It says so with a bare
 	 * ACK, which the initiator answers with the RST that ends that one. */
-	return packet->tcp_flags & TCP_ACK && packet->transport_length == packet->tcp_header;
+	return is_only_ack(packet) && packet->transport_length == packet->tcp_header;
 }
 
 /* Does this packet show that its sender has seen what the other end sent? */
 static __always_inline bool is_proof(const struct zfw_packet *packet,
 				     const struct flow_match *match)
 {
-	if (packet->protocol != IPPROTO_TCP)
+	if (packet->protocol == IPPROTO_UDP)
 		return true;
+	/* Both ends may ask, with one identifier. */
+	if (packet->protocol != IPPROTO_TCP)
+		return match->is_initiator == packet->is_echo_request;
 	if (!(packet->tcp_flags & TCP_ACK) || packet->tcp_flags & TCP_RST)
 		return false;
 	if (match->flags & ZFW_FLOW_ADOPTED || match->stage != ZFW_FLOW_STARTED)
@@ -215,9 +229,11 @@ static __always_inline bool is_proof(const struct zfw_packet *packet,
 	return packet->tcp_flags & TCP_SYN && acknowledges_syn(packet, match);
 }
 
-/* TCP: what the flow knows of its ends' numbers after this packet. */
+/* TCP: what the flow knows of its ends' numbers after this packet, which this host
+ * sends if it is believed. */
 static __always_inline void note_numbers(const struct zfw_packet *packet, struct zfw_flow *flow,
-					 const struct flow_match *match, __u32 end)
+					 const struct flow_match *match, __u32 end,
+					 bool is_believed)
 {
 	__u32 data = packet->transport_length - packet->tcp_header;
 	__u32 next = packet->sequence + data + !!(packet->tcp_flags & TCP_SYN) +
@@ -239,6 +255,17 @@ static __always_inline void note_numbers(const struct zfw_packet *packet, struct
 	    (is_new || (sequence_distance(packet->acknowledgment, match->own_acknowledged) > 0 &&
 			is_near(packet->acknowledgment, match->own_acknowledged))))
 		flow->acknowledged[end] = packet->acknowledgment;
+
+	/* Until here the initiator's was the number after its own SYN. */
+	if (is_new && !(match->flags & ZFW_FLOW_ADOPTED)) {
+		flow->acknowledged[!end] = packet->sequence + 1;
+	} else if (is_believed && match->is_initiator && match->stage == ZFW_FLOW_STARTED &&
+		   packet->tcp_flags & TCP_ACK) {
+		/* This host has seen an answer that we have not. */
+		flow->acknowledged[end] = packet->acknowledgment;
+		flow->next[!end] = packet->acknowledgment;
+		flow->acknowledged[!end] = packet->sequence;
+	}
 }
 
 static __always_inline bool may_begin(const struct zfw_packet *packet, __u32 track)
@@ -247,9 +274,7 @@ static __always_inline bool may_begin(const struct zfw_packet *packet, __u32 tra
 		return true;
 	if (packet->protocol != IPPROTO_TCP)
 		return packet->is_echo_request;
-	return is_only_syn(packet) ||
-	       (track == ZFW_TRACK_ADOPT &&
-		(packet->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_ACK);
+	return is_only_syn(packet) || (track == ZFW_TRACK_ADOPT && is_only_ack(packet));
 }
 
 static __always_inline void begin_flow(const struct zfw_packet *packet, void *opening,
@@ -323,13 +348,16 @@ __noinline int track_flow(struct zfw_packet *packet, __u32 track, __u32 admitted
 		/* A SYN sent again, perhaps with another number. */
 		if (is_only_syn(packet)) {
 			if (match.is_initiator && match.stage == ZFW_FLOW_STARTED)
-				begin_flow(packet, opening, &key, end, match.flags | admitted);
+				begin_flow(packet, opening, &key, end,
+					   (match.flags &
+					    (ZFW_FLOW_ADMITTED_IN | ZFW_FLOW_ADMITTED_OUT)) |
+						   admitted);
 			return 0;
 		}
 		if (!match.is_initiator && match.stage == ZFW_FLOW_STARTED &&
 		    !(packet->tcp_flags & TCP_RST) && !is_proof(packet, &match))
 			return 0;
-		note_numbers(packet, flow, &match, end);
+		note_numbers(packet, flow, &match, end, track == ZFW_TRACK_OPEN);
 	}
 	flow->seen = bpf_ktime_get_coarse_ns();
 	if (match.is_initiator) {

@@ -41,6 +41,13 @@
 #define ICMPV6_ND_HOP_LIMIT 255
 #define ICMPV6_MLD_HOP_LIMIT 1
 
+static __always_inline bool is_echo(__u8 family, __u8 type)
+{
+	if (family == ZFW_AF_INET)
+		return type == ICMP_ECHO_REQUEST || type == ICMP_ECHO_REPLY;
+	return type == ICMPV6_ECHO_REQUEST || type == ICMPV6_ECHO_REPLY;
+}
+
 /*
  * The packet that an error quotes, turned round: addresses, ports and protocol of
  * its answer-> 1, or 0 if it quotes none of TCP, UDP or echo. A global function: the
@@ -101,8 +108,7 @@ __noinline int read_quote(struct __sk_buff *skb, struct zfw_packet *packet,
 		__builtin_memcpy(&answer->destination_port, quoted.transport, 2);
 		__builtin_memcpy(&answer->source_port, quoted.transport + 2, 2);
 	} else if (answer->protocol == packet->protocol) {
-		if (quoted.transport[0] !=
-		    (packet->family == ZFW_AF_INET ? ICMP_ECHO_REQUEST : ICMPV6_ECHO_REQUEST))
+		if (!is_echo(packet->family, quoted.transport[0]))
 			return 0;
 		__builtin_memcpy(&answer->source_port, quoted.transport + 4, 2);
 		answer->destination_port = answer->source_port;

@@ -141,9 +141,14 @@ class TrackedFlow:
     def is_exact_reset(self, segment: Segment) -> bool:
         """Does a RST have the very number that is expected (RFC 5961 section 3)?"""
         if self.stage != "started":
-            return segment.sequence in (
-                self.acknowledged[self._other(segment)],
-                self.next[segment.source],
+            if segment.sequence == self.acknowledged[self._other(segment)]:
+                return True
+            # After data that is not acknowledged yet. Its sender may be anybody, so that it
+            # has to know as well what the other end has sent.
+            return (
+                segment.sequence == self.next[segment.source]
+                and bool(segment.flags & ACK)
+                and segment.acknowledgment == self.next[self._other(segment)]
             )
         if self.is_from_initiator(segment):
             return segment.sequence == self.next[self.initiator]
