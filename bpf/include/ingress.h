@@ -102,6 +102,8 @@ static __always_inline struct bpf_sock *decide_ingress_rules(struct __sk_buff *s
 							     const struct zfw_interface *interface,
 							     struct zfw_decision *decision)
 {
+	enum zfw_track track =
+		interface->link_flags & ZFW_LINK_TRACK ? ZFW_TRACK_ADOPT : ZFW_TRACK_NONE;
 	struct zfw_port_rule rule = {};
 	struct bpf_sock *sk;
 	int match = find_rule(packet, interface, ZFW_TABLE_INGRESS, &rule);
@@ -123,10 +125,9 @@ static __always_inline struct bpf_sock *decide_ingress_rules(struct __sk_buff *s
 		decided(decision, ZFW_VERDICT_DROP, ZFW_REASON_RULE_DENY);
 		return NULL;
 	}
-	if (interface->link_flags & ZFW_LINK_TRACK)
-		decision->track = ZFW_TRACK_ADOPT;
 	if (rule.action == ZFW_ACTION_PASS) {
 		decided(decision, ZFW_VERDICT_PASS, ZFW_REASON_RULE_PASS);
+		decision->track = track;
 		return NULL;
 	}
 	/* An assigned socket does not survive reassembly: without it the whole
@@ -143,10 +144,12 @@ static __always_inline struct bpf_sock *decide_ingress_rules(struct __sk_buff *s
 		return NULL;
 	}
 	sk = find_listener(skb, packet, rule.tproxy_port);
-	if (sk)
-		decided(decision, ZFW_VERDICT_ASSIGN, ZFW_REASON_RULE_INTERCEPT);
-	else
+	if (!sk) {
 		decided(decision, ZFW_VERDICT_DROP, ZFW_REASON_NO_LISTENER);
+		return NULL;
+	}
+	decided(decision, ZFW_VERDICT_ASSIGN, ZFW_REASON_RULE_INTERCEPT);
+	decision->track = track;
 	return sk;
 }
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The BPF program against the reference model: random rules, random frames, one answer.
+"""The BPF programs against the reference model: random rules, flows and frames, one answer.
 
 For a longer run: ZFW_DIFFERENTIAL_COMPARISONS=1000000, and ZFW_DIFFERENTIAL_SEED=N
 to repeat one that failed.
@@ -11,8 +11,10 @@ import json
 import os
 import socket
 import time
+from collections import Counter
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from ipaddress import ip_address, ip_network
 from random import Random
 from typing import TYPE_CHECKING
@@ -20,8 +22,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support import packets
+from tests.support.flow_tables import clear_flows, programs, run, write_flow
 from tests.support.listeners import Listener
-from tests.support.packets import Scene, is_testable, random_frame, random_rules
+from tests.support.packets import Scene, is_testable, random_flow, random_frame, random_rules
 from tests.support.reference import (
     LOOPBACK,
     Decision,
@@ -30,16 +33,19 @@ from tests.support.reference import (
     Interface,
     RuleSet,
     Sockets,
+    carry_out,
     decide,
+    decide_egress,
     parse_frame,
     remember,
     rule,
+    segment_of,
 )
+from tests.support.tracked import TrackedFlow, TrackedFlows
 from zfw_py import Delete, Firewall, Insert, Prefix, Rule, RuleKey
 from zfw_py.abi.codec import decode_prefix_key
 from zfw_py.firewall.rules import port_rules
 from zfw_py.firewall.tables import Tables
-from zfw_py.kernel import bpf
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,6 +57,8 @@ pytestmark = [pytest.mark.kernel, pytest.mark.slow]
 
 SEEDS = range(10)
 FRAMES_PER_SEED = 2400
+# Of those that leave, in the same worlds.
+LEAVING_PER_SEED = 1200
 STAGES = 3
 SHOWN_MISMATCHES = 3
 
@@ -73,6 +81,10 @@ LISTENERS = {
     (4, "udp", 40004),
 }
 EXTRA_INTERFACE, UNKNOWN_INTERFACE = "other0", "other1"
+FLOWS = 60
+UDP_IDLE = 300
+# Seconds since the last packet of a flow: none gets near a limit while a stage is compared.
+AGES = (0, 0, 0, 60, 200, 400, 4000)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -119,17 +131,21 @@ def _compare(network: Network, seed: int, frames: int) -> None:
             else:
                 world.edit(rng)
             world.check_rules()
+            world.fill_flows(rng)
+            directions = ["ingress"] * (frames // STAGES)
+            directions += ["egress"] * (frames * LEAVING_PER_SEED // FRAMES_PER_SEED // STAGES)
+            rng.shuffle(directions)
             mismatches = [
                 found
-                for _ in range(frames // STAGES)
-                if (found := world.compare_one(rng)) is not None
+                for direction in directions
+                if (found := world.compare_one(rng, direction)) is not None
             ]
             if mismatches:
                 rules = "\n".join(f"  {each}" for each in world.model)
                 shown = "\n\n".join(mismatches[:SHOWN_MISMATCHES])
                 pytest.fail(
                     f"ZFW_DIFFERENTIAL_SEED={seed}, stage {stage}: {len(mismatches)} of"
-                    f" {frames // STAGES} differ\nrules in order of entry:\n{rules}\n{shown}",
+                    f" {len(directions)} differ\nrules in order of entry:\n{rules}\n{shown}",
                     pytrace=False,
                 )
 
@@ -140,6 +156,7 @@ def _new_rules(rng: Random) -> list[reference.Rule]:
         rng.choice(SIZES),
         tproxy_ports=TPROXY_PORTS,
         interfaces=("lo", "gw0", EXTRA_INTERFACE, UNKNOWN_INTERFACE),
+        egress=rng.choice((0.05, 0.4)),
     )
 
 
@@ -152,15 +169,20 @@ class _World:
     sockets: Sockets
     model: RuleSet = field(default_factory=RuleSet)
     fragments: Fragments = field(default_factory=dict)
+    flows: TrackedFlows = field(default_factory=partial(TrackedFlows, UDP_IDLE))
     first_fragments: list[reference.Packet] = field(default_factory=list)
     # What names the rule of a slot.
     keys: dict[int, tuple[object, ...]] = field(default_factory=dict)
+    # A rule names it: then the program has a row for it.
+    is_unknown_named: bool = False
+    reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def insert(self, rules: list[reference.Rule]) -> None:
         """Add rules to both."""
         self.firewall.apply([Insert(_rule(each)) for each in rules])
         for each in rules:
             self.model.insert(each)
+            self.is_unknown_named |= UNKNOWN_INTERFACE in each.interfaces
 
     def edit(self, rng: Random) -> None:
         """Delete some rules, change some, add some, in one batch; then turn settings."""
@@ -214,42 +236,93 @@ class _World:
             for each in self.model
         }
 
-    def compare_one(self, rng: Random) -> str | None:
+    def fill_flows(self, rng: Random) -> None:
+        """Other flows in the tables, of both; some are forgotten already."""
+        clear_flows()
+        self.flows.flows.clear()
+        self.flows.now = time.monotonic()
+        scene = Scene(self.interfaces[0], list(self.model))
+        with Tables(is_writer=True) as tables:
+            for _ in range(FLOWS):
+                flow = random_flow(rng, scene, self.flows.now, AGES)
+                # The model would have it twice, the program once in each of its tables.
+                if flow.key in self.flows.flows or flow.initiator == flow.responder:
+                    continue
+                self.flows.put(flow)
+                write_flow(tables, flow)
+
+    def compare_one(self, rng: Random, direction: str) -> str | None:
         """Ask both about a frame; what is to be said if they differ."""
-        interface = rng.choice(self.interfaces)
-        scene = Scene(interface, list(self.model), self.sockets, self.first_fragments)
+        # Of an interface without settings nothing leaves by a program of ours.
+        interfaces = self.interfaces if direction == "ingress" else self.interfaces[:-1]
+        interface = rng.choice(interfaces)
+        came_by = rng.choice((None, EXTRA_INTERFACE)) if direction == "egress" else None
+        tracked = list(self.flows.flows.values())
+        scene = Scene(interface, list(self.model), self.sockets, self.first_fragments, tracked)
         frame = random_frame(rng, scene)
         while not is_testable(frame):
             frame = random_frame(rng, scene)
-        wanted = decide(frame, interface, self.model, self.sockets, self.fragments)
-        got = self.firewall.explain(frame, interface.name)
+        self.flows.now = time.monotonic()
+        wanted = self._decide(frame, interface, direction, came_by)
+        got = self.firewall.explain(frame, interface.name, direction, came_by)
         got_key = None if got.slot is None else self.keys[got.slot]
         wanted_key = wanted.rule.key if wanted.rule else None
-        if (got.verdict, got.reason, got_key) == (wanted.verdict, wanted.reason, wanted_key):
+        if (got.verdict, got.reason, got_key, got.track) == (
+            *(wanted.verdict, wanted.reason, wanted_key),
+            wanted.track,
+        ):
+            self.reasons[direction, wanted.reason] += 1
             if rng.random() < 0.2:
-                self._note_first_fragment(frame, interface, wanted)
+                self._note_first_fragment(frame, interface, wanted, direction, came_by)
             return None
         return (
-            f"{interface}\nframe   {frame.hex()}\n"
-            f"model   {wanted}\nprogram {got.verdict} {got.reason} {got_key}"
+            f"{direction} by {came_by} {interface}\nframe   {frame.hex()}\n"
+            f"model   {wanted}\nprogram {got.verdict} {got.reason} {got_key} {got.track}\n"
+            f"flow    {self._flow_of(frame)}"
         )
 
-    def _note_first_fragment(self, frame: bytes, interface: Interface, wanted: Decision) -> None:
-        """Let both see a first fragment arrive, that later ones may follow it."""
+    def _decide(
+        self, frame: bytes, interface: Interface, direction: str, came_by: str | None
+    ) -> Decision:
+        if direction == "egress":
+            return decide_egress(
+                *(frame, interface, self.model, self.fragments, self.flows),
+                is_forwarded=came_by is not None,
+            )
+        return decide(
+            *(frame, interface, self.model, self.sockets, self.fragments, self.flows),
+            is_tracking=(interface.name != UNKNOWN_INTERFACE or self.is_unknown_named)
+            and any(each.outbound_filter for each in self.interfaces),
+        )
+
+    def _flow_of(self, frame: bytes) -> TrackedFlow | None:
+        try:
+            segment = segment_of(parse_frame(frame))
+        except Exception:  # noqa: BLE001 - not a packet, whatever it is
+            return None
+        return segment and self.flows.find(segment)
+
+    def _note_first_fragment(
+        self,
+        frame: bytes,
+        interface: Interface,
+        wanted: Decision,
+        direction: str,
+        came_by: str | None,
+    ) -> None:
+        """Let both see a first fragment pass by, that later ones may follow it."""
         try:
             packet = parse_frame(frame)
         except Exception:  # noqa: BLE001 - not a packet, whatever it is
             return
-        if packet.fragment != "first":
+        # What has no whole header is malformed, and on loopback nothing that leaves is read.
+        if packet.fragment != "first" or (wanted.reason == "loopback" and direction == "egress"):
             return
         # The program that runs on the wire: explain has no effect.
-        with Tables(is_writer=False) as tables:
-            program = bpf.open_pin(f"{tables.directory}/ingress")
-            context = bytearray(192)
-            context[40:44] = socket.if_nametoindex(interface.name).to_bytes(4, "little")
-            bpf.test_run(program, frame, bytes(context))
-            os.close(program)
-        remember(frame, interface, wanted, self.fragments)
+        with programs() as running:
+            run(running[direction], frame, interface.name, came_by)
+        remember(frame, interface, wanted, self.fragments, direction)
+        carry_out(frame, wanted, direction, self.flows)
         self.first_fragments.append(packet)
         del self.first_fragments[:-20]
 
@@ -259,7 +332,8 @@ def _world(network: Network, rng: Random) -> Iterator[_World]:
     """A firewall with some interfaces and sockets, without a rule."""
     _add_addresses(network)
     firewall = Firewall()
-    firewall.attach(network.interface)
+    firewall.attach(network.interface, "both")
+    firewall.set_flow_limits(udp_idle=UDP_IDLE)
     try:
         with ExitStack() as stack:
             interfaces = [
@@ -314,6 +388,9 @@ def _set_at_random(rng: Random, firewall: Firewall, interface: Interface) -> Int
         "ipv6": rng.random() < 0.75,
         "per_interface_rules": rng.random() < 0.4,
         "pass_non_tuple": rng.random() < 0.25,
+        "outbound_filter": rng.random() < 0.5,
+        "vrrp": rng.random() < 0.3,
+        "eapol": rng.random() < 0.3,
     }
     for setting, on in settings.items():
         firewall.set([interface.name], setting, on)

@@ -17,6 +17,7 @@ from tests.support.reference import (
     AUTHENTICATION,
     DESTINATION_OPTIONS,
     ETHERTYPE_ARP,
+    ETHERTYPE_EAPOL,
     ETHERTYPE_IPV4,
     ETHERTYPE_IPV6,
     FRAGMENT,
@@ -27,6 +28,7 @@ from tests.support.reference import (
     ROUTING,
     TCP,
     UDP,
+    VRRP,
     Address,
     Flow,
     Interface,
@@ -35,6 +37,7 @@ from tests.support.reference import (
     Rule,
     Sockets,
 )
+from tests.support.tracked import NEAR, WRAP, End, TrackedFlow
 
 # The largest frame that BPF_PROG_TEST_RUN takes is a page less head and tail room.
 MAX_FRAME = 3000
@@ -50,6 +53,7 @@ class Scene:
     sockets: Sockets = field(default_factory=Sockets)
     # First fragments that were seen.
     first_fragments: list[Packet] = field(default_factory=list)
+    tracked: Sequence[TrackedFlow] = ()
 
 
 # --- headers ---------------------------------------------------------------------------------
@@ -264,7 +268,7 @@ def _at_exception(rng: Random, scene: Scene) -> _Segment:
     """DHCP or SSH, or nearly."""
     family = rng.choice((4, 6))
     protocol, source_port, destination_port = rng.choice(
-        ((TCP, 50000, 22), (UDP, 67, 68), (UDP, 547, 546))
+        ((TCP, 50000, 22), (UDP, 67, 68), (UDP, 547, 546), (UDP, 68, 67), (UDP, 546, 547))
     )
     if _chance(rng, 0.15):
         source_port, destination_port = destination_port, source_port
@@ -278,6 +282,96 @@ def _at_exception(rng: Random, scene: Scene) -> _Segment:
         protocol,
         _transport(rng, protocol, source_port, destination_port),
     )
+
+
+_OFFSETS = (0, 0, 0, 0, 1, -1, 1000, -1000, NEAR, NEAR + 1, -NEAR, -NEAR - 1, 1 << 31)
+
+
+def _number_of(rng: Random, numbers: Sequence[int]) -> int:
+    """One of these, or so far from it that it matters; rarely any."""
+    if _chance(rng, 0.05):
+        return rng.randrange(WRAP)
+    return (rng.choice(numbers) + rng.choice(_OFFSETS)) % WRAP
+
+
+def _transport_of(rng: Random, flow: TrackedFlow, source: End, destination: End) -> bytes:
+    if flow.protocol == TCP:
+        flags = rng.choice((2, 18, 16, 16, 24, 17, 4, 20, 4, 1, 0, 3, 6, rng.randrange(64)))
+        sequence = _number_of(
+            rng, (flow.next.get(source, 0), flow.acknowledged.get(destination, 0))
+        )
+        acknowledgment = _number_of(
+            rng, (flow.next.get(destination, 0), flow.acknowledged.get(source, 0))
+        )
+        return tcp(
+            *(source[1], destination[1], flags, bytes(rng.choice((0, 0, 0, 5)))),
+            sequence=sequence,
+            acknowledgment=acknowledgment,
+        )
+    if flow.protocol == UDP:
+        return udp(source[1], destination[1], bytes(rng.choice((0, 4))))
+    kinds = (8, 0) if flow.protocol == ICMP else (128, 129)
+    rest = source[1].to_bytes(2, "big") + rng.randbytes(2)
+    return icmp(rng.choice(kinds), rest=rest, payload=bytes(rng.choice((0, 8))))
+
+
+def _ends_of(rng: Random, flow: TrackedFlow) -> tuple[End, End]:
+    """Who sends, and who to; nearly always the flow's own ends."""
+    source, destination = rng.sample((flow.initiator, flow.responder), 2)
+    if flow.protocol in (TCP, UDP) and _chance(rng, 0.05):
+        destination = (destination[0], destination[1] ^ 1)
+    return source, destination
+
+
+def _at_tracked(rng: Random, scene: Scene) -> _Segment:
+    """A packet of a flow that is tracked, or nearly."""
+    flow = rng.choice(scene.tracked)
+    source, destination = _ends_of(rng, flow)
+    payload = _transport_of(rng, flow, source, destination)
+    return _Segment(source[0], destination[0], flow.protocol, payload)
+
+
+def random_flow(rng: Random, scene: Scene, now: float, ages: Sequence[float]) -> TrackedFlow:
+    """A flow in any state that its packets can bring about, and some that they cannot."""
+    family = rng.choice((4, 6))
+    protocol = rng.choice((TCP, TCP, TCP, UDP, ICMP if family == 4 else ICMPV6))
+    initiator, responder = (
+        (
+            _address(rng, scene, family),
+            _port(rng) if _chance(rng, 0.5) else 40000 + rng.randrange(9),
+        )
+        for _ in range(2)
+    )
+    if scene.rules and _chance(rng, 0.5):
+        rule = rng.choice(scene.rules)
+        if rule.family == family:
+            initiator = (_address_near(rng, rule.source), initiator[1])
+            responder = (_address_near(rng, rule.destination), _port_near(rng, rule))
+    if protocol not in (TCP, UDP):
+        responder = (responder[0], initiator[1])
+    flow = TrackedFlow(
+        protocol,
+        initiator,
+        responder,
+        now - rng.choice(ages),
+        stage=rng.choice(("started", "answered", "confirmed")),
+        is_admitted_in=_chance(rng, 0.5),
+        is_admitted_out=_chance(rng, 0.7),
+    )
+    if protocol == TCP:
+        flow.is_adopted = _chance(rng, 0.25)
+        flow.is_reset = _chance(rng, 0.1)
+        flow.fins = {number for number in (0, 1) if _chance(rng, 0.25)}
+        start = rng.choice((rng.randrange(WRAP), WRAP - 5, 5))
+        flow.next[initiator] = start
+        flow.acknowledged[initiator] = (start - rng.choice((0, 0, 5))) % WRAP
+        if flow.stage != "started":
+            flow.next[responder] = rng.randrange(WRAP)
+            flow.acknowledged[responder] = (start - rng.choice((0, 0, 1000))) % WRAP
+            flow.acknowledged[initiator] = (
+                flow.next[responder] - rng.choice((0, 0, 1000, NEAR))
+            ) % WRAP
+    return flow
 
 
 def _sorted_flows(scene: Scene, family: int) -> list[Flow]:
@@ -328,6 +422,10 @@ def _at_flow(rng: Random, scene: Scene) -> _Segment:
 
 def _quote(rng: Random, scene: Scene, family: int) -> bytes:
     """What an ICMP error says that we sent."""
+    tracked = [each for each in scene.tracked if each.initiator[0].version == family]
+    if tracked and _chance(rng, 0.4):
+        segment = _at_tracked(rng, replace(scene, tracked=tracked))
+        return _cut_quote(rng, family, _ip(rng, segment, simple=0.7))
     flow = _flow(rng, scene, family)
     protocol = TCP if flow.protocol == "tcp" else UDP
     payload = _transport(rng, protocol, flow.local_port, flow.remote_port)
@@ -335,7 +433,11 @@ def _quote(rng: Random, scene: Scene, family: int) -> bytes:
     if _chance(rng, 0.08):
         # An echo request of ours, or something that has no ports.
         segment.protocol = rng.choice((ICMP, ICMPV6, 47))
-    quote = bytearray(_ip(rng, segment, simple=0.6))
+    return _cut_quote(rng, family, _ip(rng, segment, simple=0.6))
+
+
+def _cut_quote(rng: Random, family: int, packet: bytes) -> bytes:
+    quote = bytearray(packet)
     draw = rng.random()
     if draw < 0.25:
         # Routers may quote no more than eight bytes of payload, some less.
@@ -371,7 +473,9 @@ def _at_icmp(rng: Random, scene: Scene) -> _Segment:
 
 def _at_other_protocol(rng: Random, scene: Scene) -> _Segment:
     family = rng.choice((4, 6))
-    protocol = rng.choice((2, 4, 41, 47, 50, 51, 59, 89, 112, 132, 135, 253, rng.randrange(256)))
+    protocol = rng.choice(
+        (2, 4, 41, 47, 50, 51, 59, 89, VRRP, VRRP, 132, 135, 253, rng.randrange(256))
+    )
     return _Segment(
         _address(rng, scene, family),
         _address(rng, scene, family),
@@ -492,7 +596,19 @@ _VLAN = (0x8100, 0x88A8)
 
 def _other_ethertype(rng: Random) -> bytes:
     ethertype = rng.choice(
-        (ETHERTYPE_ARP, ETHERTYPE_ARP, 0x88CC, 0x8863, 0x8864, 0x8847, 0x0026, 0x9100, 0)
+        (
+            ETHERTYPE_ARP,
+            ETHERTYPE_ARP,
+            ETHERTYPE_EAPOL,
+            ETHERTYPE_EAPOL,
+            0x88CC,
+            0x8863,
+            0x8864,
+            0x8847,
+            0x0026,
+            0x9100,
+            0,
+        )
     )
     return ethernet(rng.randbytes(rng.randrange(60)), ethertype, _tags(rng))
 
@@ -533,6 +649,8 @@ def random_frame(rng: Random, scene: Scene) -> bytes:
         packet = _at_datagram(rng, scene)
     else:
         aim = rng.choices(_AIMS, _WEIGHTS)[0]
+        if scene.tracked and _chance(rng, 0.3):
+            aim = _at_tracked
         if aim is _at_rule and not scene.rules:
             aim = _at_random
         packet = _ip(rng, aim(rng, scene), simple=0.75)
@@ -582,11 +700,12 @@ def random_rules(
     *,
     tproxy_ports: Sequence[int],
     interfaces: Sequence[str] = (),
+    egress: float = 0.05,
 ) -> list[Rule]:
     """Rules with distinct keys, in a random order of entry.
 
     For each of ``sizes`` one prefix with so many rules: the prefixes lie within
-    each other, the port ranges of each overlap.
+    each other, the port ranges of each overlap. ``egress`` is the share of their direction.
     """
     rules: dict[tuple[object, ...], Rule] = {}
     for size in sizes:
@@ -595,7 +714,7 @@ def random_rules(
         destination = network(rng.choice(_DESTINATIONS[family]), strict=False)
         source = network(rng.choice(_SOURCES[family]) if _chance(rng, 0.6) else _SOURCES[family][0])
         protocol = rng.choice(("tcp", "udp"))
-        direction = "egress" if _chance(rng, 0.05) else "ingress"
+        direction = "egress" if _chance(rng, egress) else "ingress"
         # A few lists for all rules of the prefix: each list that a port may depend on
         # takes room in the prefix's port index.
         lists: list[frozenset[str]] = [frozenset()]
