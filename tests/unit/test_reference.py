@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address
 from random import Random
@@ -27,10 +28,12 @@ from tests.support.reference import (
     Sockets,
     addresses,
     decide,
+    decide_egress,
     parse_frame,
     remember,
     rule,
 )
+from tests.support.tracked import TrackedFlows
 
 logging.getLogger("scapy.runtime").setLevel(logging.ERROR)
 
@@ -629,6 +632,52 @@ def test_the_generator_reaches_every_decision() -> None:
         *("established", "rule_deny", "rule_pass", "rule_intercept", "no_listener"),
     }
     assert min(found.values()) >= 10, found
+
+
+def test_the_generator_reaches_every_decision_about_flows_and_what_leaves() -> None:
+    found: Counter[tuple[str, str]] = Counter()
+    for seed in range(14):
+        rng = Random(seed)
+        rules = packets.random_rules(rng, (3, 4, 20), tproxy_ports=(4000,), egress=0.8)
+        interface = replace(
+            OPEN,
+            icmp_echo=seed % 2 == 0,
+            outbound_filter=seed % 7 != 6,
+            pass_non_tuple=seed % 5 == 4,
+            vrrp=seed % 3 == 2,
+            eapol=seed % 3 == 2,
+        )
+        scene = packets.Scene(interface, rules, Sockets(LISTENERS.listeners, FLOWS.flows))
+        flows, fragments, rule_set = TrackedFlows(now=5000.0), Fragments(), RuleSet(rules)
+        for _ in range(40):
+            flows.put(packets.random_flow(rng, scene, flows.now, (0, 60, 4000)))
+        scene.tracked = list(flows.flows.values())
+        for number in range(3000):
+            frame = packets.random_frame(rng, scene)
+            if number % 3 == 0:
+                arguments = (rule_set, scene.sockets, {}, flows)
+                answer = decide(frame, interface, *arguments, is_tracking=True)
+                found["ingress", answer.reason] += 1
+                continue
+            answer = decide_egress(
+                frame, interface, rule_set, fragments, flows, is_forwarded=number % 3 == 1
+            )
+            found["egress", answer.reason] += 1
+            remember(frame, interface, answer, fragments, "egress")
+            with suppress(Malformed, HeaderChain, NotIp):
+                packet = parse_frame(frame)
+                if packet.fragment == "first":
+                    scene.first_fragments = [*scene.first_fragments[-9:], packet]
+    leaving = {reason for direction, reason in found if direction == "egress"}
+    assert leaving == {
+        *("egress", "egress_no_rule", "rule_deny", "rule_pass", "flow", "flow_invalid", "arp"),
+        *("non_ip", "non_tuple", "eapol", "vrrp", "protocol", "malformed", "header_chain"),
+        *("fragment_passed", "fragment_dropped", "fragment_orphan", "icmp_echo", "icmp_echo_off"),
+        *("icmp_error", "icmp_other", "neighbour_discovery", "multicast_listener", "dhcp", "ssh"),
+    }
+    wanted = {("ingress", each) for each in ("flow", "flow_invalid", "vrrp", "eapol")}
+    assert wanted <= set(found)
+    assert min(found[each] for each in found if each[0] == "egress" or each in wanted) >= 10, found
 
 
 def test_the_generator_gives_the_same_frames_for_a_seed() -> None:
