@@ -30,7 +30,7 @@ from hypothesis.stateful import (
 
 from tests.support import packets
 from tests.support.flow_tables import age_flows, clear_flows, programs, run
-from tests.support.listeners import Listener
+from tests.support.listeners import udp_listener
 from tests.support.reference import (
     Decision,
     Interface,
@@ -574,18 +574,23 @@ def test_a_blind_reset_does_not_end_a_flow(world: World) -> None:
 
 
 @pytest.mark.xfail(reason="what a rule admits is remembered only where some interface filters")
-def test_interception_of_udp_survives_the_proxys_answer(world: World) -> None:
+def test_interception_of_udp_survives_the_proxys_answer(world: World, network: Network) -> None:
     """The answer is this host's, and begins no flow of its own."""
-    listener = Listener(4, socket.SOCK_DGRAM, 40001)
-    with listener.socket:
-        world.firewall.insert(kernel_rule(rule("198.51.100.0/24", "udp", 53, tproxy_port=40001)))
-        talk = conversations()[4]
-        question = talk.frame(0)
-        hop: Hop = ("ingress", INSIDE, None)
-        assert world.explain(hop, question)[:2] == ("assign", "rule_intercept")
-        run(world._programs["ingress"], question, INSIDE)
-        run(world._programs["egress"], talk.frame(1), INSIDE)
-        assert world.explain(hop, question)[:2] == ("assign", "rule_intercept")
+    with network.client.entered():
+        client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    client.settimeout(5)
+    with udp_listener() as proxy, client:
+        intercept = rule("100.72.0.4/32", "udp", 53, tproxy_port=proxy.port)
+        world.firewall.insert(kernel_rule(intercept), route=True)
+        client.sendto(b"first", ("100.72.0.4", 53))
+        data, source, destination = proxy.receive()
+        assert (data, destination) == (b"first", ("100.72.0.4", 53))
+        with udp_listener(port=53, address="100.72.0.4") as answering:
+            answering.socket.sendto(b"answer", source)
+            assert client.recv(100) == b"answer"
+        client.sendto(b"second", ("100.72.0.4", 53))
+        proxy.socket.settimeout(1)
+        assert proxy.receive()[0] == b"second"
 
 
 @pytest.mark.xfail(reason="an interface without a row filters nothing that leaves")
