@@ -102,8 +102,12 @@ static __always_inline struct bpf_sock *decide_ingress_rules(struct __sk_buff *s
 							     const struct zfw_interface *interface,
 							     struct zfw_decision *decision)
 {
+	/* UDP does not tell who began. A proxy's answer would begin a flow of this host's,
+	 * and what the client sends next would be an answer, not for the proxy any more. */
 	enum zfw_track track =
-		interface->link_flags & ZFW_LINK_TRACK ? ZFW_TRACK_ADOPT : ZFW_TRACK_NONE;
+		interface->link_flags & ZFW_LINK_TRACK || packet->protocol == IPPROTO_UDP ?
+			ZFW_TRACK_ADOPT :
+			ZFW_TRACK_NONE;
 	struct zfw_port_rule rule = {};
 	struct bpf_sock *sk;
 	int match = find_rule(packet, interface, ZFW_TABLE_INGRESS, &rule);

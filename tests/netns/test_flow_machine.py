@@ -573,7 +573,6 @@ def test_a_blind_reset_does_not_end_a_flow(world: World) -> None:
     assert _state(world) == ["open"]
 
 
-@pytest.mark.xfail(reason="what a rule admits is remembered only where some interface filters")
 def test_interception_of_udp_survives_the_proxys_answer(world: World, network: Network) -> None:
     """The answer is this host's, and begins no flow of its own."""
     with network.client.entered():

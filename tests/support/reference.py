@@ -763,6 +763,9 @@ def decide(
             return Decision("pass", "flow", track="renew")
         return Decision("drop", "flow_invalid")
 
+    if packet.protocol == UDP:
+        # Its packets do not tell who began: an answer would seem to be this host's question.
+        admitted = "adopt"
     matched = rules.match(protocol, packet.source, packet.destination, ports[1], interface)
     if matched is None:
         if interface.is_loopback:
