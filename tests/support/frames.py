@@ -58,15 +58,16 @@ PATIENCE = 3.0
 SILENCE = 0.03
 
 _ETH_P_ALL = 3
-# What the client's kernel sends whenever it likes.
-_UNASKED = {"multicast_listener"}
-_DEFAULTS = {
+DEFAULT_SETTINGS = {
     "icmp_echo": False,
     "ssh": True,
     "ipv6": True,
     "per_interface_rules": False,
     "pass_non_tuple": False,
     "verbose": False,
+    "outbound_filter": False,
+    "vrrp": False,
+    "eapol": False,
 }
 
 
@@ -141,7 +142,37 @@ def syn(destination: str, port: int, *, source_port: int = 40000) -> Packet:
     return ip(destination) / TCP(sport=source_port, dport=port, flags="S", seq=1000)
 
 
-class Gateway(Network):
+class Counting:
+    """Something with a firewall, whose counts of reasons are compared."""
+
+    firewall: Firewall
+    # What kernels send whenever they like.
+    unasked: frozenset[str] = frozenset({"multicast_listener"})
+
+    def _counted(self) -> dict[str, int]:
+        return {name: packets for name, (packets, _) in self.firewall.status().reasons.items()}
+
+    @contextmanager
+    def counts(self, **expected: int | _Some) -> Iterator[None]:
+        """In the block these reasons are counted so often, and no other one is."""
+        before = self._counted()
+        found: dict[str, int] = {}
+
+        def is_as_expected() -> bool:
+            nonlocal found
+            found = {
+                name: packets - before[name]
+                for name, packets in self._counted().items()
+                if packets != before[name] and (name in expected or name not in self.unasked)
+            }
+            return found == expected
+
+        yield
+        if not until(is_as_expected):
+            raise AssertionError(f"counted {found}, not {expected}")
+
+
+class Gateway(Counting, Network):
     """The two namespaces of a network, and the firewall on the gateway's interface."""
 
     def __init__(self) -> None:
@@ -187,7 +218,7 @@ class Gateway(Network):
         """No rule; settings as they are by default, but with IPv6."""
         if self.firewall.rules():
             self.firewall.flush()
-        for setting, on in _DEFAULTS.items():
+        for setting, on in DEFAULT_SETTINGS.items():
             self.firewall.set([self.interface], setting, on)
 
     # Rules
@@ -218,30 +249,6 @@ class Gateway(Network):
         """How many packets a rule has decided."""
         key = inserted.rule.key
         return next(rule.packets for rule in self.firewall.rules() if rule.key == key)
-
-    # What was counted
-
-    def _counted(self) -> dict[str, int]:
-        return {name: packets for name, (packets, _) in self.firewall.status().reasons.items()}
-
-    @contextmanager
-    def counts(self, **expected: int | _Some) -> Iterator[None]:
-        """In the block these reasons are counted so often, and no other one is."""
-        before = self._counted()
-        found: dict[str, int] = {}
-
-        def is_as_expected() -> bool:
-            nonlocal found
-            found = {
-                name: packets - before[name]
-                for name, packets in self._counted().items()
-                if packets != before[name] and (name in expected or name not in _UNASKED)
-            }
-            return found == expected
-
-        yield
-        if not until(is_as_expected):
-            raise AssertionError(f"counted {found}, not {expected}")
 
     # What the client does
 

@@ -1,0 +1,393 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A gateway under test that forwards: conversations through it, frames from either side, its flows.
+
+A test file takes the fixtures by ``forwarding, router = routed.forwarding, routed.router``:
+one gateway a file; between two tests no rule, no setting and no flow is left.
+"""
+
+from __future__ import annotations
+
+import socket
+from contextlib import contextmanager
+from pathlib import Path
+from struct import pack_into, unpack_from
+from typing import TYPE_CHECKING
+
+import pytest
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Ether
+
+from tests.support.frames import (
+    DEFAULT_SETTINGS,
+    FAMILIES,
+    PATIENCE,
+    SOCKET_FAMILY,
+    SOCKET_KIND,
+    Counting,
+    family_of,
+    is_silent,
+)
+from tests.support.netns import RoutedNetwork
+from zfw_py import Firewall, Prefix, Rule, RuleKey
+from zfw_py.abi import layout
+from zfw_py.firewall.flows import Flow, FlowLimits
+from zfw_py.firewall.tables import Tables
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from scapy.packet import Packet
+
+    from tests.support.netns import Namespace
+    from zfw_py import Inserted
+
+CLIENT = {4: RoutedNetwork.client_ipv4, 6: RoutedNetwork.client_ipv6}
+SERVER = {4: RoutedNetwork.server_ipv4, 6: RoutedNetwork.server_ipv6}
+INSIDE_GATEWAY = {4: "10.9.0.1", 6: "fd09::1"}
+OUTSIDE_GATEWAY = {4: "10.8.0.1", 6: "fd08::1"}
+# Nobody has these: what is sent to them arrives, and no stack answers.
+SILENT_CLIENT = {4: "10.9.0.77", 6: "fd09::77"}
+SILENT_SERVER = {4: "10.8.0.77", 6: "fd08::77"}
+ANYWHERE = {4: "0.0.0.0/0", 6: "::/0"}
+
+PORT = 5000
+_ETH_P_ALL = 3
+_SECOND = 1_000_000_000
+
+
+class Router(Counting, RoutedNetwork):
+    """Three namespaces, and the firewall on both interfaces of the gateway, in both directions."""
+
+    # The gateway's own kernel reports its groups; unfiltered that is counted as "egress".
+    unasked = frozenset({"multicast_listener", "egress"})
+
+    def __init__(self) -> None:
+        """Attach; neighbours are permanent, so that nothing but a test makes packets."""
+        super().__init__()
+        self._wires: dict[Namespace, tuple[socket.socket, str, str]] = {}
+        macs = {}
+        for namespace, names in (
+            (self.client, ("eth0",)),
+            (self.server, ("eth0",)),
+            (self.gateway, (self.inside, self.outside)),
+        ):
+            with namespace.entered():
+                for name in names:
+                    sysctl = Path("/proc/sys/net")
+                    (sysctl / f"ipv6/conf/{name}/router_solicitations").write_text("0")
+                    (sysctl / f"ipv4/conf/{name}/rp_filter").write_text("0")
+                    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as probe:
+                        probe.bind((name, 0))
+                        macs[namespace, name] = probe.getsockname()[4].hex(":")
+        with self.gateway.entered():
+            Path("/proc/sys/net/ipv4/conf/all/rp_filter").write_text("0")
+            # Each error has its test: none is held back for the one before.
+            Path("/proc/sys/net/ipv4/icmp_ratelimit").write_text("0")
+            Path("/proc/sys/net/ipv6/icmp/ratelimit").write_text("0")
+        for peer, name, addresses in (
+            (self.client, self.inside, (INSIDE_GATEWAY, CLIENT, SILENT_CLIENT)),
+            (self.server, self.outside, (OUTSIDE_GATEWAY, SERVER, SILENT_SERVER)),
+        ):
+            mac, peer_mac = macs[self.gateway, name], macs[peer, "eth0"]
+            for family in FAMILIES:
+                gateway_address, *peer_addresses = (each[family] for each in addresses)
+                _introduce(peer, "eth0", gateway_address, mac)
+                for address in peer_addresses:
+                    _introduce(self.gateway, name, address, peer_mac)
+            with peer.entered():
+                wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+                wire.bind(("eth0", 0))
+            self._wires[peer] = wire, peer_mac, mac
+        with self.gateway.entered():
+            self.firewall = Firewall()
+            for name in self.interfaces:
+                self.firewall.attach(name, "both")
+
+    @property
+    def interfaces(self) -> tuple[str, str]:
+        """The gateway's interfaces: inside, outside."""
+        return (self.inside, self.outside)
+
+    def close(self) -> None:
+        """Everything goes."""
+        for wire, _, _ in self._wires.values():
+            wire.close()
+        with self.gateway.entered():
+            self.firewall.detach_all()
+        super().close()
+
+    def reset(self) -> None:
+        """No rule, no flow; settings and limits as they are by default, but with IPv6."""
+        if self.firewall.rules():
+            self.firewall.flush()
+        for setting, on in DEFAULT_SETTINGS.items():
+            self.firewall.set(self.interfaces, setting, on)
+        self.firewall.set_flow_limits(**FlowLimits()._asdict())
+        self.forget_flows()
+
+    # Rules and settings
+
+    def set(self, setting: str, on: bool = True, *names: str) -> None:
+        """Turn a setting on or off, on both interfaces unless some are named."""
+        self.firewall.set(names or self.interfaces, setting, on)
+
+    def insert(
+        self,
+        destination: str,
+        protocol: str,
+        low: int,
+        high: int | None = None,
+        *,
+        to: int = 0,
+        source: str = "",
+        deny: bool = False,
+        interfaces: tuple[str, ...] = (),
+        direction: str = "ingress",
+    ) -> Inserted:
+        """Insert a rule: to a port of ours, or 0 to pass, or deny."""
+        key = RuleKey(
+            Prefix.parse(destination),
+            protocol,
+            low,
+            source=Prefix.parse(source) if source else None,
+            direction=direction,
+        )
+        rule = Rule(key, high, tproxy_port=to, deny=deny, interfaces=interfaces)
+        return self.firewall.insert(rule)
+
+    def let_clients_in(self) -> None:
+        """Whatever comes by the inside interface may go anywhere; outside no rule holds."""
+        self.set("per_interface_rules", True, self.outside)
+        for family in FAMILIES:
+            for protocol in ("tcp", "udp"):
+                self.insert(ANYWHERE[family], protocol, 0, 65535, interfaces=(self.inside,))
+
+    # Flows
+
+    def _tables(self, tables: Tables) -> Iterator[tuple[object, bytes, bytes]]:
+        for index in range(layout.FLOW_TABLES):
+            inner = tables.inner("flows", index)
+            if inner is not None:
+                for key, value in list(inner.items()):
+                    yield inner, key, value
+
+    def forget_flows(self) -> None:
+        """No flow is left."""
+        with Tables(is_writer=True) as tables:
+            for inner, key, _ in self._tables(tables):
+                inner.delete(key)  # type: ignore[attr-defined]
+
+    def age_flows(self, seconds: float) -> None:
+        """As if nothing had come for so long (but never before the machine started)."""
+        with Tables(is_writer=True) as tables:
+            for inner, key, value in self._tables(tables):
+                aged = bytearray(value)
+                (seen,) = unpack_from("=Q", aged)
+                pack_into("=Q", aged, 0, max(seen - int(seconds * _SECOND), 0))
+                inner.update(key, bytes(aged))  # type: ignore[attr-defined]
+
+    def flow(self, protocol: str, port: int = PORT) -> Flow | None:
+        """The tracked flow of this protocol to this port, if there is one."""
+        found = [
+            flow
+            for flow in self.firewall.flows()
+            if flow.protocol == protocol and flow.responder_port == port
+        ]
+        assert len(found) <= 1, found
+        return found[0] if found else None
+
+    def state(self, protocol: str = "tcp", port: int = PORT) -> str | None:
+        """The state of that flow."""
+        flow = self.flow(protocol, port)
+        return flow.state if flow else None
+
+    # Frames
+
+    def framed(self, peer: Namespace, packet: Packet | bytes) -> bytes:
+        """With an Ethernet header from that peer to the gateway, unless there is one."""
+        if isinstance(packet, (bytes, Ether)):
+            return bytes(packet)
+        _, mac, gateway_mac = self._wires[peer]
+        return bytes(Ether(src=mac, dst=gateway_mac) / packet)
+
+    def send(self, peer: Namespace, *packets: Packet | bytes) -> None:
+        """The client or the server puts packets on its wire, as they are."""
+        for packet in packets:
+            self._wires[peer][0].send(self.framed(peer, packet))
+
+    @contextmanager
+    def capture(self, peer: Namespace) -> Iterator[Capture]:
+        """What the gateway sends to the client or the server."""
+        with peer.entered():
+            sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
+            sniffer.bind(("eth0", _ETH_P_ALL))
+        with sniffer:
+            yield Capture(sniffer)
+
+
+class Capture:
+    """Frames that arrive at an interface."""
+
+    def __init__(self, sniffer: socket.socket) -> None:
+        self._sniffer = sniffer
+
+    def next(self, kind: type[Packet]) -> Packet:
+        """The next packet of a kind; a time-out if there is none."""
+        self._sniffer.settimeout(PATIENCE)
+        while True:
+            data, address = self._sniffer.recvfrom(65535)
+            frame = Ether(data)
+            if address[2] != socket.PACKET_OUTGOING and kind in frame:
+                return frame[kind]
+
+    def has(self, wanted: Callable[[Packet], bool]) -> bool:
+        """Whether one that is wanted is among those that have arrived; takes them all."""
+        self._sniffer.setblocking(False)
+        found = False
+        while True:
+            try:
+                data, address = self._sniffer.recvfrom(65535)
+            except BlockingIOError:
+                return found
+            if address[2] != socket.PACKET_OUTGOING:
+                found = found or wanted(Ether(data))
+
+
+def _introduce(namespace: Namespace, name: str, address: str, mac: str) -> None:
+    entry = (address, "lladdr", mac, "nud", "permanent", "dev", name)
+    namespace.run("ip", "neighbour", "replace", *entry)
+
+
+# Packets
+
+
+def ip(source: str, destination: str, **fields: object) -> Packet:
+    """The IP header from one address to another."""
+    return (IP, IPv6)[family_of(destination) == 6](src=source, dst=destination, **fields)
+
+
+def segment(
+    source: tuple[str, int],
+    destination: tuple[str, int],
+    flags: str,
+    seq: int,
+    ack: int = 0,
+    data: bytes = b"",
+) -> Packet:
+    """A TCP segment between two ends."""
+    header = TCP(sport=source[1], dport=destination[1], flags=flags, seq=seq, ack=ack)
+    return ip(source[0], destination[0]) / header / data
+
+
+def datagram(source: tuple[str, int], destination: tuple[str, int], data: bytes = b"data") -> Packet:
+    """A UDP datagram between two ends."""
+    return ip(source[0], destination[0]) / UDP(sport=source[1], dport=destination[1]) / data
+
+
+# Conversations
+
+
+def bound(namespace: Namespace, protocol: str, family: int, port: int = 0) -> socket.socket:
+    """A socket in a namespace, bound to a port of all addresses, with a time-out."""
+    with namespace.entered():
+        made = socket.socket(SOCKET_FAMILY[family], SOCKET_KIND[protocol])
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.settimeout(PATIENCE)
+    made.bind(("", port))
+    return made
+
+
+@contextmanager
+def serving(
+    namespace: Namespace, protocol: str, family: int, port: int = PORT
+) -> Iterator[socket.socket]:
+    """A TCP listener or a UDP socket in a namespace."""
+    with bound(namespace, protocol, family, port) as server:
+        if protocol == "tcp":
+            server.listen(64)
+        yield server
+
+
+class Conversation:
+    """Two sockets that talk through the gateway."""
+
+    def __init__(self, asker: socket.socket, answerer: socket.socket) -> None:
+        self.asker, self.answerer = asker, answerer
+
+    def talks(self) -> None:
+        """A question arrives, and so does its answer."""
+        for each in (self.asker, self.answerer):
+            each.settimeout(PATIENCE)
+        self.asker.send(b"question")
+        if self.asker.type == socket.SOCK_STREAM:
+            assert self.answerer.recv(100) == b"question"
+            self.answerer.sendall(b"answer")
+        else:
+            data, address = self.answerer.recvfrom(100)
+            assert data == b"question"
+            self.answerer.sendto(b"answer", address)
+        assert self.asker.recv(100) == b"answer"
+
+    def asks_in_vain(self) -> None:
+        """A question does not arrive."""
+        self.asker.send(b"question")
+        assert is_silent(self.answerer)
+
+
+@contextmanager
+def conversation(
+    protocol: str,
+    initiator: Namespace,
+    responder: Namespace,
+    address: str,
+    port: int = PORT,
+    *,
+    source_port: int = 0,
+) -> Iterator[Conversation]:
+    """One that has begun: it has carried a question and an answer."""
+    family = family_of(address)
+    with (
+        serving(responder, protocol, family, port) as server,
+        bound(initiator, protocol, family, source_port) as client,
+    ):
+        client.connect((address, port))
+        if protocol == "udp":
+            made = Conversation(client, server)
+            made.talks()
+            yield made
+            return
+        connection, _ = server.accept()
+        with connection:
+            made = Conversation(client, connection)
+            made.talks()
+            yield made
+
+
+@contextmanager
+def attempt(
+    protocol: str, initiator: Namespace, address: str, port: int = PORT
+) -> Iterator[socket.socket]:
+    """A socket that has sent a SYN or a datagram, and waits for nothing."""
+    with bound(initiator, protocol, family_of(address)) as client:
+        client.setblocking(False)
+        client.connect_ex((address, port))
+        if protocol == "udp":
+            client.send(b"anybody?")
+        yield client
+
+
+@pytest.fixture(scope="module")
+def forwarding(_private_bpffs: None) -> Iterator[Router]:
+    """The gateway that the tests of a file share."""
+    made = Router()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def router(forwarding: Router) -> Iterator[Router]:
+    """The test is inside the gateway, which has no rule and no flow; IPv6 is on."""
+    with forwarding.gateway.entered():
+        forwarding.reset()
+        yield forwarding
