@@ -7,10 +7,11 @@ one gateway a file; between two tests no rule, no setting and no flow is left.
 
 from __future__ import annotations
 
+import select
 import socket
 from contextlib import contextmanager
 from pathlib import Path
-from struct import pack_into, unpack_from
+from struct import pack, pack_into, unpack_from
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,11 +23,11 @@ from tests.support.frames import (
     DEFAULT_SETTINGS,
     FAMILIES,
     PATIENCE,
+    SILENCE,
     SOCKET_FAMILY,
     SOCKET_KIND,
     Counting,
     family_of,
-    is_silent,
 )
 from tests.support.netns import RoutedNetwork
 from zfw_py import Firewall, Prefix, Rule, RuleKey
@@ -293,6 +294,11 @@ def bound(namespace: Namespace, protocol: str, family: int, port: int = 0) -> so
     with namespace.entered():
         made = socket.socket(SOCKET_FAMILY[family], SOCKET_KIND[protocol])
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == 6:
+        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    if protocol == "tcp":
+        # A close is a RST: no FIN is sent again and again into the tests that follow.
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, pack("ii", 1, 0))
     made.settimeout(PATIENCE)
     made.bind(("", port))
     return made
@@ -307,6 +313,11 @@ def serving(
         if protocol == "tcp":
             server.listen(64)
         yield server
+
+
+def hears_nothing(connection: socket.socket) -> bool:
+    """Whether neither data nor an end of the connection arrives."""
+    return not select.select([connection], [], [], SILENCE)[0]
 
 
 class Conversation:
@@ -328,11 +339,23 @@ class Conversation:
             assert data == b"question"
             self.answerer.sendto(b"answer", address)
         assert self.asker.recv(100) == b"answer"
+        if self.asker.type == socket.SOCK_STREAM:
+            # The acknowledgment is sent now, and not in the middle of what follows.
+            self.asker.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+    def answers(self) -> None:
+        """One more answer is sent, without a question."""
+        if self.asker.type == socket.SOCK_STREAM:
+            self.answerer.sendall(b"answer")
+            return
+        address, peer = self.asker.getsockname(), self.asker.getpeername()
+        assert peer[1] == self.answerer.getsockname()[1]
+        self.answerer.sendto(b"answer", address)
 
     def asks_in_vain(self) -> None:
         """A question does not arrive."""
         self.asker.send(b"question")
-        assert is_silent(self.answerer)
+        assert hears_nothing(self.answerer)
 
 
 @contextmanager
