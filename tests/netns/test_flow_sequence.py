@@ -36,6 +36,8 @@ families = pytest.mark.parametrize("family", FAMILIES)
 
 CLIENT_PORT = 4000
 FAR = 1 << 30
+# Numbers below are counted from these: far from each other, and the client's pass 0 soon.
+CLIENT_BASE, SERVER_BASE = 2**32 - 1004, 0x7000_0000
 
 
 class Ends:
@@ -48,14 +50,16 @@ class Ends:
 
     def asks(self, flags: str, seq: int, ack: int = 0, data: bytes = b"") -> bool:
         """The client sends; whether it gets through."""
-        packet = segment(self.client, self.server, flags, seq % 2**32, ack % 2**32, data)
+        numbers = (CLIENT_BASE + seq) % 2**32, (SERVER_BASE + ack) % 2**32
+        packet = segment(self.client, self.server, flags, *numbers, data)
         with self.router.capture(self.router.server) as heard:
             self.router.send(self.router.client, packet)
             return heard.has(_is(packet))
 
     def answers(self, flags: str, seq: int, ack: int = 0, data: bytes = b"") -> bool:
         """The server sends; whether it gets through."""
-        packet = segment(self.server, self.client, flags, seq % 2**32, ack % 2**32, data)
+        numbers = (SERVER_BASE + seq) % 2**32, (CLIENT_BASE + ack) % 2**32
+        packet = segment(self.server, self.client, flags, *numbers, data)
         with self.router.capture(self.router.client) as heard:
             self.router.send(self.router.server, packet)
             return heard.has(_is(packet))
