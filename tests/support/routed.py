@@ -7,6 +7,7 @@ one gateway a file; between two tests no rule, no setting and no flow is left.
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from tests.support.frames import (
     Counting,
     family_of,
 )
-from tests.support.netns import RoutedNetwork
+from tests.support.netns import Namespace, RoutedNetwork
 from zfw_py import Firewall, Prefix, Rule, RuleKey
 from zfw_py.abi import layout
 from zfw_py.firewall.flows import Flow, FlowLimits
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
     from scapy.packet import Packet
 
-    from tests.support.netns import Namespace
     from zfw_py import Inserted
 
 CLIENT = {4: RoutedNetwork.client_ipv4, 6: RoutedNetwork.client_ipv6}
@@ -414,3 +414,61 @@ def router(forwarding: Router) -> Iterator[Router]:
     with forwarding.gateway.entered():
         forwarding.reset()
         yield forwarding
+
+
+class Host:
+    """A host of a subnet of its own, addresses by family, and the gateway's device to it."""
+
+    device = ""
+
+    def __init__(self, namespace: Namespace, net: int) -> None:
+        self.namespace = namespace
+        self.address = {4: f"10.{net}.0.2", 6: f"fd0{net}::2"}
+        self.gateway = {4: f"10.{net}.0.1", 6: f"fd0{net}::1"}
+
+
+def _sysctl(namespace: Namespace, name: str, value: str) -> None:
+    with namespace.entered():
+        Path("/proc/sys/net", name).write_text(value)
+
+
+@contextmanager
+def host_behind(router: Router, peer: Namespace, mtu: int) -> Iterator[Host]:
+    """A host behind the client or the server, which forwards to it by a link of a smaller MTU.
+
+    The host does not know: what it sends may be larger than what it can be sent.
+    """
+    via = CLIENT if peer is router.client else SERVER
+    host = Host(Namespace(), 7)
+    try:
+        _sysctl(host.namespace, "ipv6/conf/default/accept_dad", "0")
+        place = f"/proc/{os.getpid()}/fd/{host.namespace.fd}"
+        pair = ("type", "veth", "peer", "name", "eth0", "netns", place)
+        peer.run("ip", "link", "add", "far0", *pair)
+        for namespace, name, number in ((peer, "far0", 1), (host.namespace, "eth0", 2)):
+            namespace.run("ip", "address", "add", f"10.7.0.{number}/24", "dev", name)
+            namespace.run("ip", "address", "add", f"fd07::{number}/64", "dev", name, "nodad")
+            namespace.run("ip", "link", "set", name, "up")
+        peer.run("ip", "link", "set", "far0", "mtu", str(mtu))
+        _sysctl(peer, "ipv4/ip_forward", "1")
+        _sysctl(peer, "ipv6/conf/all/forwarding", "1")
+        for name in ("all", "eth0", "far0"):
+            _sysctl(peer, f"ipv4/conf/{name}/rp_filter", "0")
+        _sysctl(peer, "ipv4/icmp_ratelimit", "0")
+        _sysctl(peer, "ipv6/icmp/ratelimit", "0")
+        for family, net in ((4, "10.7.0.0/24"), (6, "fd07::/64")):
+            route = (f"-{family}", "route", "replace", net, "via", via[family])
+            router.gateway.run("ip", *route)
+            host.namespace.run("ip", "route", "add", "default", "via", host.gateway[family])
+        yield host
+    finally:
+        _sysctl(peer, "ipv4/ip_forward", "0")
+        _sysctl(peer, "ipv6/conf/all/forwarding", "0")
+        peer.run("ip", "link", "del", "far0", check=False)
+        host.namespace.close()
+        for family, net in ((4, "10.7.0.0/24"), (6, "fd07::/64")):
+            router.gateway.run("ip", f"-{family}", "route", "del", net, check=False)
+        for namespace in (router.client, router.server, router.gateway):
+            for family in FAMILIES:
+                # What they have learned of path MTUs.
+                namespace.run("ip", f"-{family}", "route", "flush", "cache")
