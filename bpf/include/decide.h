@@ -42,8 +42,11 @@ static __always_inline void read_interface(const struct __sk_buff *skb,
 
 	if (known && known->ifindex == skb->ifindex)
 		*interface = *known;
-	if (interface->link_flags & ZFW_LINK_LOOPBACK)
+	if (interface->link_flags & ZFW_LINK_LOOPBACK) {
 		interface->settings |= LOOPBACK_SETTINGS;
+		/* Nothing that leaves is filtered, so nothing has to be remembered. */
+		interface->link_flags &= ~ZFW_LINK_TRACK;
+	}
 }
 
 static __always_inline void fragment_key(const struct __sk_buff *skb,
