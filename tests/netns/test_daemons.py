@@ -196,9 +196,7 @@ def test_a_lease_is_renewed_with_the_server_itself(
     ):
         server.settimeout(PATIENCE)
         server.bind(("", 67))
-        with network.gateway.entered(), socket.socket(
-            socket.AF_INET, socket.SOCK_DGRAM
-        ) as client:
+        with network.gateway.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
             client.settimeout(PATIENCE)
             client.bind((LEASES[4], 68))
             before = counted(denying)["dhcp"]
@@ -289,12 +287,14 @@ def test_sshd_on_another_port_needs_a_rule(
 
 def test_no_daemon_is_left(network: Network, tmp_path: Path) -> None:
     """Also where a test fails."""
-    pid = 0
-    with (
-        pytest.raises(ZeroDivisionError),
-        running(network.client, tmp_path / "log", "/bin/sleep", "1000") as daemon,
-    ):
-        pid = daemon.pid
-        raise ZeroDivisionError
+    pids = []
+
+    def fail() -> None:
+        with running(network.client, tmp_path / "log", "/bin/sleep", "1000") as daemon:
+            pids.append(daemon.pid)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
+        os.kill(pids[0], 0)

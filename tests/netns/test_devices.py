@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Both directions on every kind of device: offloads, VLANs, bridges, tunnels without Ethernet, lo."""
+"""Both directions on every kind of device: offloads, VLANs, bridges, tunnels, loopback."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ import pytest
 from scapy.layers.inet import UDP
 from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
 
-from tests.netns.test_path_mtu import transfer
 from tests.support import routed
 from tests.support.frames import FAMILIES, PROTOCOLS, SOME, exchange, is_silent, listening, until
 from tests.support.netns import Namespace
@@ -34,7 +33,10 @@ from tests.support.routed import (
     bound,
     conversation,
     datagram,
+    ping,
+    raw_socket,
     serving,
+    transfer,
 )
 
 if TYPE_CHECKING:
@@ -91,7 +93,9 @@ def test_bulk_data_passes_in_large_packets(
         ("server", True): ("flow", "egress"),
     }[sender, is_filtered]
     for reason in reasons:
-        packets, octets = (new - old for new, old in zip(after[reason], before[reason], strict=True))
+        packets, octets = (
+            new - old for new, old in zip(after[reason], before[reason], strict=True)
+        )
         assert octets > BULK
         assert octets > packets * 1514 * 2 if reason != "flow" or sender == "server" else True
     assert after["flow_invalid"] == before["flow_invalid"]
@@ -179,7 +183,9 @@ def _vlan(router: Router, host: Host) -> Iterator[str]:
         for namespace, base, name in ((gateway, "base0", "dev0"), (host.namespace, "eth0", "v5")):
             namespace.run("ip", "link", "set", base, "up")
             kind = ("type", "vlan", "id", "5")
-            made = namespace.run("ip", "link", "add", "link", base, "name", name, *kind, check=False)
+            made = namespace.run(
+                "ip", "link", "add", "link", base, "name", name, *kind, check=False
+            )
             if made.returncode != 0 and "Unknown device type" in made.stderr:
                 pytest.skip("no 8021q; tagged frames are tested below")
             assert made.returncode == 0, made.stderr
@@ -395,8 +401,6 @@ def test_rules_hold_on_loopback_as_before(router: Router, protocol: str, family:
 @families
 @pytest.mark.usefixtures("loopback")
 def test_a_ping_of_loopback_is_answered(router: Router, family: int) -> None:
-    from tests.netns.test_gateway import ping, raw_socket
-
     kind = {4: 1, 6: 58}[family]
     message = bytes(ping(family, "request", 99))
     with raw_socket(router.gateway, family, kind) as own:

@@ -132,7 +132,9 @@ def test_a_filtered_segment_begins_no_flow_either(ends: Ends, router: Router, fl
 
 
 @pytest.mark.parametrize("flags", ["R", "RA", "F", "FA", "SA", "S", "A", "PA", ""])
-def test_the_outside_begins_no_flow(ends: Ends, router: Router, flags: str, either_way: None) -> None:
+def test_the_outside_begins_no_flow(
+    ends: Ends, router: Router, flags: str, either_way: None
+) -> None:
     with router.counts(no_rule=1):
         assert not ends.answers(flags, 5000, 1001)
     assert router.firewall.flows() == []
@@ -165,7 +167,10 @@ def test_a_syn_may_be_sent_again(ends: Ends, router: Router, either_way: None) -
 
 
 def test_an_older_connection_is_told_of(ends: Ends, router: Router, either_way: None) -> None:
-    """The server still has one: its bare ACK comes in, the client's RST ends it (RFC 9293, 3.10.7)."""
+    """The server still has one: its bare ACK comes in, the client's RST ends it.
+
+    RFC 9293, section 3.10.7.
+    """
     assert ends.asks("S", 1000)
     assert ends.answers("A", 777, 4444)
     assert router.state() == "started"
@@ -217,9 +222,7 @@ def test_a_reset_in_the_window_closes_nothing(
 
 
 @pytest.mark.parametrize("flags", ["R", "RA"])
-def test_the_exact_reset_closes(
-    ends: Ends, router: Router, flags: str, either_way: None
-) -> None:
+def test_the_exact_reset_closes(ends: Ends, router: Router, flags: str, either_way: None) -> None:
     ends.open()
     with router.counts(flow=1, egress=SOME):
         assert ends.answers(flags, 5001, 1001)
@@ -292,9 +295,7 @@ def test_blind_fins_close_nothing(ends: Ends, router: Router, either_way: None) 
     assert ends.answers("PA", 5001, 1002, b"answer")
 
 
-def test_the_same_ports_at_once_after_a_close(
-    ends: Ends, router: Router, either_way: None
-) -> None:
+def test_the_same_ports_at_once_after_a_close(ends: Ends, router: Router, either_way: None) -> None:
     ends.open()
     assert ends.asks("FA", 1001, 5001)
     assert ends.answers("FA", 5001, 1002)

@@ -1,22 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A gateway with two interfaces that does not filter what leaves: clients behind it, a server outside."""
+"""A gateway that does not filter what leaves: clients behind it, a server outside."""
 
 from __future__ import annotations
 
-import socket
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 from scapy.contrib.ospf import OSPF_Hdr, OSPF_Hello, OSPFv3_Hdr, OSPFv3_Hello
 from scapy.layers.inet import ICMP
-from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest
 
 from tests.support import routed
-from tests.support.frames import FAMILIES, PATIENCE, PROTOCOLS, SOME, is_silent
+from tests.support.frames import FAMILIES, PROTOCOLS, SOME, is_silent
 from tests.support.netns import RoutedNetwork
 from tests.support.routed import (
     CLIENT,
+    ECHO_REPLY,
     INSIDE_GATEWAY,
     OUTSIDE_GATEWAY,
     PORT,
@@ -29,6 +28,8 @@ from tests.support.routed import (
     conversation,
     datagram,
     ip,
+    ping,
+    raw_socket,
     segment,
     serving,
 )
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
     from scapy.packet import Packet
 
-    from tests.support.netns import Namespace
 
 pytestmark = pytest.mark.kernel
 
@@ -48,30 +48,20 @@ families = pytest.mark.parametrize("family", FAMILIES)
 protocols = pytest.mark.parametrize("protocol", PROTOCOLS)
 
 
-def ping(family: int, kind: str, identifier: int = 7) -> Packet:
-    """An echo message without its IP header."""
-    if family == 4:
-        return ICMP(type=f"echo-{kind}", id=identifier, seq=1) / b"ping"
-    message = {"request": ICMPv6EchoRequest, "reply": ICMPv6EchoReply}[kind]
-    return message(id=identifier, seq=1, data=b"ping")
-
-
-ECHO_REPLY = {4: ICMP, 6: ICMPv6EchoReply}
-ECHO_REQUEST = {4: ICMP, 6: ICMPv6EchoRequest}
-
-
 @families
 @protocols
 def test_a_client_is_answered(router: Router, protocol: str, family: int) -> None:
     router.let_clients_in()
     expected = {"tcp": SOME, "udp": 1}[protocol]
-    with router.counts(rule_pass=expected, egress=SOME, flow=expected):
-        with conversation(protocol, router.client, router.server, SERVER[family]):
-            flow = router.flow(protocol)
-            assert flow is not None
-            assert (flow.initiator, flow.responder) == (CLIENT[family], SERVER[family])
-            assert (flow.is_admitted_in, flow.is_admitted_out) == (False, True)
-            assert flow.state == {"tcp": "open", "udp": "answered"}[protocol]
+    with (
+        router.counts(rule_pass=expected, egress=SOME, flow=expected),
+        conversation(protocol, router.client, router.server, SERVER[family]),
+    ):
+        flow = router.flow(protocol)
+        assert flow is not None
+        assert (flow.initiator, flow.responder) == (CLIENT[family], SERVER[family])
+        assert (flow.is_admitted_in, flow.is_admitted_out) == (False, True)
+        assert flow.state == {"tcp": "open", "udp": "answered"}[protocol]
 
 
 @families
@@ -127,9 +117,11 @@ def test_rules_are_of_their_interface(router: Router, protocol: str, family: int
         outside.talks()
     with router.counts(no_rule=1), attempt(protocol, router.client, SERVER[family]) as asker:
         assert is_silent(asker)
-    with router.counts(no_rule=1):
-        with attempt(protocol, router.server, CLIENT[family], PORT + 1) as asker:
-            assert is_silent(asker)
+    with (
+        router.counts(no_rule=1),
+        attempt(protocol, router.server, CLIENT[family], PORT + 1) as asker,
+    ):
+        assert is_silent(asker)
 
 
 @families
@@ -164,9 +156,8 @@ def test_an_unconnected_socket_of_the_gateway_is_answered(router: Router, family
 
 @families
 @protocols
-def test_a_flow_goes_on_when_the_firewall_comes(
-    _private_bpffs: None, protocol: str, family: int
-) -> None:
+@pytest.mark.usefixtures("_private_bpffs")
+def test_a_flow_goes_on_when_the_firewall_comes(protocol: str, family: int) -> None:
     """Adopted in the middle by what its client sends next."""
     network = RoutedNetwork()
     firewall = Firewall()
@@ -191,15 +182,6 @@ def test_a_flow_goes_on_when_the_firewall_comes(
 
 
 # What the host itself sends
-
-
-def raw_socket(namespace: Namespace, family: int, protocol: int) -> socket.socket:
-    """A raw socket that takes the payload of IP."""
-    kind = {4: socket.AF_INET, 6: socket.AF_INET6}[family]
-    with namespace.entered():
-        made = socket.socket(kind, socket.SOCK_RAW, protocol)
-    made.settimeout(PATIENCE)
-    return made
 
 
 OSPF, GRE, VRRP, IGMP = 89, 47, 112, 2
@@ -231,7 +213,9 @@ own_messages = pytest.mark.parametrize(
 
 
 @contextmanager
-def own_message_leaves(router: Router, family: int, protocol: int, message: bytes) -> Iterator[None]:
+def own_message_leaves(
+    router: Router, family: int, protocol: int, message: bytes
+) -> Iterator[None]:
     """The gateway's own message arrives at the server as it was sent."""
     with (
         router.capture(router.server) as heard,

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import socket
-import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +12,6 @@ from scapy.layers.inet import ICMP
 from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6PacketTooBig, ICMPv6TimeExceeded
 from scapy.packet import Raw
 
-from tests.netns.test_gateway import ping
 from tests.support import routed
 from tests.support.frames import FAMILIES, PATIENCE, PROTOCOLS, SOME, until
 from tests.support.routed import (
@@ -30,11 +28,15 @@ from tests.support.routed import (
     datagram,
     host_behind,
     ip,
+    ping,
     segment,
     serving,
+    transfer,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from scapy.packet import Packet
 
     from tests.support.netns import Namespace
@@ -64,20 +66,6 @@ def open_up(router: Router, is_filtered: bool) -> None:
                 router.insert(
                     ANYWHERE[family], protocol, PORT, interfaces=outside, direction="egress"
                 )
-
-
-def transfer(sender: socket.socket, receiver: socket.socket, size: int = 1 << 20) -> None:
-    """All of it arrives, whatever the path takes at once."""
-    data = bytes(range(256)) * (size // 256)
-    sending = threading.Thread(target=sender.sendall, args=(data,))
-    sending.start()
-    received = bytearray()
-    while len(received) < len(data):
-        part = receiver.recv(1 << 16)
-        assert part, "the connection ended early"
-        received += part
-    sending.join()
-    assert received == data
 
 
 def discovers(
@@ -200,6 +188,10 @@ def test_a_trace_of_the_route_is_answered(
 # About nothing that is known
 
 
+def _has(kind: type[Packet]) -> Callable[[Packet], bool]:
+    return lambda frame: kind in frame
+
+
 def errors(family: int) -> list[Packet]:
     if family == 4:
         return [
@@ -244,20 +236,18 @@ def test_an_error_that_quotes_nothing_tracked_stays_outside(
         for quoted in known:
             with router.capture(router.client) as heard, router.counts(icmp_error=1, egress=SOME):
                 router.send(router.server, header / error / Raw(bytes(quoted)))
-                assert heard.has(lambda frame: type(error) in frame)
+                assert heard.has(_has(type(error)))
         with (
             router.capture(router.client) as heard,
             router.counts(icmp_error_unrelated=len(unknown)),
         ):
             for quoted in unknown:
                 router.send(router.server, header / error / Raw(bytes(quoted)))
-            assert not heard.has(lambda frame: type(error) in frame)
+            assert not heard.has(_has(type(error)))
 
 
 @families
-def test_an_error_about_a_flow_that_is_forgotten_stays_outside(
-    router: Router, family: int
-) -> None:
+def test_an_error_about_a_flow_that_is_forgotten_stays_outside(router: Router, family: int) -> None:
     open_up(router, False)
     client, server = (SILENT_CLIENT[family], 4000), (SILENT_SERVER[family], PORT)
     router.send(router.client, datagram(client, server))

@@ -10,14 +10,15 @@ from __future__ import annotations
 import os
 import select
 import socket
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 from struct import pack, pack_into, unpack_from
 from typing import TYPE_CHECKING
 
 import pytest
-from scapy.layers.inet import IP, TCP, UDP
-from scapy.layers.inet6 import IPv6
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, IPv6
 from scapy.layers.l2 import Ether
 
 from tests.support.frames import (
@@ -281,12 +282,34 @@ def segment(
     return ip(source[0], destination[0]) / header / data
 
 
-def datagram(source: tuple[str, int], destination: tuple[str, int], data: bytes = b"data") -> Packet:
+def datagram(
+    source: tuple[str, int], destination: tuple[str, int], data: bytes = b"data"
+) -> Packet:
     """A UDP datagram between two ends."""
     return ip(source[0], destination[0]) / UDP(sport=source[1], dport=destination[1]) / data
 
 
+def ping(family: int, kind: str, identifier: int = 7) -> Packet:
+    """An echo message without its IP header."""
+    if family == 4:
+        return ICMP(type=f"echo-{kind}", id=identifier, seq=1) / b"ping"
+    message = {"request": ICMPv6EchoRequest, "reply": ICMPv6EchoReply}[kind]
+    return message(id=identifier, seq=1, data=b"ping")
+
+
+ECHO_REPLY = {4: ICMP, 6: ICMPv6EchoReply}
+
+
 # Conversations
+
+
+def raw_socket(namespace: Namespace, family: int, protocol: int) -> socket.socket:
+    """A raw socket that takes the payload of IP."""
+    kind = {4: socket.AF_INET, 6: socket.AF_INET6}[family]
+    with namespace.entered():
+        made = socket.socket(kind, socket.SOCK_RAW, protocol)
+    made.settimeout(PATIENCE)
+    return made
 
 
 def bound(namespace: Namespace, protocol: str, family: int, port: int = 0) -> socket.socket:
@@ -385,6 +408,20 @@ def conversation(
             made = Conversation(client, connection)
             made.talks()
             yield made
+
+
+def transfer(sender: socket.socket, receiver: socket.socket, size: int = 1 << 20) -> None:
+    """All of it arrives, whatever the path takes at once."""
+    data = bytes(range(256)) * (size // 256)
+    sending = threading.Thread(target=sender.sendall, args=(data,))
+    sending.start()
+    received = bytearray()
+    while len(received) < len(data):
+        part = receiver.recv(1 << 16)
+        assert part, "the connection ended early"
+        received += part
+    sending.join()
+    assert received == data
 
 
 @contextmanager
