@@ -90,6 +90,25 @@ static __always_inline void decide_egress_icmp(struct __sk_buff *skb, struct zfw
 		decision->track = track_of(skb);
 }
 
+/* Of a connection that this host has had for longer than what leaves is filtered: no
+ * SYN of it was seen, and its socket could not have got so far against the rules. */
+static __always_inline bool is_own_connection(struct __sk_buff *skb,
+					      const struct zfw_packet *packet)
+{
+	struct zfw_packet answer = {};
+
+	if (skb->ingress_ifindex || packet->protocol != IPPROTO_TCP ||
+	    packet->tcp_flags & TCP_SYN || !(packet->tcp_flags & TCP_ACK))
+		return false;
+	answer.family = packet->family;
+	answer.protocol = packet->protocol;
+	__builtin_memcpy(answer.source, packet->destination, sizeof(answer.source));
+	__builtin_memcpy(answer.destination, packet->source, sizeof(answer.destination));
+	answer.source_port = packet->destination_port;
+	answer.destination_port = packet->source_port;
+	return find_socket(skb, &answer) == FLOW_SOCKET_SETTLED;
+}
+
 static __always_inline void decide_egress_rules(const struct zfw_packet *packet,
 						const struct zfw_interface *interface,
 						struct zfw_decision *decision)
@@ -160,8 +179,13 @@ static __always_inline void decide_egress(struct __sk_buff *skb, struct zfw_pack
 		decided(decision, ZFW_VERDICT_PASS, ZFW_REASON_SSH);
 		return;
 	}
-	if (!decide_egress_flow(skb, packet, decision))
-		decide_egress_rules(packet, &interface, decision);
+	if (decide_egress_flow(skb, packet, decision))
+		return;
+	decide_egress_rules(packet, &interface, decision);
+	if (decision->reason == ZFW_REASON_EGRESS_NO_RULE && is_own_connection(skb, packet)) {
+		decided(decision, ZFW_VERDICT_PASS, ZFW_REASON_ESTABLISHED);
+		decision->track = ZFW_TRACK_ADOPT;
+	}
 }
 
 #endif

@@ -181,6 +181,29 @@ def test_a_flow_goes_on_when_the_firewall_comes(protocol: str, family: int) -> N
         network.close()
 
 
+@families
+@pytest.mark.usefixtures("_private_bpffs")
+def test_the_hosts_own_connection_goes_on_when_a_filtering_firewall_comes(family: int) -> None:
+    """Nothing of its beginning was seen, and the host is the first to speak."""
+    network = RoutedNetwork()
+    firewall = Firewall()
+    try:
+        with (
+            network.gateway.entered(),
+            conversation("tcp", network.gateway, network.server, SERVER[family]) as old,
+        ):
+            try:
+                firewall.attach(network.outside, "both")
+                for setting in ("ipv6", "outbound_filter"):
+                    firewall.set([network.outside], setting, True)
+                old.talks()
+                assert firewall.status().reasons["egress_no_rule"][0] == 0
+            finally:
+                firewall.detach_all()
+    finally:
+        network.close()
+
+
 # What the host itself sends
 
 
