@@ -42,6 +42,8 @@ static __always_inline void read_interface(const struct __sk_buff *skb,
 
 	if (known && known->ifindex == skb->ifindex)
 		*interface = *known;
+	else
+		interface->settings = ZFW_SETTING_OUTBOUND_FILTER;
 	if (interface->link_flags & ZFW_LINK_LOOPBACK) {
 		interface->settings |= LOOPBACK_SETTINGS;
 		/* Nothing that leaves is filtered, so nothing has to be remembered. */

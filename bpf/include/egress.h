@@ -47,10 +47,8 @@ static __always_inline bool decide_egress_flow(struct __sk_buff *skb, struct zfw
 {
 	struct flow_match match = {};
 
-	if (!find_flow(packet, &match))
-		return false;
-	if (packet->protocol == IPPROTO_TCP && is_only_syn(packet) &&
-	    (!match.is_initiator || is_closed(match.flags)))
+	/* Whoever begins a connection, or begins one again, needs a rule for it. */
+	if ((packet->protocol == IPPROTO_TCP && is_only_syn(packet)) || !find_flow(packet, &match))
 		return false;
 	if (match.is_initiator && !(match.flags & ZFW_FLOW_ADMITTED_OUT))
 		return false;

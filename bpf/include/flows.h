@@ -26,6 +26,7 @@
  * Linux offers by itself (net.ipv4.tcp_rmem) is 6 MB. */
 #define TCP_NEAR (8U << 20)
 
+#define FLOW_ADMITTED (ZFW_FLOW_ADMITTED_IN | ZFW_FLOW_ADMITTED_OUT)
 #define FLOW_FINS (ZFW_FLOW_FIN_0 | ZFW_FLOW_FIN_1)
 
 /* A flow as a packet meets it: own is the end that sent the packet. */
@@ -94,6 +95,11 @@ static __always_inline __u32 flow_key(const struct zfw_packet *packet, struct zf
 	return end;
 }
 
+static __always_inline __u32 open_table_of(__u8 protocol)
+{
+	return protocol == IPPROTO_TCP ? ZFW_FLOWS_OPEN : ZFW_FLOWS_OPEN_DATAGRAMS;
+}
+
 static __always_inline bool is_expired(const struct zfw_flow *flow, __u8 protocol, __u32 table)
 {
 	__u32 zero = 0;
@@ -145,11 +151,12 @@ __noinline int find_flow(struct zfw_packet *packet, struct flow_match *match)
 
 	if (!packet || !match)
 		return 0;
-	end = flow_key(packet, &key);
-	table = ZFW_FLOWS_OPEN;
+	table = open_table_of(packet->protocol);
 	inner = bpf_map_lookup_elem(&flows, &table);
-	if (inner)
-		flow = bpf_map_lookup_elem(inner, &key);
+	if (!inner)
+		return 0; /* nothing is tracked */
+	end = flow_key(packet, &key);
+	flow = bpf_map_lookup_elem(inner, &key);
 	if (!flow) {
 		table = ZFW_FLOWS_OPENING;
 		inner = bpf_map_lookup_elem(&flows, &table);
@@ -308,6 +315,32 @@ static __always_inline void begin_flow(const struct zfw_packet *packet, void *op
 	bpf_map_update_elem(opening, key, &flow, BPF_ANY);
 }
 
+/* The initiator of an open flow has begun anew, as after a restart, and this answers it. */
+static __always_inline bool answers_new_syn(const struct zfw_packet *packet,
+					    const struct zfw_flow *flow,
+					    const struct flow_match *match)
+{
+	return !match->is_initiator && match->stage != ZFW_FLOW_STARTED && flow->syn &&
+	       (packet->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) ==
+		       (TCP_SYN | TCP_ACK) &&
+	       packet->acknowledgment == flow->syn;
+}
+
+static __always_inline void begin_anew(const struct zfw_packet *packet, const struct zfw_flow *flow,
+				       __u32 end, struct zfw_flow *anew)
+{
+	__u32 next = packet->sequence + packet->transport_length - packet->tcp_header + 1;
+
+	anew->seen = bpf_ktime_get_coarse_ns();
+	anew->initiator = flow->initiator;
+	anew->flags = flow->flags & FLOW_ADMITTED;
+	anew->stage = ZFW_FLOW_ANSWERED;
+	anew->next[0] = end ? flow->syn : next;
+	anew->next[1] = end ? next : flow->syn;
+	anew->acknowledged[0] = end ? packet->sequence + 1 : flow->syn;
+	anew->acknowledged[1] = end ? flow->syn : packet->sequence + 1;
+}
+
 /*
  * What was decided for a packet, for the flow that it belongs to. admitted is
  * ZFW_FLOW_ADMITTED_IN or _OUT, track an enum zfw_track other than none. Returns 0.
@@ -316,18 +349,18 @@ __noinline int track_flow(struct zfw_packet *packet, __u32 track, __u32 admitted
 {
 	struct zfw_flow_key key = {};
 	struct flow_match match = {};
-	struct zfw_flow *flow, moved;
+	struct zfw_flow *flow, moved = {};
 	__u32 end, table, opening_table = ZFW_FLOWS_OPENING;
 	void *open, *opening;
 
 	if (!packet)
 		return 0;
-	end = flow_key(packet, &key) & 1;
-	table = ZFW_FLOWS_OPEN;
+	table = open_table_of(packet->protocol);
 	open = bpf_map_lookup_elem(&flows, &table);
 	opening = bpf_map_lookup_elem(&flows, &opening_table);
 	if (!open || !opening)
 		return 0;
+	end = flow_key(packet, &key) & 1;
 	flow = bpf_map_lookup_elem(open, &key);
 	if (!flow) {
 		table = ZFW_FLOWS_OPENING;
@@ -337,7 +370,7 @@ __noinline int track_flow(struct zfw_packet *packet, __u32 track, __u32 admitted
 	    (packet->protocol == IPPROTO_TCP && is_only_syn(packet) && is_closed(flow->flags))) {
 		if (track == ZFW_TRACK_RENEW || !may_begin(packet, track))
 			return 0;
-		if (flow && table == ZFW_FLOWS_OPEN)
+		if (flow && table != ZFW_FLOWS_OPENING)
 			bpf_map_delete_elem(open, &key);
 		begin_flow(packet, opening, &key, end, admitted);
 		return 0;
@@ -349,9 +382,17 @@ __noinline int track_flow(struct zfw_packet *packet, __u32 track, __u32 admitted
 		if (is_only_syn(packet)) {
 			if (match.is_initiator && match.stage == ZFW_FLOW_STARTED)
 				begin_flow(packet, opening, &key, end,
-					   (match.flags &
-					    (ZFW_FLOW_ADMITTED_IN | ZFW_FLOW_ADMITTED_OUT)) |
-						   admitted);
+					   (match.flags & FLOW_ADMITTED) | admitted);
+			else if (match.is_initiator)
+				flow->syn = packet->sequence + packet->transport_length -
+					    packet->tcp_header + 1;
+			return 0;
+		}
+		if (answers_new_syn(packet, flow, &match)) {
+			begin_anew(packet, flow, end, &moved);
+			if (bpf_map_update_elem(opening, &key, &moved, BPF_ANY) == 0 &&
+			    table != ZFW_FLOWS_OPENING)
+				bpf_map_delete_elem(open, &key);
 			return 0;
 		}
 		if (!match.is_initiator && match.stage == ZFW_FLOW_STARTED &&

@@ -155,7 +155,7 @@ struct {
 } fragments SEC(".maps");
 
 /* Tracked flows, by enum zfw_flow_table. There are none until a program is
- * attached to egress: they take 30 MB. */
+ * attached to egress: they take 60 MB. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
 	__uint(max_entries, ZFW_FLOW_TABLES);

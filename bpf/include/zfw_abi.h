@@ -390,22 +390,27 @@ struct zfw_flow {
 	__u8 initiator; /* 0 or 1: which end */
 	__u8 flags; /* enum zfw_flow_flag */
 	__u8 stage; /* enum zfw_flow_stage */
-	__u8 pad[5];
+	__u8 pad;
+	/* TCP: the number after a SYN that the initiator has sent since it was answered,
+	 * 0 if none. If the responder answers that, a new connection begins. */
+	__u32 syn;
 };
 
 /* Index into the map "flows". A flood of beginnings must not push out flows that
- * the outside has answered, so the two have a table each. */
+ * both ends have confirmed, nor datagrams, which anybody can confirm that guesses
+ * well, connections: each has a table. */
 enum zfw_flow_table {
 	ZFW_FLOWS_OPENING = 0,
-	ZFW_FLOWS_OPEN = 1,
-	ZFW_FLOW_TABLES = 2,
+	ZFW_FLOWS_OPEN = 1, /* TCP */
+	ZFW_FLOWS_OPEN_DATAGRAMS = 2, /* UDP and ICMP echo */
+	ZFW_FLOW_TABLES = 3,
 };
 
 /* One element: when flows are forgotten, and how many are kept. */
 struct zfw_flow_limits {
 	__u64 udp_idle; /* ns; also for ICMP echo */
 	__u64 tcp_idle;
-	__u32 max_flows; /* open ones; not read by the programs */
+	__u32 max_flows; /* in each table of open ones; not read by the programs */
 	__u32 pad;
 };
 

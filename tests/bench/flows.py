@@ -180,7 +180,7 @@ def million_flows(section: Section, count: int) -> None:
             seconds += time.monotonic() - started
         with network.gateway.entered():
             with Tables(is_writer=False) as tables:
-                table = tables.inner("flows", layout.FLOWS_OPEN)
+                table = tables.inner("flows", layout.FLOWS_OPEN_DATAGRAMS)
                 kept = sum(1 for _ in table.items()) if table else 0
             memory = kernel_memory() / 1e6
     section.rows.append(

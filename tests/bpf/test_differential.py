@@ -290,6 +290,7 @@ class _World:
         if direction == "egress":
             return decide_egress(
                 *(frame, interface, self.model, self.fragments, self.flows),
+                sockets=self.sockets,
                 is_forwarded=came_by is not None,
             )
         return decide(

@@ -592,7 +592,6 @@ def test_interception_of_udp_survives_the_proxys_answer(world: World, network: N
         assert proxy.receive()[0] == b"second"
 
 
-@pytest.mark.xfail(reason="an interface without a row filters nothing that leaves")
 def test_an_interface_whose_row_another_one_took_has_the_strictest_settings(world: World) -> None:
     """Of two indexes with one remainder: struct zfw_interface."""
     world.set(OUTSIDE, "outbound_filter", True)
@@ -607,7 +606,6 @@ def test_an_interface_whose_row_another_one_took_has_the_strictest_settings(worl
     assert world.explain(("egress", OUTSIDE, INSIDE), frame)[0] == "drop"
 
 
-@pytest.mark.xfail(reason="a SYN of a flow that is open is not followed")
 def test_a_connection_on_the_port_of_one_that_broke_off(world: World) -> None:
     """The client restarted and begins again: what comes of it is a whole connection."""
     talk = _forward(world)

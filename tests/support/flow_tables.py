@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from socket import if_nametoindex
 from typing import TYPE_CHECKING
 
-from tests.support.tracked import End, TrackedFlow
+from tests.support.tracked import TCP, End, TrackedFlow
 from zfw_py.abi import layout
 from zfw_py.firewall.tables import Tables
 from zfw_py.kernel import bpf
@@ -67,13 +67,16 @@ def _encode(flow: TrackedFlow) -> tuple[bytes, bytes]:
         initiator,
         flags,
         STAGES[flow.stage],
+        flow.again,
     )
     return key, value
 
 
 def write_flow(tables: Tables, flow: TrackedFlow) -> None:
     """Put a flow where the programs find it."""
-    index = layout.FLOWS_OPEN if flow.stage == "confirmed" else layout.FLOWS_OPENING
+    index = layout.FLOWS_OPENING
+    if flow.stage == "confirmed":
+        index = layout.FLOWS_OPEN if flow.protocol == TCP else layout.FLOWS_OPEN_DATAGRAMS
     inner = tables.inner("flows", index)
     assert inner is not None
     inner.update(*_encode(flow))

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
-from tests.support.tracked import ACK, ICMP, ICMPV6, RST, TCP, UDP, Segment, TrackedFlows
+from tests.support.tracked import ACK, ICMP, ICMPV6, RST, SYN, TCP, UDP, Segment, TrackedFlows
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -745,7 +745,8 @@ def decide(
     if _is_ssh(packet, ports, interface):
         return Decision("pass", "ssh")
 
-    admitted = "adopt" if is_tracking else "none"
+    # Nothing that leaves by loopback is filtered.
+    admitted = "adopt" if is_tracking and not interface.is_loopback else "none"
     protocol = "tcp" if packet.protocol == TCP else "udp"
     if sockets.is_established(
         Flow(protocol, packet.destination, ports[1], packet.source, ports[0])
@@ -789,6 +790,7 @@ def decide_egress(
     fragments: Fragments | None = None,
     flows: TrackedFlows | None = None,
     *,
+    sockets: Sockets | None = None,
     is_forwarded: bool = False,
 ) -> Decision:
     """What becomes of a frame that leaves by an interface; this host sends it, or forwards it."""
@@ -821,12 +823,11 @@ def decide_egress(
     if _is_ssh_answer(packet, ports, interface):
         return Decision("pass", "ssh")
 
-    flow = flows.find(segment)
+    # Whoever begins a connection, or begins one again, needs a rule for it.
+    flow = None if segment.is_bare_syn else flows.find(segment)
     if flow is not None:
         from_initiator = flow.is_from_initiator(segment)
-        # A SYN begins another connection, unless it is the initiator's, sent again.
-        begins_anew = segment.is_bare_syn and (not from_initiator or flow.is_closed)
-        if not begins_anew and (not from_initiator or flow.is_admitted_out):
+        if not from_initiator or flow.is_admitted_out:
             if not flow.is_plausible(segment):
                 return Decision("drop", "flow_invalid")
             return Decision("pass", "flow", track="renew" if is_forwarded else "open")
@@ -836,6 +837,17 @@ def decide_egress(
         protocol, packet.source, packet.destination, ports[1], interface, "egress"
     )
     if matched is None:
+        # A connection that this host has had for longer than there is a filter.
+        if (
+            sockets is not None
+            and not is_forwarded
+            and segment.is_tcp
+            and segment.flags & (SYN | ACK) == ACK
+            and sockets.is_established(
+                Flow("tcp", packet.source, ports[0], packet.destination, ports[1])
+            )
+        ):
+            return Decision("pass", "established", track="adopt")
         return Decision("drop", "egress_no_rule")
     if matched.action == "deny":
         return Decision("drop", "rule_deny", matched)

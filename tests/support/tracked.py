@@ -95,6 +95,7 @@ class TrackedFlow:
     is_admitted_out: bool = False
     is_adopted: bool = False  # its beginning was not seen
     is_reset: bool = False
+    again: int = 0  # the number after a SYN of the initiator since it was answered
     fins: set[int] = field(default_factory=set)  # 0: the initiator has sent it, 1: the responder
     next: dict[End, int] = field(default_factory=dict)
     acknowledged: dict[End, int] = field(default_factory=dict)
@@ -226,12 +227,42 @@ class TrackedFlow:
             self.acknowledged[sender] = self.next[other] = segment.acknowledgment
             self.acknowledged[other] = segment.sequence
 
+    def is_answer_to_again(self, segment: Segment) -> bool:
+        """Does the responder answer a SYN that the initiator sent on the open flow?"""
+        return (
+            segment.is_tcp
+            and not self.is_from_initiator(segment)
+            and self.stage != "started"
+            and self.again != 0
+            and segment.flags & (SYN | ACK | RST | FIN) == SYN | ACK
+            and segment.acknowledgment == self.again
+        )
+
+    def begun_again(self, segment: Segment, now: float) -> TrackedFlow:
+        """The connection that begins with this answer."""
+        return TrackedFlow(
+            self.protocol,
+            self.initiator,
+            self.responder,
+            now,
+            "answered",
+            self.is_admitted_in,
+            self.is_admitted_out,
+            next={self.initiator: self.again, self.responder: segment.end},
+            acknowledged={
+                self.initiator: (segment.sequence + 1) % WRAP,
+                self.responder: self.again,
+            },
+        )
+
     def follow(self, segment: Segment, how: str, admitted: str, now: float) -> None:
         """A packet of this flow, which is neither forgotten nor begun anew."""
         from_initiator = self.is_from_initiator(segment)
         is_proof = self.is_proof(segment)
         if segment.is_tcp:
             if segment.is_bare_syn:
+                if from_initiator:
+                    self.again = segment.end
                 return
             is_answer = not from_initiator and self.stage == "started"
             if is_answer and not segment.is_reset and not is_proof:
@@ -311,6 +342,9 @@ class TrackedFlows:
             before = {"in"} if flow.is_admitted_in else set()
             before |= {"out"} if flow.is_admitted_out else set()
             self._begin(segment, before | {admitted})
+            return
+        if flow.is_answer_to_again(segment):
+            self.put(flow.begun_again(segment, self.now))
             return
         flow.follow(segment, how, admitted, self.now)
 

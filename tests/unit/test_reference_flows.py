@@ -165,10 +165,25 @@ def test_a_new_syn_begins_anew_after_the_end() -> None:
     assert gateway.states() == ["reset"]
     assert gateway.leaves(ask("S", 5000)) == "pass rule_pass"
     assert gateway.states() == ["started"]
+    assert gateway.leaves(ask("S", 6000)) == "pass rule_pass"
     gateway.rules = RuleSet()
-    assert gateway.leaves(ask("S", 6000)) == "pass flow"
+    assert gateway.leaves(ask("S", 7000)) == "drop egress_no_rule"
     assert gateway.arrives(answer("SA", 9, 5001)) == "drop flow_invalid"
     assert gateway.arrives(answer("SA", 9, 6001)) == "pass flow"
+
+
+def test_a_new_syn_on_an_open_flow_counts_once_it_is_answered() -> None:
+    gateway = opened()
+    assert gateway.leaves(ask("S", 5000)) == "pass rule_pass"
+    assert gateway.states() == ["open"]
+    assert gateway.arrives(answer("SA", 9, 5000)) == "pass flow"
+    assert gateway.states() == ["open"]
+    assert gateway.arrives(answer("SA", 9, 5001)) == "pass flow"
+    assert gateway.states() == ["answered"]
+    assert gateway.leaves(ask("A", 5001, 10)) == "pass flow"
+    assert gateway.states() == ["open"]
+    assert gateway.arrives(answer("R", 10)) == "pass flow"
+    assert gateway.states() == ["reset"]
 
 
 @pytest.mark.parametrize(

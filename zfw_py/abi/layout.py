@@ -117,7 +117,8 @@ FLOW_CONFIRMED = 3
 
 FLOWS_OPENING = 0
 FLOWS_OPEN = 1
-FLOW_TABLES = 2
+FLOWS_OPEN_DATAGRAMS = 2
+FLOW_TABLES = 3
 
 TRACK_NONE = 0
 TRACK_RENEW = 1
@@ -172,7 +173,7 @@ FRAGMENT = "=QI4x"
 FRAGMENT_SIZE = 16
 FLOW_KEY = "=32s4sB3x"
 FLOW_KEY_SIZE = 40
-FLOW = "=Q8s8sBBB5x"
+FLOW = "=Q8s8sBBB1xI"
 FLOW_SIZE = 32
 FLOW_LIMITS = "=QQI4x"
 FLOW_LIMITS_SIZE = 24
@@ -184,7 +185,7 @@ DECISION_SIZE = 16
 MAPS = {
     "addresses": (1, 20, 4, 16384, 1),
     "flow_limits": (2, 4, 24, 1, 0),
-    "flows": (12, 4, 4, 2, 0),
+    "flows": (12, 4, 4, 3, 0),
     "fragments": (9, 44, 16, 4096, 0),
     "interface_names": (1, 16, 16, 1024, 1),
     "interface_sets": (2, 4, 128, 1024, 0),

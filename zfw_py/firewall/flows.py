@@ -30,6 +30,7 @@ _MAPPED = b"\0" * 10 + b"\xff\xff"
 _TCP = 6
 _PROTOCOLS = {_TCP: "tcp", 17: "udp", 1: "icmp", 58: "icmpv6"}
 _FINS = layout.FLOW_FIN_0 | layout.FLOW_FIN_1
+_OPEN = (layout.FLOWS_OPEN, layout.FLOWS_OPEN_DATAGRAMS)
 _STAGES = {
     layout.FLOW_STARTED: "started",
     layout.FLOW_ANSWERED: "answered",
@@ -72,9 +73,11 @@ def write_limits(tables: Tables, limits: FlowLimits) -> None:
 def set_limits(tables: Tables, limits: FlowLimits) -> None:
     """Make these the limits. Raises UsageError for one out of bounds."""
     old = read_limits(tables)
-    table = tables.inner("flows", layout.FLOWS_OPEN)
-    if limits.check().max_flows != old.max_flows and table is not None:
-        _replace_open(tables, table, limits.max_flows)
+    if limits.check().max_flows != old.max_flows:
+        for index in _OPEN:
+            table = tables.inner("flows", index)
+            if table is not None:
+                _replace(tables, index, table, limits.max_flows)
     if limits != old:
         write_limits(tables, limits)
 
@@ -86,11 +89,10 @@ def _create(entries: int) -> Map:
 
 def make_tables(tables: Tables) -> None:
     """Before a program tracks: make the tables if there are none."""
-    for index, entries in (
-        (layout.FLOWS_OPENING, layout.OPENING_FLOWS),
-        (layout.FLOWS_OPEN, read_limits(tables).max_flows),
-    ):
+    max_flows = read_limits(tables).max_flows
+    for index in range(layout.FLOW_TABLES):
         if tables.inner("flows", index) is None:
+            entries = max_flows if index in _OPEN else layout.OPENING_FLOWS
             tables.put_inner("flows", index, _create(entries))
 
 
@@ -101,12 +103,12 @@ def drop_tables(tables: Tables) -> None:
             tables.drop_inner("flows", index)
 
 
-def _replace_open(tables: Tables, old: Map, max_flows: int) -> None:
-    """A table of another size in the place of that of open flows, with what is in it."""
+def _replace(tables: Tables, index: int, old: Map, max_flows: int) -> None:
+    """A table of another size in the place of one of open flows, with what is in it."""
     new = _create(max_flows)
     # Twice: a packet may have made or renewed an entry before the programs saw the new.
     _copy(old, new)
-    tables.put_inner("flows", layout.FLOWS_OPEN, new)
+    tables.put_inner("flows", index, new)
     _copy(old, new)
 
 
@@ -148,7 +150,7 @@ def _entries(tables: Tables) -> Iterator[tuple[int, bytes, bytes, bool]]:
             continue
         now = monotonic_ns()
         for key, value in inner.items():
-            seen, _, _, _, flags, _ = _flow.unpack(value)
+            seen, _, _, _, flags, *_ = _flow.unpack(value)
             life = _lifetime(key[36], flags, table, limits)
             yield table, key, value, seen + life * _SECOND < now
 
@@ -161,7 +163,7 @@ def read_flows(tables: Tables) -> Iterator[Flow]:
             continue
         addresses, port_bytes, protocol = _key.unpack(key)
         ports = _ports.unpack(port_bytes)
-        seen, _, _, initiator, flags, stage = _flow.unpack(value)
+        seen, _, _, initiator, flags, stage, _ = _flow.unpack(value)
         ends = [_address_text(addresses[:16]), _address_text(addresses[16:])]
         if flags & layout.FLOW_RESET:
             state = "reset"

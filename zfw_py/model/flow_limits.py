@@ -17,9 +17,10 @@ BOUNDS = {
 
 
 class FlowLimits(NamedTuple):
-    """Seconds without a packet that a flow is forgotten after, and how many open ones are kept.
+    """Seconds without a packet that a flow is forgotten after, and how many are kept.
 
-    ``udp_idle`` goes for ICMP echo as well.
+    ``udp_idle`` goes for ICMP echo as well. ``max_flows`` counts the open ones of TCP, and
+    as many of the others.
     """
 
     udp_idle: int = 30
