@@ -236,10 +236,12 @@ def test_the_clients_exact_reset_closes(ends: Ends, router: Router, either_way: 
 
 
 def test_a_reset_after_data(ends: Ends, router: Router, either_way: None) -> None:
-    """Where the client has acknowledged less than was sent, either number is the one."""
+    """One beyond what the client has acknowledged counts if it acknowledges all of the client's."""
     ends.open()
     assert ends.answers("PA", 5001, 1001, bytes(100))
     assert ends.answers("R", 5101)
+    assert router.state() == "open"
+    assert ends.answers("RA", 5101, 1001)
     assert router.state() == "reset"
 
 

@@ -22,12 +22,8 @@ from tests.support.reference import (
     ETHERTYPE_IPV6,
     FRAGMENT,
     HOP_BY_HOP,
-    ICMP,
-    ICMPV6,
     LOOPBACK,
     ROUTING,
-    TCP,
-    UDP,
     VRRP,
     Address,
     Flow,
@@ -37,7 +33,7 @@ from tests.support.reference import (
     Rule,
     Sockets,
 )
-from tests.support.tracked import NEAR, WRAP, End, TrackedFlow
+from tests.support.tracked import ICMP, ICMPV6, NEAR, TCP, UDP, WRAP, End, TrackedFlow
 
 # The largest frame that BPF_PROG_TEST_RUN takes is a page less head and tail room.
 MAX_FRAME = 3000

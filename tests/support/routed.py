@@ -14,7 +14,7 @@ import threading
 from contextlib import contextmanager
 from pathlib import Path
 from struct import pack, pack_into, unpack_from
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
@@ -32,9 +32,8 @@ from tests.support.frames import (
     family_of,
 )
 from tests.support.netns import Namespace, RoutedNetwork
-from zfw_py import Firewall, Prefix, Rule, RuleKey
+from zfw_py import Firewall, Flow, FlowLimits, Prefix, Rule, RuleKey
 from zfw_py.abi import layout
-from zfw_py.firewall.flows import Flow, FlowLimits
 from zfw_py.firewall.tables import Tables
 
 if TYPE_CHECKING:
@@ -241,7 +240,8 @@ class Capture:
             data, address = self._sniffer.recvfrom(65535)
             frame = Ether(data)
             if address[2] != socket.PACKET_OUTGOING and kind in frame:
-                return frame[kind]
+                found: Packet = frame[kind]
+                return found
 
     def has(self, wanted: Callable[[Packet], bool]) -> bool:
         """Whether one that is wanted is among those that have arrived; takes them all."""
@@ -264,7 +264,7 @@ def _introduce(namespace: Namespace, name: str, address: str, mac: str) -> None:
 # Packets
 
 
-def ip(source: str, destination: str, **fields: object) -> Packet:
+def ip(source: str, destination: str, **fields: Any) -> Packet:
     """The IP header from one address to another."""
     return (IP, IPv6)[family_of(destination) == 6](src=source, dst=destination, **fields)
 
