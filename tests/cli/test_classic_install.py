@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MODES = {
     "opt/openziti/bin/zfw": 0o755,
+    "opt/openziti/bin/zfw_monitor": 0o755,
     "opt/openziti/bin/zfw_tc_ingress.o": 0o644,
     "opt/openziti/bin/zfw_tc_outbound_track.o": 0o644,
     "opt/openziti/bin/start_ebpf_router.py": 0o744,
@@ -38,10 +39,11 @@ MODES = {
     "opt/openziti/etc/.zfw-classic.lock": 0o600,
     "etc/systemd/system/fw-init.service": 0o644,
     "etc/systemd/system/ziti-fw-init.service": 0o644,
+    "etc/systemd/system/zfw-restore.service": 0o644,
     "etc/logrotate.d/zfwlogs": 0o644,
     "etc/cron.d/zfw_refresh": 0o644,
 }
-COUNT = len(MODES) - 2 + 1  # without manifest and lock, with the link
+COUNT = len(MODES) - 2 + 2  # without manifest and lock, with the links
 
 
 @pytest.fixture
@@ -543,3 +545,22 @@ def test_removal_tells_of_what_a_boot_program_left(zfw: Zfw, laid_out: Path) -> 
         f"zfw: warning: {drop_in} is still there: it was made by a boot program,"
         " and its revert program would have removed it\n"
     )
+
+
+def test_there_is_no_monitor_yet_and_it_says_so(laid_out: Path) -> None:
+    done = subprocess.run(
+        [laid_out / "usr/sbin/zfw_monitor", "-i", "all", "-W", "/var/log/zfw.log"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "zfw: -M, --monitor: not in this version of zfw\n"
+
+
+def test_the_unit_that_restores_is_there_and_not_enabled(laid_out: Path) -> None:
+    unit = (laid_out / "etc/systemd/system/zfw-restore.service").read_text()
+    assert "ExecStart=/opt/openziti/bin/zfw restore --wait 10 /etc/zfw/zfw.toml\n" in unit
+    assert "ConditionPathExists=/etc/zfw/zfw.toml\n" in unit
+    assert "Before=network-pre.target" in unit
+    assert not (laid_out / "etc/systemd/system/sysinit.target.wants").exists()

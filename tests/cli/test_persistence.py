@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from zfw_py import Firewall
-from zfw_py.cli.commands.systemd import CAPABILITIES
+from zfw_py.classic.restore_unit import CAPABILITIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -28,7 +28,7 @@ from zfw_py import (
     ZfwError,
 )
 from zfw_py.abi import layout
-from zfw_py.cli.commands.systemd import CAPABILITIES
+from zfw_py.classic.restore_unit import CAPABILITIES
 from zfw_py.firewall import attach
 from zfw_py.firewall.tables import Tables
 from zfw_py.model.document import (

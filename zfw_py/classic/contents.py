@@ -7,7 +7,7 @@ import sys
 from importlib.resources import files
 from typing import NamedTuple
 
-from zfw_py.classic import places
+from zfw_py.classic import places, restore_unit
 from zfw_py.classic.boot import KINDS
 from zfw_py.errors import ZfwError
 
@@ -28,10 +28,13 @@ class Entry(NamedTuple):
 
 
 def entries() -> list[Entry]:
-    """All of it, the command first and its link last. Raises ZfwError."""
+    """All of it, the command first and the links last. Raises ZfwError."""
     head = f"#!{interpreter()} -I\n".encode()
     program = _file("boot_program")
-    made = [Entry(places.ZFW, head + _file("zfw"), 0o755)]
+    made = [
+        Entry(places.ZFW, head + _file("zfw"), 0o755),
+        Entry(places.MONITOR, head + _file("zfw_monitor"), 0o755),
+    ]
     for verb in ("start", "revert"):
         for kind in KINDS:
             text = program.replace(b"@VERB@", verb.encode()).replace(b"@KIND@", kind.encode())
@@ -46,10 +49,13 @@ def entries() -> list[Entry]:
         Entry(f"{places.USER_RULES}.sample", _file("user_rules.sh.sample"), 0o744),
         Entry(f"{_UNITS}/fw-init.service", _file("fw-init.service"), 0o644),
         Entry(f"{_UNITS}/ziti-fw-init.service", _file("ziti-fw-init.service"), 0o644),
+        # As of any program's package: not enabled until somebody wants it.
+        Entry(f"{_UNITS}/{restore_unit.UNIT}", _restore_unit(), 0o644),
         Entry("/etc/logrotate.d/zfwlogs", _file("zfwlogs"), 0o644),
         Entry("/etc/cron.d/zfw_refresh", _file("zfw_refresh"), 0o644),
         # Relative, so that it is right below any prefix, and after the prefix is gone.
         Entry(places.ZFW_LINK, b"", 0o777, "../.." + places.ZFW),
+        Entry(places.MONITOR_LINK, b"", 0o777, "../.." + places.MONITOR),
     ]
     return made
 
@@ -63,6 +69,11 @@ def interpreter() -> str:
             hint="install zfw below a short path without blanks, such as /opt/zfw",
         )
     return path
+
+
+def _restore_unit() -> bytes:
+    unit = restore_unit.text(places.ZFW, restore_unit.FILE)
+    return f"# SPDX-License-Identifier: GPL-2.0-only\n{unit}".encode()
 
 
 def _file(name: str) -> bytes:

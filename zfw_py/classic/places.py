@@ -5,6 +5,8 @@ from __future__ import annotations
 
 ZFW = "/opt/openziti/bin/zfw"
 ZFW_LINK = "/usr/sbin/zfw"
+MONITOR = "/opt/openziti/bin/zfw_monitor"
+MONITOR_LINK = "/usr/sbin/zfw_monitor"
 INTERFACES = "/opt/openziti/etc/ebpf_config.json"
 USER_RULES = "/opt/openziti/bin/user/user_rules.sh"
 USER_RULES_TIMEOUT = 600.0  # seconds

@@ -10,61 +10,15 @@ from typing import Annotated, Literal
 
 import typer
 
+from zfw_py.classic.restore_unit import FILE, UNIT, text
 from zfw_py.cli import files, output
 from zfw_py.cli.documents import form_of
 from zfw_py.errors import Conflict, NotFound, UsageError, ZfwError
 
-UNIT = "zfw-restore.service"
 DIRECTORY = "etc/systemd/system"
 LINK = f"sysinit.target.wants/{UNIT}"
-FILE = "/etc/zfw/zfw.toml"
 
 _FIRST_LINE = "# Written by zfw systemd install; zfw systemd remove takes it away."
-
-# The least that restores: CAP_SYS_ADMIN loads programs and opens inner maps by their id,
-# CAP_NET_ADMIN attaches and makes local routes.
-CAPABILITIES = ("CAP_NET_ADMIN", "CAP_SYS_ADMIN")
-
-# DefaultDependencies would order this after basic.target, for which some networks' units
-# do not wait. udev gives interfaces their names meanwhile: hence --wait.
-# ProtectKernelTunables makes /sys read-only, and with it bpffs; hence not.
-TEMPLATE = """\
-{first_line}
-[Unit]
-Description=zfw: restore the firewall
-DefaultDependencies=no
-ConditionPathExists={file}
-RequiresMountsFor={file}
-After=local-fs.target sys-fs-bpf.mount systemd-modules-load.service systemd-udev-trigger.service
-Wants=network-pre.target
-Before=network-pre.target shutdown.target
-Conflicts=shutdown.target
-
-[Service]
-Type=oneshot
-RemainAfterExit=yes
-ExecStart={program} restore --wait 10 {file}
-ExecReload={program} restore {file}
-TimeoutStartSec=5min
-UMask=0077
-CapabilityBoundingSet={capabilities}
-NoNewPrivileges=yes
-ProtectSystem=strict
-ProtectHome=read-only
-ProtectControlGroups=yes
-ProtectKernelLogs=yes
-ProtectHostname=yes
-RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
-RestrictNamespaces=net
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-LockPersonality=yes
-SystemCallArchitectures=native
-SystemCallFilter=@system-service bpf
-
-[Install]
-WantedBy=sysinit.target
-"""
 
 
 def command(
@@ -93,7 +47,7 @@ def command(
 
 def install(prefix: str, file: str) -> str:
     """Write the unit and the link that enables it; the unit's path."""
-    text = unit(file)
+    written = unit(file)
     directory = os.path.join(prefix, DIRECTORY)
     path, link = os.path.join(directory, UNIT), os.path.join(directory, LINK)
     if not os.path.isdir(prefix):
@@ -101,7 +55,7 @@ def install(prefix: str, file: str) -> str:
     _check_ours(path)
     try:
         os.makedirs(os.path.dirname(link), mode=0o755, exist_ok=True)
-        files.write(path, text.encode(), 0o644)
+        files.write(path, written.encode(), 0o644)
         with suppress(FileExistsError):
             os.symlink(f"../{UNIT}", link)
         if not _is_our_link(link):
@@ -136,12 +90,8 @@ def unit(file: str) -> str:
     program = os.path.join(sysconfig.get_path("scripts"), "zfw")
     if not os.access(program, os.X_OK):
         raise ZfwError(f"{program} is missing", hint="pip install makes it")
-    return TEMPLATE.format(
-        first_line=_FIRST_LINE,
-        file=_in_unit(file, "--file"),
-        program=_in_unit(program, "this installation"),
-        capabilities=" ".join(CAPABILITIES),
-    )
+    body = text(_in_unit(program, "this installation"), _in_unit(file, "--file"))
+    return f"{_FIRST_LINE}\n{body}"
 
 
 def _in_unit(path: str, what: str) -> str:
