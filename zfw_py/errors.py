@@ -96,12 +96,16 @@ class KernelError(ZfwError, OSError):
         self.errno = errno
 
 
+# What the verifier's log ends with, whatever it says.
+_STATISTICS = ("processed ", "verification time ", "stack depth ")
+
+
 class VerifierError(KernelError):
     """The kernel's verifier refused a program. ``log`` is all that it said."""
 
     def __init__(self, program: str, errno: int, log: str) -> None:
         lines = [line for line in log.splitlines() if line.strip()]
-        telling = [line for line in lines if not line.startswith("processed ")]
+        telling = [line for line in lines if not line.startswith(_STATISTICS)]
         last = telling[-1].strip() if telling else "no log"
         super().__init__(f"load program {program}: {last}", errno)
         self.log = log

@@ -96,7 +96,9 @@ class BpfObject:
         if self._lib.bpf_object__load(self._object) == 0:
             return
         errno = ctypes.get_errno()
-        for name, (program, log) in self._logs.items():
+        # Programs are loaded in turn, and a failure closes those before: the last that has
+        # a log is the one that was refused.
+        for name, (program, log) in reversed(self._logs.items()):
             if log.value and self._lib.bpf_program__fd(program) < 0:
                 raise VerifierError(name, errno, log.value.decode("utf-8", "replace"))
         raise KernelError(
