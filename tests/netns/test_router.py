@@ -731,12 +731,19 @@ def test_case_38_an_attach_that_makes_no_sense(
 
 
 def test_case_38_detach_by_direction_and_again(gateway: Gateway) -> None:
+    def is_filtered() -> bool:
+        (interface,) = Firewall().status().interfaces
+        return interface.settings["outbound_filter"]
+
     gateway.ok("-X", gateway.interface, "-O", EGRESS_OBJECT, "-z", "egress")
     for _ in range(2):
         gateway.ok("-X", gateway.interface, "-z", "ingress", "-d")
         assert tc_lines(gateway, "ingress") == []
         assert tc_lines(gateway, "egress")
+    gateway.ok("--outbound-filter", gateway.interface)
+    assert is_filtered()
     gateway.ok("-X", gateway.interface, "-z", "egress", "-d")
+    assert not is_filtered()
     gateway.ok("-X", gateway.interface, "-O", INGRESS_OBJECT, "-z", "ingress")
 
 

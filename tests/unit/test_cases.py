@@ -19,15 +19,13 @@ CASES = set(range(1, 63)) - {12, 34, 49}
 # Not tested at all: the case, and what it waits for.
 UNTESTED = {
     51: "the monitor is not there yet",
-    53: "flows are not tracked yet; that -L -G does no harm is tested without the number",
     55: "tunnel mode and its XDP object are not there yet; -A is case 45",
     59: "another program's walk over another's maps: not kept, a wrapper of our own replaces it",
 }
 
 # Tested, but not all of what the case says.
 PARTLY_TESTED = {
-    38: "outbound filtering and masquerading, which an egress detach turns off, are not there yet",
-    40: "no flow but that of a socket is tracked yet",
+    38: "masquerading, which an egress detach turns off, is not there yet",
     43: "DDoS protection is not there yet; the boot program says so",
     44: "tunnel mode is not there yet; the boot program says so",
     54: "-T is not there yet",
