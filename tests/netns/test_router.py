@@ -732,8 +732,8 @@ def test_case_38_an_attach_that_makes_no_sense(
 
 def test_case_38_detach_by_direction_and_again(gateway: Gateway) -> None:
     def is_filtered() -> bool:
-        (interface,) = Firewall().status().interfaces
-        return interface.settings["outbound_filter"]
+        found = {each.name: each.settings for each in Firewall().status().interfaces}
+        return found.get(gateway.interface, {}).get("outbound_filter", False)
 
     gateway.ok("-X", gateway.interface, "-O", EGRESS_OBJECT, "-z", "egress")
     for _ in range(2):
