@@ -41,6 +41,14 @@ struct flow_match {
 	__u8 pad;
 };
 
+/* Are there tables of flows at all? */
+static __always_inline bool has_flow_tables(void)
+{
+	__u32 table = ZFW_FLOWS_OPENING;
+
+	return bpf_map_lookup_elem(&flows, &table);
+}
+
 /* a - b, of sequence numbers; RFC 9293, section 3.4. */
 static __always_inline __s32 sequence_distance(__u32 a, __u32 b)
 {

@@ -105,7 +105,8 @@ static __always_inline struct bpf_sock *decide_ingress_rules(struct __sk_buff *s
 	/* UDP does not tell who began. A proxy's answer would begin a flow of this host's,
 	 * and what the client sends next would be an answer, not for the proxy any more. */
 	enum zfw_track track =
-		interface->link_flags & ZFW_LINK_TRACK || packet->protocol == IPPROTO_UDP ?
+		interface->link_flags & ZFW_LINK_TRACK ||
+				(packet->protocol == IPPROTO_UDP && has_flow_tables()) ?
 			ZFW_TRACK_ADOPT :
 			ZFW_TRACK_NONE;
 	struct zfw_port_rule rule = {};
