@@ -102,12 +102,16 @@ class Network:
     interface = "gw0"
 
     def __init__(self) -> None:
-        """Make both and wait for nothing: duplicate address detection is off."""
+        """Make both and wait for nothing: duplicate address detection is off.
+
+        Nor does anybody ask for routers, seconds later, into what a test counts.
+        """
         self.client, self.gateway = Namespace(), Namespace()
         for namespace in (self.client, self.gateway):
             with namespace.entered():
                 for name in ("all", "default"):
                     Path(f"/proc/sys/net/ipv6/conf/{name}/accept_dad").write_text("0")
+                    Path(f"/proc/sys/net/ipv6/conf/{name}/router_solicitations").write_text("0")
         self.gateway.run(
             "ip",
             "link",
