@@ -18,6 +18,12 @@ The classic grammar keeps its own codes: 0, 1, and 64 for usage.
 
 from __future__ import annotations
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+_EPERM, _EACCES = 1, 13
+
 
 class ZfwError(Exception):
     """An expected failure: one line for people, and perhaps a hint on the next."""
@@ -110,3 +116,14 @@ class VerifierError(KernelError):
         super().__init__(f"load program {program}: {last}", errno)
         self.log = log
         self.hint = f"{len(lines)} lines of the verifier's log are in .log"
+
+
+def raise_expected(error: OSError) -> NoReturn:
+    """Raise what an OSError of the kernel means to people: PermissionDenied or KernelError."""
+    if isinstance(error, VerifierError):
+        raise error
+    if isinstance(error, PermissionError) or error.errno in (_EPERM, _EACCES):
+        raise PermissionDenied(f"not permitted: {error}: needs root") from error
+    if isinstance(error, ZfwError):
+        raise error
+    raise KernelError("a call into the kernel", error.errno or 0) from error

@@ -11,7 +11,7 @@ import os
 import sys
 from importlib import import_module
 from io import TextIOWrapper
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import typer
 from typer._click.exceptions import UsageError
@@ -22,9 +22,12 @@ from zfw_py.cli import output
 from zfw_py.errors import ZfwError
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from typer._click.core import Command
 
-# Each is the function ``command`` of the module of its name in zfw_py.cli.commands.
+# Each is the function ``command`` of the module of its name in zfw_py.cli.commands. A
+# package there is a group, whose own COMMANDS are modules in it.
 COMMANDS = (
     "attach",
     "detach",
@@ -55,17 +58,18 @@ _PLAIN: dict[str, Any] = {
 class _Commands(TyperGroup):
     """The commands by name; none is imported before it is asked for."""
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
-        return list(COMMANDS)
+    names: tuple[str, ...] = COMMANDS
+    package = "zfw_py.cli.commands"
 
-    def get_command(self, ctx: typer.Context, cmd_name: str) -> Command | None:  # type: ignore[override]
-        if cmd_name not in COMMANDS:
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        return list(self.names)
+
+    def get_command(self, ctx: object, cmd_name: str) -> Command | None:
+        if cmd_name not in self.names:
             return None
         if cmd_name not in self.commands:
-            module = import_module(f"zfw_py.cli.commands.{cmd_name}")
-            single = typer.Typer(**_PLAIN)
-            single.command(cmd_name)(module.command)
-            self.commands[cmd_name] = get_command(single)
+            module = import_module(f"{self.package}.{cmd_name}")
+            self.commands[cmd_name] = _made_of(cmd_name, module)
         return self.commands[cmd_name]
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
@@ -73,6 +77,21 @@ class _Commands(TyperGroup):
         # While Typer still looks: it takes a reader that has gone for no error.
         sys.stdout.flush()
         return result
+
+
+def _made_of(name: str, module: ModuleType) -> Command:
+    """The command, or the group of commands, that a module is."""
+    if not hasattr(module, "COMMANDS"):
+        single = typer.Typer(**_PLAIN)
+        single.command(name, context_settings=getattr(module, "CONTEXT_SETTINGS", None))(
+            module.command
+        )
+        return get_command(single)
+    several = typer.Typer(cls=_Commands, name=name, **_PLAIN)
+    several.callback()(module.command)
+    group: Any = get_command(several)
+    group.names, group.package = module.COMMANDS, module.__name__
+    return cast("Command", group)
 
 
 app = typer.Typer(cls=_Commands, **_PLAIN)
@@ -112,8 +131,7 @@ def _run(argv: list[str]) -> int:
         # Whatever Typer itself ends early, such as Ctrl-C, comes back as its exit code.
         return get_command(app).main(argv, prog_name="zfw", standalone_mode=False) or 0
     except UsageError as error:
-        command = f"zfw {argv[0]}" if argv[0] in COMMANDS else "zfw"
-        output.error(f"{error.format_message()} Try '{command} --help'.")
+        output.error(f"{error.format_message()} Try '{_command_of(argv)} --help'.")
         return error.exit_code
     except ZfwError as error:
         output.error(error.message, error.hint)
@@ -121,3 +139,15 @@ def _run(argv: list[str]) -> int:
     except SystemExit as done:
         # Completion, or a reader of the output that has gone.
         return done.code if isinstance(done.code, int) else 1
+
+
+def _command_of(argv: list[str]) -> str:
+    """The command that a line names, as far as its words are commands."""
+    names = ["zfw"]
+    found: Any = get_command(app)
+    for word in argv:
+        found = found.get_command(None, word) if isinstance(found, _Commands) else None
+        if found is None:
+            break
+        names.append(word)
+    return " ".join(names)

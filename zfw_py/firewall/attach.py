@@ -16,9 +16,9 @@ from struct import unpack_from
 from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.abi.codec import State
-from zfw_py.errors import KernelError, ZfwError
+from zfw_py.errors import KernelError, ZfwError, raise_expected
 from zfw_py.firewall.flows import drop_tables, make_tables, write_limits
-from zfw_py.firewall.tables import ZERO, Tables, raise_expected
+from zfw_py.firewall.tables import ZERO, Tables
 from zfw_py.kernel import bpf, bpffs, netlink
 from zfw_py.kernel.libbpf import BpfObject
 from zfw_py.kernel.namespaces import live_cookies

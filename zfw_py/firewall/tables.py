@@ -7,14 +7,7 @@ from os.path import exists, isdir
 
 from zfw_py.abi import layout
 from zfw_py.abi.codec import State, from_u32, u32
-from zfw_py.errors import (
-    KernelError,
-    LayoutMismatch,
-    NotInstalled,
-    PermissionDenied,
-    VerifierError,
-    ZfwError,
-)
+from zfw_py.errors import LayoutMismatch, NotInstalled, PermissionDenied, raise_expected
 from zfw_py.kernel import bpf
 from zfw_py.kernel.bpffs import ROOT, state_directory
 from zfw_py.kernel.lock import Lock
@@ -24,23 +17,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
-    from typing import NoReturn
 
 ZERO = u32(0)
-_EPERM, _EACCES = 1, 13
-
 _MAX_ENTRIES = 3  # index into a map's five numbers
-
-
-def raise_expected(error: OSError) -> NoReturn:
-    """Raise what an OSError of the kernel means to people: PermissionDenied or KernelError."""
-    if isinstance(error, VerifierError):
-        raise error
-    if isinstance(error, PermissionError) or error.errno in (_EPERM, _EACCES):
-        raise PermissionDenied(f"not permitted: {error}: needs root") from error
-    if isinstance(error, ZfwError):
-        raise error
-    raise KernelError("a call into the kernel", error.errno or 0) from error
 
 
 class Tables:

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Where the state of a network namespace is pinned, and how it gets there."""
+"""Where state is pinned, and how it gets there: whole, by one rename.
+
+A network namespace's firewall has a directory below ROOT; each further system has
+one there, with directories of its own in it.
+"""
 
 from __future__ import annotations
 
@@ -50,9 +54,9 @@ def make_root() -> None:
         pass
 
 
-def new_directory() -> str:
+def new_directory(parent: str = ROOT) -> str:
     """A directory to build state in, before it is published."""
-    path = f"{ROOT}/{_BUILDING}{posix.getpid()}"
+    path = f"{parent}/{_BUILDING}{posix.getpid()}"
     posix.mkdir(path, 0o700)
     return path
 
@@ -71,14 +75,14 @@ def remove_directory(path: str) -> None:
 
 def withdraw(path: str) -> None:
     """Undo ``publish`` in one step, then remove what was there."""
-    doomed = f"{ROOT}/{_BUILDING}{posix.getpid()}"
+    doomed = f"{path.rpartition('/')[0]}/{_BUILDING}{posix.getpid()}"
     posix.rename(path, doomed)
     remove_directory(doomed)
 
 
-def unfinished() -> list[str]:
+def unfinished(parent: str = ROOT) -> list[str]:
     """Directories that a process began to build or to remove, and did not get to the end of."""
-    return [f"{ROOT}/{name}" for name in posix.listdir(ROOT) if name.startswith(_BUILDING)]
+    return [f"{parent}/{name}" for name in posix.listdir(parent) if name.startswith(_BUILDING)]
 
 
 def published() -> list[int]:
