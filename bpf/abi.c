@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * One variable of each type in zfw_abi.h, so that their BTF is complete: a
- * program's own object describes only the types that its maps and functions
- * name. scripts/gen-layout compiles and reads this; nothing loads it.
+ * One variable of each type in the headers that both sides share, so that their
+ * BTF is complete: a program's own object describes only the types that its maps
+ * and functions name. scripts/gen-layout compiles and reads this; nothing loads it.
  */
+#include "guard_abi.h"
 #include "zfw_abi.h"
 
 enum zfw_limit limit;
@@ -47,3 +48,22 @@ struct zfw_flow flow;
 struct zfw_flow_limits flow_limits;
 struct zfw_state state;
 struct zfw_decision decision;
+
+enum guard_limit guard_limit;
+enum guard_hook guard_hook;
+enum guard_verdict guard_verdict;
+enum guard_reason guard_reason;
+enum guard_flag guard_flag;
+enum guard_otherwise guard_otherwise;
+
+struct guard_config guard_config;
+struct guard_keeper guard_keeper;
+struct guard_prefix_key guard_prefix_key;
+struct guard_prefix guard_prefix;
+struct guard_learnt_key guard_learnt_key;
+struct guard_proxy guard_proxy;
+struct guard_server guard_server;
+struct guard_socket guard_socket;
+struct guard_asker_key guard_asker_key;
+struct guard_asker guard_asker;
+struct guard_event guard_event;

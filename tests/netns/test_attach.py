@@ -554,7 +554,7 @@ def foreign_link(stand_in_object: Path, interface: str, direction: str) -> Itera
     with BpfObject(stand_in_object) as loaded:
         loaded.load()
         program = loaded.programs()[direction]
-        link = bpf.create_tcx_link(program, socket.if_nametoindex(interface), attach_type)
+        link = bpf.create_link(program, socket.if_nametoindex(interface), attach_type)
         try:
             yield bpf.object_id(program)
         finally:
@@ -1147,7 +1147,7 @@ class _Killed:
         pytest.param(bpf, "pin", 9, id="half of the pins made"),
         pytest.param(bpffs, "publish", 0, id="before it is published"),
         pytest.param(attaching, "attach", 0, id="published and not attached"),
-        pytest.param(bpf, "create_tcx_link", 0, id="before the link"),
+        pytest.param(bpf, "create_link", 0, id="before the link"),
         pytest.param(bpf, "pin", 18, id="before the link is pinned"),
     ],
 )

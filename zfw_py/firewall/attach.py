@@ -318,7 +318,7 @@ def _put(tables: Tables, ifindex: int, direction: str, mode: str, program_fd: in
             return
         finally:
             os.close(link)
-    link = bpf.create_tcx_link(program_fd, ifindex, _TCX_TYPES[direction])
+    link = bpf.create_link(program_fd, ifindex, _TCX_TYPES[direction])
     try:
         # Unpinned, the link and with it the filter would go with this process.
         bpf.pin(link, path)

@@ -41,7 +41,17 @@ _PER_CPU_TYPES = (5, 6, 10)
 
 ANY = 0
 
-# enum bpf_attach_type, since 6.6 (e420bed02507)
+# enum bpf_attach_type; TCX since 6.6 (e420bed02507)
+CGROUP_INET_EGRESS = 1
+CGROUP_INET_SOCK_CREATE = 2
+CGROUP_INET4_CONNECT = 10
+CGROUP_INET6_CONNECT = 11
+CGROUP_UDP4_SENDMSG = 14
+CGROUP_UDP6_SENDMSG = 15
+CGROUP_UDP4_RECVMSG = 19
+CGROUP_UDP6_RECVMSG = 20
+CGROUP_INET4_GETPEERNAME = 29
+CGROUP_INET6_GETPEERNAME = 30
 TCX_INGRESS = 46
 TCX_EGRESS = 47
 
@@ -331,9 +341,13 @@ def supports_tcx(ifindex: int) -> bool:
     return True
 
 
-def create_tcx_link(program_fd: int, ifindex: int, attach_type: int) -> int:
-    """Attach a program by a TCX link; the descriptor of the link."""
-    data = Struct("=IIII32x").pack(program_fd, ifindex, attach_type, 0)
+def create_link(program_fd: int, target: int, attach_type: int) -> int:
+    """Attach a program by a link; the descriptor of the link.
+
+    The target is an interface's index for TCX, a directory's descriptor for a cgroup,
+    where other programs' links stay as they are.
+    """
+    data = Struct("=IIII32x").pack(program_fd, target, attach_type, 0)
     return _bpf(_LINK_CREATE, _attribute(data))
 
 

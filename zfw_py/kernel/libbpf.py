@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""libbpf through ctypes: open an object, load it, hand out descriptors."""
+"""libbpf through ctypes: open an object, load it, hand out descriptors; read a ring buffer."""
 
 from __future__ import annotations
 
 import ctypes
+from functools import cache
 from typing import TYPE_CHECKING, Self
 
 from zfw_py.errors import KernelError, VerifierError, ZfwError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
     from types import TracebackType
 
@@ -16,8 +18,13 @@ if TYPE_CHECKING:
 _LIBRARY = "libbpf.so.1"
 _LOG_SIZE = 1 << 20
 
+# ring_buffer_sample_fn of libbpf.h: context, data, size; below 0 it stops.
+_SAMPLE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
-def _load_library() -> ctypes.CDLL:
+
+@cache
+def library() -> ctypes.CDLL:
+    """The library, its functions declared. Raises ZfwError where it is missing."""
     try:
         lib = ctypes.CDLL(_LIBRARY, use_errno=True)
     except OSError:
@@ -35,6 +42,11 @@ def _load_library() -> ctypes.CDLL:
         ("bpf_map__name", text, [pointer]),
         ("bpf_map__fd", ctypes.c_int, [pointer]),
         ("bpf_map__reuse_fd", ctypes.c_int, [pointer, ctypes.c_int]),
+        ("bpf_map__set_max_entries", ctypes.c_int, [pointer, ctypes.c_uint32]),
+        ("ring_buffer__new", pointer, [ctypes.c_int, pointer, pointer, pointer]),
+        ("ring_buffer__epoll_fd", ctypes.c_int, [pointer]),
+        ("ring_buffer__consume", ctypes.c_int, [pointer]),
+        ("ring_buffer__free", None, [pointer]),
         ("libbpf_set_print", pointer, [pointer]),
     ):
         function = getattr(lib, name)
@@ -53,7 +65,7 @@ class BpfObject:
 
     def __init__(self, path: Path) -> None:
         """Open the file. Raises ZfwError if it is missing or no BPF object."""
-        self._lib = _load_library()
+        self._lib = library()
         self._path = path
         self._object = self._lib.bpf_object__open_file(str(path).encode(), None)
         if not self._object:
@@ -88,6 +100,12 @@ class BpfObject:
             if self._lib.bpf_map__reuse_fd(item, descriptors[name]) != 0:
                 raise KernelError(f"reuse map {name}", ctypes.get_errno())
 
+    def size_map(self, name: str, max_entries: int) -> None:
+        """Before ``load``: another ``max_entries`` than the object has."""
+        item = dict(self._each("map"))[name]
+        if self._lib.bpf_map__set_max_entries(item, max_entries) != 0:
+            raise KernelError(f"size map {name}", ctypes.get_errno())
+
     def load(self) -> None:
         """Create the maps and load the programs.
 
@@ -114,3 +132,53 @@ class BpfObject:
     def programs(self) -> dict[str, int]:
         """Descriptors of the programs by name."""
         return {name: self._lib.bpf_program__fd(item) for name, item in self._each("program")}
+
+
+class RingBuffer:
+    """The consumer of a BPF ring buffer (there is one); a context manager that ends it.
+
+    ``fileno()`` can be polled: it is readable while there are records.
+    """
+
+    def __init__(self, map_fd: int, take: Callable[[bytes], None]) -> None:
+        """``take`` is called with each record from within ``consume``. Raises KernelError."""
+        self._lib = library()
+        self._failure: BaseException | None = None
+
+        def on_record(_context: int | None, data: int, size: int) -> int:
+            try:
+                take(ctypes.string_at(data, size))
+            except BaseException as error:  # noqa: BLE001 - it cannot pass through C
+                self._failure = error
+                return -1
+            return 0
+
+        # Kept: the library calls it for as long as the buffer is there.
+        self._on_record = _SAMPLE(on_record)
+        self._ring = self._lib.ring_buffer__new(map_fd, self._on_record, None, None)
+        if not self._ring:
+            raise KernelError("open the ring buffer", ctypes.get_errno())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lib.ring_buffer__free(self._ring)
+
+    def fileno(self) -> int:
+        """The descriptor to poll."""
+        return int(self._lib.ring_buffer__epoll_fd(self._ring))
+
+    def consume(self) -> None:
+        """Take all records that are there. Raises what ``take`` raised."""
+        done = self._lib.ring_buffer__consume(self._ring)
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        if done < 0:
+            raise KernelError("read the ring buffer", -done)

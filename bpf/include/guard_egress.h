@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * A packet that leaves a socket of the guarded cgroup -> verdict.
+ *
+ * The program may have written each byte of it (IP_HDRINCL): nothing is believed but
+ * what routers and receivers go by. The socket's family says nothing, an IPv6 socket
+ * sends IPv4 as well; parse_packet() goes by skb->protocol.
+ */
+#ifndef GUARD_EGRESS_H
+#define GUARD_EGRESS_H
+
+#include <stdbool.h>
+#include <linux/bpf.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "guard_abi.h"
+#include "guard_judge.h"
+#include "guard_redirect.h"
+#include "parse.h"
+
+/* IPv4 options, RFC 791, section 3.1. */
+#define GUARD_OPTION_END 0
+#define GUARD_OPTION_NONE 1
+#define GUARD_OPTION_LOOSE_SOURCE_ROUTE 131
+#define GUARD_OPTION_STRICT_SOURCE_ROUTE 137
+#define GUARD_MAX_OPTION_BYTES 40
+#define GUARD_MAX_HEADER_MASK 63
+
+#define GUARD_LOOPBACK_IFINDEX 1
+
+/* A route in the options: routers send the packet on from its destination. */
+__noinline int has_ipv4_route(struct __sk_buff *skb, __u32 header)
+{
+	__u32 offset = sizeof(struct iphdr), i;
+
+	for (i = 0; i < GUARD_MAX_OPTION_BYTES; i++) {
+		__u8 option[2] = {};
+
+		if (offset >= header || bpf_skb_load_bytes(skb, offset, option, 1) ||
+		    option[0] == GUARD_OPTION_END)
+			return false;
+		if (option[0] == GUARD_OPTION_LOOSE_SOURCE_ROUTE ||
+		    option[0] == GUARD_OPTION_STRICT_SOURCE_ROUTE)
+			return true;
+		if (option[0] == GUARD_OPTION_NONE) {
+			offset++;
+		} else {
+			/* What cannot be stepped over may hide a route. */
+			if (bpf_skb_load_bytes(skb, offset, option, 2) || option[1] < 2)
+				return true;
+			offset += option[1];
+		}
+		if (offset >= header)
+			return false;
+		/* True anyhow: no header is longer. The verifier then meets the same
+		 * state again, instead of following each length. */
+		asm volatile("" : "+r"(offset));
+		offset &= GUARD_MAX_HEADER_MASK;
+	}
+	return false;
+}
+
+/* A routing header with segments left (RFC 8200, section 4.4), of whatever type. */
+__noinline int has_ipv6_route(struct __sk_buff *skb)
+{
+	__u32 offset = sizeof(struct ipv6hdr), i;
+	struct ipv6hdr ip;
+	__u8 next;
+
+	if (!read_bytes(skb, 0, &ip, sizeof(ip)))
+		return true;
+	next = ip.nexthdr;
+	for (i = 0; i < ZFW_MAX_EXTENSION_HEADERS; i++) {
+		__u8 header[4];
+
+		if (!is_extension_header(next))
+			return false;
+		if (!read_bytes(skb, offset, header, sizeof(header)))
+			return true;
+		if (next == ZFW_NEXT_ROUTING && header[3] != 0)
+			return true;
+		/* What follows in a later fragment is no header. */
+		if (next == ZFW_NEXT_FRAGMENT && (header[2] || header[3] & 0xf8))
+			return false;
+		offset += next == ZFW_NEXT_AUTHENTICATION ? ((__u32)header[1] + 2) * 4 :
+			  next == ZFW_NEXT_FRAGMENT	  ? 8 :
+							    ((__u32)header[1] + 1) * 8;
+		next = header[0];
+	}
+	return false;
+}
+
+static __always_inline bool is_dns(const struct zfw_packet *packet, const struct guard_end *to)
+{
+	return to->port == GUARD_DNS_PORT &&
+	       (packet->protocol == IPPROTO_TCP || packet->protocol == IPPROTO_UDP);
+}
+
+/*
+ * Fills packet and to, which must be zeroed, as far as the headers go. A later
+ * fragment has no port, and passes by a rule for all ports only.
+ */
+static __always_inline enum guard_reason decide_egress(struct __sk_buff *skb,
+						       struct zfw_packet *packet,
+						       struct guard_end *to,
+						       struct guard_socket *socket, __u32 flags)
+{
+	struct guard_proxy *proxy;
+
+	if (parse_packet(skb, false, packet) != ZFW_PARSED_IP)
+		return GUARD_REASON_MALFORMED;
+	copy_address(to->address, packet->destination);
+	to->port = bpf_ntohs(packet->destination_port);
+	if (packet->family == ZFW_AF_INET ?
+		    packet->transport_offset > sizeof(struct iphdr) &&
+			    has_ipv4_route(skb, packet->transport_offset) :
+		    packet->transport_offset > sizeof(struct ipv6hdr) && has_ipv6_route(skb))
+		return GUARD_REASON_SOURCE_ROUTE;
+	if (is_loopback(to->address)) {
+		if (skb->ifindex != GUARD_LOOPBACK_IFINDEX)
+			return GUARD_REASON_MARTIAN;
+		proxy = socket ? proxy_of(socket->netns_cookie) : NULL;
+		if (proxy && place_at(proxy, to) < GUARD_SERVERS)
+			return GUARD_REASON_PROXY;
+	}
+	/* Before anything allows it: what gets here went round the hooks. */
+	if (is_dns(packet, to))
+		return GUARD_REASON_DNS_DIRECT;
+	/* A name's address may be forgotten while a connection to it lasts. */
+	if (socket && socket->is_admitted && socket->admitted_port == to->port &&
+	    is_same_address(socket->admitted, to->address) &&
+	    packet->fragment != ZFW_FRAGMENT_LATER)
+		return GUARD_REASON_SOCKET;
+	return judge(to, flags);
+}
+
+#endif

@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The maps of one guard. zfw_py pins each by its name under <bpffs>/zfw/guard/<id>/.
+ */
+#ifndef GUARD_MAPS_H
+#define GUARD_MAPS_H
+
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+#include "guard_abi.h"
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct guard_config);
+} config SEC(".maps");
+
+/* Who answers for this guard; not read here. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct guard_keeper);
+} keeper SEC(".maps");
+
+/* By cookie of the network namespace, or 0 for all that have no entry of their own. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, GUARD_NAMESPACES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, struct guard_proxy);
+} proxies SEC(".maps");
+
+/* The rules about addresses, each answer whole: see guard_prefix. Sized to the policy. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct guard_prefix_key);
+	__type(value, struct guard_prefix);
+} prefixes SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, GUARD_LEARNT);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct guard_learnt_key);
+	__type(value, __u64);
+} learnt SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+	__type(key, int);
+	__type(value, struct guard_socket);
+} sockets SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, GUARD_ASKERS);
+	__type(key, struct guard_asker_key);
+	__type(value, struct guard_asker);
+} askers SEC(".maps");
+
+/* Decisions, by hook and reason. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, GUARD_HOOKS * GUARD_REASONS);
+	__type(key, __u32);
+	__type(value, __u64);
+} decisions SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, GUARD_EVENT_BYTES);
+} events SEC(".maps");
+
+/* Events that found no room. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} lost SEC(".maps");
+
+#endif

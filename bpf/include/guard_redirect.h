@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Port 53 to the proxy, and the proxy's answers from the server that was asked.
+ *
+ * A socket may ask several servers at once, and has to tell their answers apart: each
+ * server is asked at another port of the proxy, so that the port says which it was.
+ */
+#ifndef GUARD_REDIRECT_H
+#define GUARD_REDIRECT_H
+
+#include <stdbool.h>
+#include <linux/bpf.h>
+#include <linux/in.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "guard_abi.h"
+#include "guard_judge.h"
+#include "guard_maps.h"
+
+_Static_assert((GUARD_SERVERS & (GUARD_SERVERS - 1)) == 0, "places are masked");
+
+static __always_inline struct guard_proxy *proxy_of(__u64 netns_cookie)
+{
+	struct guard_proxy *found = bpf_map_lookup_elem(&proxies, &netns_cookie);
+
+	if (found)
+		return found;
+	netns_cookie = 0;
+	return bpf_map_lookup_elem(&proxies, &netns_cookie);
+}
+
+/* Which of the proxy's ports an end is; GUARD_SERVERS: none. */
+static __always_inline __u32 place_at(const struct guard_proxy *proxy, const struct guard_end *end)
+{
+	bool is_ipv4 = is_mapped(end->address);
+	__u32 i;
+
+	if (end->port == 0 || !is_same_address(end->address, is_ipv4 ? proxy->ipv4 : proxy->ipv6))
+		return GUARD_SERVERS;
+	for (i = 0; i < GUARD_SERVERS; i++) {
+		if (end->port == (is_ipv4 ? proxy->ipv4_ports[i] : proxy->ipv6_ports[i]))
+			return i;
+	}
+	return GUARD_SERVERS;
+}
+
+/* How many servers the proxy can stand for. */
+static __always_inline __u32 places(const struct guard_proxy *proxy, bool is_ipv4)
+{
+	__u32 i;
+
+	for (i = 0; i < GUARD_SERVERS; i++) {
+		if ((is_ipv4 ? proxy->ipv4_ports[i] : proxy->ipv6_ports[i]) == 0)
+			break;
+	}
+	return i;
+}
+
+/*
+ * The server's place of this socket's: the one it has, or a new one, which in turn
+ * takes the oldest one's. Atomic, because two threads may send by one socket.
+ */
+static __always_inline __u32 place_of(struct guard_socket *socket, const struct guard_end *server,
+				      __u32 count, bool is_first_only)
+{
+	struct guard_server *entry;
+	__u32 i, place = 0;
+
+	if (!is_first_only) {
+		for (i = 0; i < GUARD_SERVERS; i++) {
+			entry = &socket->servers[i];
+			if (i < count && entry->port == server->port &&
+			    is_same_address(entry->address, server->address))
+				return i;
+		}
+		place = __sync_fetch_and_add(&socket->next_server, 1) % count;
+	}
+	/* The verifier does not know that count is at most that. */
+	asm volatile("" : "+r"(place));
+	place &= GUARD_SERVERS - 1;
+	entry = &socket->servers[place];
+	copy_address(entry->address, server->address);
+	entry->port = server->port;
+	return place;
+}
+
+/* Where a question to a server goes instead; false: there is no proxy for it. */
+static __always_inline bool redirect(struct guard_socket *socket, const struct guard_end *server,
+				     __u16 protocol, struct guard_end *to)
+{
+	struct guard_proxy *proxy = proxy_of(socket->netns_cookie);
+	bool is_ipv4 = is_mapped(server->address);
+	__u32 count, place;
+
+	if (!proxy)
+		return false;
+	count = places(proxy, is_ipv4);
+	if (count == 0)
+		return false;
+	place = place_of(socket, server, count, protocol == IPPROTO_TCP);
+	asm volatile("" : "+r"(place));
+	place &= GUARD_SERVERS - 1;
+	copy_address(to->address, is_ipv4 ? proxy->ipv4 : proxy->ipv6);
+	to->port = is_ipv4 ? proxy->ipv4_ports[place] : proxy->ipv6_ports[place];
+	return true;
+}
+
+/* Whether an end is the proxy's, and this socket asked a server there: which. */
+static __always_inline bool find_server(struct guard_socket *socket, const struct guard_end *end,
+					struct guard_end *server)
+{
+	struct guard_proxy *proxy = proxy_of(socket->netns_cookie);
+	__u32 place;
+
+	if (!proxy)
+		return false;
+	place = place_at(proxy, end);
+	if (place >= GUARD_SERVERS || socket->servers[place].port == 0)
+		return false;
+	copy_address(server->address, socket->servers[place].address);
+	server->port = socket->servers[place].port;
+	return true;
+}
+
+#endif
