@@ -8,19 +8,20 @@ as that two rules must not have the same key, is checked when a Document is made
 from __future__ import annotations
 
 import json
-import re
-import tomllib
 from functools import cached_property
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 import tomli_w
-from msgspec import UNSET, Meta, Struct, UnsetType, ValidationError, convert, to_builtins
+from msgspec import UNSET, Meta, Struct, UnsetType, to_builtins
 from msgspec.structs import fields
 
 from zfw_py.errors import UsageError
 from zfw_py.model.flow_limits import BOUNDS, FlowLimits
 from zfw_py.model.prefix import Prefix
 from zfw_py.model.rule import Rule, RuleKey, check_interface_name, check_service_id
+from zfw_py.model.structured import ContentError, bounded, make, parse
+from zfw_py.model.structured import DocumentError as DocumentError
+from zfw_py.model.structured import Format as Format
 
 VERSION = 1
 # As many as the tables hold, and some more than they take on average.
@@ -28,41 +29,14 @@ MAX_RULES = 2_097_152
 MAX_BYTES = 256 * 1024 * 1024
 MAX_INTERFACES = 1024
 
-Format = Literal["toml", "json"]
-
 _TOML_HEAD = (
     f"# A firewall, as zfw save writes it (document version {VERSION}).\n"
     "# zfw restore makes the firewall equal to it; docs/PERSISTENCE.md says what each field is.\n"
     "# Of rules with the same prefixes and protocol the first that matches wins.\n"
 )
-_TOML_LINE = re.compile(r" \(at line (\d+), column (\d+)\)$")
-# A message can quote what was read.
-_MOST_MESSAGE = 300
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Direction = Literal["ingress", "egress"]
-
-
-class DocumentError(UsageError):
-    """A document that makes no sense: ``line`` of a syntax error, else ``path`` of the value."""
-
-    def __init__(self, message: str, *, line: int | None = None, path: str = "") -> None:
-        super().__init__(f"{path}: {message}" if path else message)
-        self.line = line
-        self.path = path
-
-
-class _ContentError(ValueError):
-    """Becomes the cause of msgspec's ValidationError."""
-
-    def __init__(self, path: str, message: str) -> None:
-        super().__init__(f"{path}: {message}")
-        self.path = path
-        self.message = message
-
-
-class _Twice:
-    """Stands for the value of a key that an object has twice."""
 
 
 def _within(name: str) -> Meta:
@@ -163,7 +137,7 @@ class Document(
             _check_interface(entry.interface, f"attachments[{index}].interface")
             first = seen.setdefault((entry.interface, entry.direction), index)
             if first != index:
-                raise _ContentError(
+                raise ContentError(
                     f"attachments[{index}]",
                     f"the interface and direction of attachments[{first}] again",
                 )
@@ -178,7 +152,7 @@ class Document(
             rule = _parse_rule(entry, f"rules[{index}]")
             first = seen.setdefault(rule.key, index)
             if first != index:
-                raise _ContentError(f"rules[{index}]", f"the key of rules[{first}] again")
+                raise ContentError(f"rules[{index}]", f"the key of rules[{first}] again")
             parsed.append(rule)
         return tuple(parsed)
 
@@ -187,7 +161,7 @@ def _check_interface(name: str, path: str) -> None:
     try:
         check_interface_name(name, "")
     except (UsageError, UnicodeEncodeError):
-        raise _ContentError(path, f"not an interface name: {name!r}") from None
+        raise ContentError(path, f"not an interface name: {name!r}") from None
 
 
 def _parse_rule(entry: RuleEntry, path: str) -> Rule:
@@ -222,9 +196,9 @@ def _parse_rule(entry: RuleEntry, path: str) -> Rule:
             interfaces=entry.interfaces,
         )
     except UsageError as error:
-        raise _ContentError(f"{path}.{field}", error.message.removeprefix(f"{field}: ")) from None
+        raise ContentError(f"{path}.{field}", error.message.removeprefix(f"{field}: ")) from None
     except UnicodeEncodeError:
-        raise _ContentError(f"{path}.{field}", "not text") from None
+        raise ContentError(f"{path}.{field}", "not text") from None
     rule.is_routed = entry.route
     return rule
 
@@ -234,57 +208,10 @@ def _parse_rule(entry: RuleEntry, path: str) -> Rule:
 
 def decode(data: bytes, form: Format) -> Document:
     """Read a document. Raises DocumentError, naming the line or the path of the first fault."""
-    if len(data) > MAX_BYTES:
-        raise DocumentError(f"larger than {MAX_BYTES} bytes")
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DocumentError("not UTF-8", line=line) from None
-    try:
-        raw = _read_toml(text) if form == "toml" else _read_json(text)
-    except RecursionError:
-        raise DocumentError("nested too deeply") from None
+    raw = parse(data, form, MAX_BYTES)
     if isinstance(raw, dict):
         _check_version(raw)
-    try:
-        return convert(raw, Document)
-    except ValidationError as error:
-        _raise_content_error(error, raw)
-
-
-def _read_toml(text: str) -> Any:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        found = _TOML_LINE.search(str(error))
-        if found is None:  # at the end of the document
-            message, line = str(error), text.count("\n") + 1
-        else:
-            message, line = str(error)[: found.start()], int(found[1])
-        raise DocumentError(_bounded(message), line=line) from None
-    except ValueError as error:  # a number of thousands of digits
-        raise DocumentError(_bounded(str(error))) from None
-
-
-def _read_json(text: str) -> Any:
-    try:
-        return json.loads(text, object_pairs_hook=_object_of)
-    except json.JSONDecodeError as error:
-        raise DocumentError(error.msg, line=error.lineno) from None
-    except ValueError as error:
-        raise DocumentError(_bounded(str(error))) from None
-
-
-def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        seen = set()
-        for key, _ in pairs:
-            if key in seen:
-                made[key] = _Twice()
-            seen.add(key)
-    return made
+    return make(raw, Document, {"settings": Settings})
 
 
 def _check_version(raw: dict[str, Any]) -> None:
@@ -292,47 +219,9 @@ def _check_version(raw: dict[str, Any]) -> None:
     version = raw.get("version")
     if type(version) is int and version != VERSION:
         raise DocumentError(
-            f"{_bounded(repr(version))} is unknown; this zfw reads documents of version {VERSION}",
+            f"{bounded(repr(version))} is unknown; this zfw reads documents of version {VERSION}",
             path="version",
         )
-
-
-def _raise_content_error(error: ValidationError, raw: Any) -> NoReturn:
-    if isinstance(error.__cause__, _ContentError):
-        content = error.__cause__
-        raise DocumentError(_bounded(content.message), path=content.path) from None
-    message, at, place = str(error).rpartition(" - at `$")
-    if not at:
-        message, place = str(error), "`"
-    path = place.removesuffix("`").removeprefix(".")
-    if path.startswith("settings[...]"):
-        name = _bad_settings(raw["settings"])
-        path = f"settings.{name}{path.removeprefix('settings[...]')}"
-    for beginning, meaning in (
-        ("Object contains unknown field `", "no such field"),
-        ("Object missing required field `", "missing"),
-    ):
-        if message.startswith(beginning):
-            field = message.removeprefix(beginning).removesuffix("`")
-            path, message = f"{path}.{field}" if path else field, meaning
-    if message.endswith("got `_Twice`"):
-        message = "stands twice"
-    message = message.replace("`", "")
-    raise DocumentError(_bounded(message[:1].lower() + message[1:]), path=_bounded(path)) from None
-
-
-def _bad_settings(settings: dict[str, Any]) -> str:
-    """The name whose settings are at fault: msgspec does not tell a key."""
-    for name, value in settings.items():
-        try:
-            convert(value, Settings)
-        except ValidationError:
-            return name
-    raise AssertionError("msgspec found a fault that is not there the second time")
-
-
-def _bounded(text: str) -> str:
-    return text if len(text) <= _MOST_MESSAGE else f"{text[:_MOST_MESSAGE]}..."
 
 
 # Writing

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""TOML and JSON, read strictly into types: of a fault the line or the path is told. Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+
+from msgspec import Struct, ValidationError, convert
+
+from zfw_py.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Format = Literal["toml", "json"]
+
+_Made = TypeVar("_Made", bound=Struct)
+
+_TOML_LINE = re.compile(r" \(at line (\d+), column (\d+)\)$")
+# A message can quote what was read.
+_MOST_MESSAGE = 300
+
+
+class DocumentError(UsageError):
+    """A document that makes no sense: ``line`` of a syntax error, else ``path`` of the value."""
+
+    def __init__(self, message: str, *, line: int | None = None, path: str = "") -> None:
+        super().__init__(f"{path}: {message}" if path else message)
+        self.line = line
+        self.path = path
+
+
+class ContentError(ValueError):
+    """What a type's ``__post_init__`` raises: becomes the cause of msgspec's ValidationError."""
+
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__(f"{path}: {message}")
+        self.path = path
+        self.message = message
+
+
+class _Twice:
+    """Stands for the value of a key that an object has twice."""
+
+
+def bounded(text: str) -> str:
+    """No more of it than a message should have."""
+    return text if len(text) <= _MOST_MESSAGE else f"{text[:_MOST_MESSAGE]}..."
+
+
+def parse(data: bytes, form: Format, most_bytes: int) -> Any:
+    """Read the syntax of at most so many bytes. Raises DocumentError with the line of a fault.
+
+    What is returned is for ``make`` alone: a key that stands twice is marked there.
+    """
+    if len(data) > most_bytes:
+        raise DocumentError(f"larger than {most_bytes} bytes")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DocumentError("not UTF-8", line=line) from None
+    try:
+        return _parse_toml(text) if form == "toml" else _parse_json(text)
+    except RecursionError:
+        raise DocumentError("nested too deeply") from None
+
+
+def make(raw: Any, kind: type[_Made], tables: Mapping[str, type[Struct]] | None = None) -> _Made:
+    """Convert what ``parse`` returned. Raises DocumentError with the path of the first fault.
+
+    ``tables`` are the fields that are objects of names, with the type of their values.
+    """
+    try:
+        return convert(raw, kind)
+    except ValidationError as error:
+        _raise_document_error(error, raw, tables or {})
+
+
+def _parse_toml(text: str) -> Any:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        found = _TOML_LINE.search(str(error))
+        if found is None:  # at the end of the document
+            message, line = str(error), text.count("\n") + 1
+        else:
+            message, line = str(error)[: found.start()], int(found[1])
+        raise DocumentError(bounded(message), line=line) from None
+    except ValueError as error:  # a number of thousands of digits
+        raise DocumentError(bounded(str(error))) from None
+
+
+def _parse_json(text: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_object_of)
+    except json.JSONDecodeError as error:
+        raise DocumentError(error.msg, line=error.lineno) from None
+    except ValueError as error:
+        raise DocumentError(bounded(str(error))) from None
+
+
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        seen = set()
+        for key, _ in pairs:
+            if key in seen:
+                made[key] = _Twice()
+            seen.add(key)
+    return made
+
+
+def _raise_document_error(
+    error: ValidationError, raw: Any, tables: Mapping[str, type[Struct]]
+) -> NoReturn:
+    if isinstance(error.__cause__, ContentError):
+        content = error.__cause__
+        raise DocumentError(bounded(content.message), path=content.path) from None
+    message, at, place = str(error).rpartition(" - at `$")
+    if not at:
+        message, place = str(error), "`"
+    path = place.removesuffix("`").removeprefix(".")
+    for field, kind in tables.items():
+        if path.startswith(f"{field}[...]"):
+            name = _bad_name(raw[field], kind)
+            path = f"{field}.{name}{path.removeprefix(f'{field}[...]')}"
+    for beginning, meaning in (
+        ("Object contains unknown field `", "no such field"),
+        ("Object missing required field `", "missing"),
+    ):
+        if message.startswith(beginning):
+            field = message.removeprefix(beginning).removesuffix("`")
+            path, message = f"{path}.{field}" if path else field, meaning
+    if message.endswith("got `_Twice`"):
+        message = "stands twice"
+    message = message.replace("`", "")
+    raise DocumentError(bounded(message[:1].lower() + message[1:]), path=bounded(path)) from None
+
+
+def _bad_name(table: dict[str, Any], kind: type[Struct]) -> str:
+    """The name whose value is at fault: msgspec does not tell a key."""
+    for name, value in table.items():
+        try:
+            convert(value, kind)
+        except ValidationError:
+            return name
+    raise AssertionError("msgspec found a fault that is not there the second time")
