@@ -455,6 +455,12 @@ def test_the_key_of_a_rule_stands_once(form: Format) -> None:
             ' "action": "pass", "service_id": "\\ud800"}]}',
             "rules[0].service_id: not text",
         ),
+        ('{"version": 1, "\\ud800": 1}', "?: no such field"),
+        ('{"version": 1, "settings": {"a": {"\\ud800": 1}}}', "settings.a.?: no such field"),
+        (
+            '{"version": 1, "attachments": [{"interface": "\\udcff", "mode": "\\ud800"}]}',
+            "attachments[0].mode: invalid enum value '?'",
+        ),
     ],
 )
 def test_what_only_json_can_get_wrong(text: str, message: str) -> None:
@@ -494,6 +500,7 @@ def test_bad_syntax_gives_its_line(form: Format, data: bytes, line: int) -> None
         ("json", b'{"version": 1, "settings": "' + b"x" * 100_000 + b'"}'),
         ("json", b'{"version": 1, "rules": [{"destination": "' + b"x" * 100_000 + b'"}]}'),
         ("json", b'{"version": 1, "' + b"x" * 100_000 + b'": 1}'),
+        ("json", b'{"version": 1, "\\ud800": ' + b'{"a":' * 900 + b"1" + b"}" * 901),
         ("json", b'{"version": NaN}'),
         ("toml", b"version = nan"),
         ("toml", b"version = 1979-05-27"),

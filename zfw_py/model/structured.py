@@ -75,9 +75,17 @@ def make(raw: Any, kind: type[_Made], tables: Mapping[str, type[Struct]] | None 
     ``tables`` are the fields that are objects of names, with the type of their values.
     """
     try:
-        return convert(raw, kind)
+        try:
+            return convert(raw, kind)
+        except UnicodeEncodeError:
+            # msgspec cannot compare a lone surrogate of JSON with the keys or the words that
+            # there may be. What stands for it is none of them either, and gives the path.
+            raw = _without_surrogates(raw)
+            return convert(raw, kind)
     except ValidationError as error:
         _raise_document_error(error, raw, tables or {})
+    except RecursionError:
+        raise DocumentError("nested too deeply") from None
 
 
 def _parse_toml(text: str) -> Any:
@@ -112,6 +120,16 @@ def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
                 made[key] = _Twice()
             seen.add(key)
     return made
+
+
+def _without_surrogates(raw: Any) -> Any:
+    if isinstance(raw, str):
+        return raw.encode("utf-8", "replace").decode()
+    if isinstance(raw, list):
+        return [_without_surrogates(item) for item in raw]
+    if isinstance(raw, dict):
+        return {_without_surrogates(key): _without_surrogates(raw[key]) for key in raw}
+    return raw
 
 
 def _raise_document_error(
