@@ -1,20 +1,29 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""State of network namespaces: each has its own, and that of one that is gone is removed."""
+"""State of network namespaces: each has its own, and that of one that is gone is removed.
+
+And calls from within another one.
+"""
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.support.netns import Namespace, Network
-from zfw_py import Firewall, Prefix, Rule, RuleKey
+from zfw_py import Firewall, NotFound, Prefix, Rule, RuleKey, UsageError, ZfwError
 from zfw_py.kernel.bpffs import published
-from zfw_py.kernel.namespaces import live_cookies
+from zfw_py.kernel.namespaces import call_in, live_cookies
 from zfw_py.kernel.netns import netns_cookie
 
-pytestmark = pytest.mark.kernel
+pytestmark = [
+    pytest.mark.kernel,
+    # Python 3.12 and later: the threads that make namespaces have ended when we fork.
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
+]
 
 
 def test_a_namespace_that_a_thread_a_descriptor_or_a_mount_holds_is_live(
@@ -60,3 +69,67 @@ def test_state_of_a_namespace_that_lives_stays(network: Network) -> None:
     with network.client.entered():
         assert Firewall().detach_all()
     assert Path(f"/sys/fs/bpf/zfw/{netns_cookie()}").is_dir()
+
+
+def test_a_function_is_called_in_another_namespace_and_the_caller_stays(
+    namespace: Namespace,
+) -> None:
+    other = Namespace()
+    try:
+        with other.entered():
+            there = netns_cookie()
+        here = netns_cookie()
+        path = f"/proc/self/fd/{other.fd}"
+        assert call_in(path, netns_cookie) == there != here
+        assert netns_cookie() == here
+        # A socket stays where it was made: this port is free here.
+        with call_in(path, lambda: socket.create_server(("127.0.0.1", 0))) as server:
+            with socket.create_server(server.getsockname()):
+                pass
+            with pytest.raises(OSError, match="Address already in use"):
+                call_in(path, lambda: socket.create_server(server.getsockname()))
+    finally:
+        other.close()
+
+
+def test_what_the_function_raises_in_another_namespace_is_raised_here(
+    namespace: Namespace,
+) -> None:
+    with pytest.raises(ZeroDivisionError):
+        call_in("/proc/self/ns/net", lambda: 1 // 0)
+
+
+def test_what_is_no_network_namespace_is_said_to_be_none(
+    namespace: Namespace, tmp_path: Path
+) -> None:
+    for path in ("/proc/self/ns/mnt", "/dev/null", str(tmp_path)):
+        with pytest.raises(UsageError) as refused:
+            call_in(path, netns_cookie)
+        assert str(refused.value) == f"{path}: not a network namespace"
+    for path in (f"{tmp_path}/none", "/dev/null/none", "/proc/0/ns/net"):
+        with pytest.raises(NotFound) as missing:
+            call_in(path, netns_cookie)
+        assert str(missing.value) == f"no such network namespace: {path}"
+
+
+def test_without_the_capability_the_namespace_is_refused(namespace: Namespace) -> None:
+    """In a process of its own, which gives root up."""
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        told = "nothing"
+        try:
+            os.setuid(65534)
+            call_in("/proc/thread-self/ns/net", netns_cookie)
+        except ZfwError as error:
+            told = f"{type(error).__name__}: {error}"
+        finally:
+            os.write(write_end, told.encode())
+            os._exit(0)
+    os.close(write_end)
+    with os.fdopen(read_end) as pipe:
+        told = pipe.read()
+    os.waitpid(child, 0)
+    assert told == (
+        "PermissionDenied: enter the network namespace /proc/thread-self/ns/net: needs root"
+    )

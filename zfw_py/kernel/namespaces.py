@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which network namespaces there still are.
+"""Network namespaces: which ones there still are, and a call from within one.
 
 The kernel has no list of them; they are what threads are in, what descriptors
 hold open and what is mounted somewhere.
@@ -10,16 +10,24 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import threading
 from glob import iglob
+from typing import TYPE_CHECKING, TypeVar
 
+from zfw_py.errors import KernelError, NotFound, PermissionDenied, UsageError
 from zfw_py.kernel.netns import netns_cookie
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_Result = TypeVar("_Result")
 
 _CLONE_NEWNET = 0x40000000
 # Stands among the cookies for a namespace that could not be entered; none has it.
 _UNSEEN = 0
 # PROC_PID_INIT_INO, include/linux/proc_ns.h
 _FIRST_PID_NAMESPACE = "pid:[4026531836]"
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def live_cookies() -> set[int] | None:
@@ -41,12 +49,55 @@ def live_cookies() -> set[int] | None:
                 paths.setdefault(target, path)
     for path in iglob("/proc/[0-9]*/mountinfo"):
         paths.update(_mounted(path))
-    cookies: set[int] = set()
-    # setns(2) moves a thread; this one ends, and the caller stays where it is.
-    thread = threading.Thread(target=_visit, args=(list(paths.values()), cookies))
-    thread.start()
-    thread.join()
+    cookies = _in_thread(lambda: _visit(list(paths.values())))
     return None if _UNSEEN in cookies else cookies
+
+
+def call_in(path: str, function: Callable[[], _Result]) -> _Result:
+    """What a function returns, or raises, when it is called in another network namespace.
+
+    ``path`` names the namespace: ``/proc/PID/ns/net``, a file that ``ip netns`` made, a
+    descriptor beneath ``/proc/self/fd``. The function runs in a thread that ends with it;
+    sockets that it makes belong to that namespace for good. Raises NotFound,
+    PermissionDenied, and UsageError if the file is no network namespace.
+    """
+
+    def call() -> _Result:
+        _enter(path)
+        return function()
+
+    return _in_thread(call)
+
+
+def _in_thread(function: Callable[[], _Result]) -> _Result:
+    """setns(2) moves a thread; this one ends, and the caller stays where it is."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        return executor.submit(function).result()
+
+
+def _enter(path: str) -> None:
+    operation = f"enter the network namespace {path}"
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESRCH):
+            raise NotFound(f"no such network namespace: {path}") from error
+        raise _refused(operation, error.errno or 0) from error
+    try:
+        if _libc.setns(fd, _CLONE_NEWNET) != 0:
+            if ctypes.get_errno() == errno.EINVAL:
+                raise UsageError(f"{path}: not a network namespace")
+            raise _refused(operation, ctypes.get_errno())
+    finally:
+        os.close(fd)
+
+
+def _refused(operation: str, number: int) -> PermissionDenied | KernelError:
+    if number in (errno.EPERM, errno.EACCES):
+        return PermissionDenied(f"{operation}: needs root")
+    return KernelError(operation, number)
 
 
 def _mounted(mountinfo: str) -> dict[str, str]:
@@ -63,17 +114,15 @@ def _mounted(mountinfo: str) -> dict[str, str]:
     return found
 
 
-def _visit(paths: list[str], cookies: set[int]) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
+def _visit(paths: list[str]) -> set[int]:
+    cookies = set()
     for path in paths:
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
+            _enter(path)
+        except PermissionDenied:
+            cookies.add(_UNSEEN)
+        except (NotFound, UsageError, KernelError):
             continue  # gone meanwhile
-        try:
-            if libc.setns(fd, _CLONE_NEWNET) == 0:
-                cookies.add(netns_cookie())
-            elif ctypes.get_errno() == errno.EPERM:
-                cookies.add(_UNSEEN)
-        finally:
-            os.close(fd)
+        else:
+            cookies.add(netns_cookie())
+    return cookies
