@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Cgroups for tests: below the one that the test is in, and gone afterwards."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_numbers = itertools.count(1)
+
+
+def own_cgroup() -> Path:
+    """The cgroup2 directory of this process."""
+    mounts = (line.split() for line in Path("/proc/self/mounts").read_text().splitlines())
+    mount = next(fields[1] for fields in mounts if fields[2] == "cgroup2")
+    lines = Path("/proc/self/cgroup").read_text().splitlines()
+    path = next(line for line in lines if line.startswith("0::")).removeprefix("0::/")
+    return Path(mount) / path
+
+
+@contextmanager
+def private_cgroup() -> Iterator[Path]:
+    """A cgroup of our own; what is left in it is killed, and it goes with all within it."""
+    path = own_cgroup() / f"zfw-test-{os.getpid()}-{next(_numbers)}"
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    inside = [Path(place) for place, _, _ in os.walk(path, topdown=False)]
+    deadline = time.monotonic() + 30
+    for cgroup in inside:
+        while True:
+            # A thread is killed with its process; a threaded cgroup lists no processes.
+            for thread in (cgroup / "cgroup.threads").read_text().split():
+                try:
+                    os.kill(int(thread), signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+            try:
+                cgroup.rmdir()
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.002)
+
+
+def enter(cgroup: Path | str) -> None:
+    """Move the calling process."""
+    (Path(cgroup) / "cgroup.procs").write_text("0")

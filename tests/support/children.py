@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Processes for tests: forked from the test itself, and ended by their id whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import traceback
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from zfw_py.errors import ZfwError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+class Child(NamedTuple):
+    """A process that has done what it was made for, and waits to be ended."""
+
+    pid: int
+    told: Any  # what the action returned, by way of JSON
+
+
+@contextmanager
+def child(action: Callable[[], object]) -> Iterator[Child]:
+    """A process that has called ``action``, for the length of a with block.
+
+    An expected error of ours is told as ``Class: message``; any other is the test's failure.
+    """
+    read_end, write_end = os.pipe()
+    # Closed with this process, should it be killed: the child does not outlive it.
+    stay, leave = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(leave)
+        failure = None
+        told: object = None
+        try:
+            told = action()
+        except ZfwError as error:
+            told = f"{type(error).__name__}: {error}"
+        except BaseException:  # noqa: BLE001
+            failure = traceback.format_exc()
+        with os.fdopen(write_end, "w") as pipe:
+            json.dump([failure, told], pipe)
+        os.read(stay, 1)
+        os._exit(0)
+    os.close(write_end)
+    os.close(stay)
+    try:
+        with os.fdopen(read_end) as pipe:
+            report = pipe.read()
+        assert report, "the child was killed"
+        failure, told = json.loads(report)
+        assert failure is None, failure
+        yield Child(pid, told)
+    finally:
+        os.close(leave)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def in_child(action: Callable[[], object]) -> Any:
+    """What a process of its own tells of an action."""
+    with child(action) as done:
+        return done.told
