@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """rtnetlink: TC filters, and the addresses and routes that make a prefix local.
 
-The only importer of pyroute2, which takes 150 ms to import: nothing on the
-per-rule path comes here.
+Imports pyroute2, which takes 150 ms, as sock_diag.py alone does besides: nothing
+on the per-rule path comes here.
 """
 
 from __future__ import annotations
