@@ -716,3 +716,15 @@ class TestFile:
         monkeypatch.setattr(policy_file, "MAX_BYTES", len(data))
         assert decode(data, form) == MEANT
         assert "larger than" in error_of(data + b"\n", form).message
+
+
+def test_a_name_is_blocked_by_an_entry_and_not_by_the_default() -> None:
+    policy = Policy(
+        allow=(parse_entry("a.bad.example", "allow"),),
+        block=(parse_entry("bad.example", "block", is_block=True),),
+    )
+    assert policy.is_blocked_name("www.bad.example")
+    assert not policy.is_blocked_name("www.a.bad.example")
+    assert not policy.is_blocked_name("other.example")
+    assert policy.ports_of_name("other.example") is None
+    assert Policy(block=(parse_entry(".", "block", is_block=True),)).is_blocked_name("any.example")

@@ -31,6 +31,8 @@ _event = Struct(layout.EVENT)
 ZERO = _u32.pack(0)
 _NO_ADDRESS = bytes(16)
 
+# The reasons that deny; all before them do not.
+DENIALS = layout.REASONS[layout.REASONS.index("not_allowed") :]
 OTHERWISE = {
     "none": layout.OTHERWISE_NONE,
     "allow": layout.OTHERWISE_ALLOW,

@@ -38,6 +38,7 @@ COMMANDS = (
     "status",
     "flows",
     "set",
+    "guard",
     "batch",
     "classic",
     "save",

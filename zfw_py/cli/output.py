@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from typing import TextIO
 
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
@@ -46,6 +47,11 @@ def safe(text: str) -> str:
 def line(text: str) -> None:
     """A line on stdout."""
     print(safe(text))
+
+
+def event(text: str, stream: TextIO) -> None:
+    """Something that has just happened, seen at once."""
+    print(safe(text), file=stream, flush=True)
 
 
 def warning(text: str) -> None:

@@ -34,6 +34,8 @@ MAX_PORTS = 62
 # set of ports, by who forgot to ask for this, opens nothing.
 ANY_PORT: frozenset[int] = frozenset()
 ROOT = "."
+# No entry's ports: none has port 0.
+_UNSAID = frozenset({0})
 
 # RFC 1035, section 2.3.4, as text without the root's dot.
 _MAX_NAME = 253
@@ -179,6 +181,17 @@ class Policy(Struct, frozen=True, kw_only=True, dict=True):
         (A-labels, escapes, in any case, the dot at the end or not), as dnspython
         writes names. Takes a look-up for each label.
         """
+        ports = self._entries_of(name)
+        if ports is _UNSAID:
+            return ANY_PORT if self.is_allowed_by_default else None
+        return ports
+
+    def is_blocked_name(self, name: str) -> bool:
+        """Whether an entry blocks a name, and not the default alone."""
+        return self._entries_of(name) is None
+
+    def _entries_of(self, name: str) -> frozenset[int] | None:
+        """What the longest entry says of a name, or _UNSAID."""
         # No entry has an escaped character, and a dot that is one separates no labels.
         rest = _ESCAPED.sub("?", name).removesuffix(".").lower() if name.isascii() else ""
         table = self._ports_of_names
@@ -186,7 +199,7 @@ class Policy(Struct, frozen=True, kw_only=True, dict=True):
             if rest in table:
                 return table[rest]
             rest = rest.partition(".")[2]
-        return table.get(ROOT, ANY_PORT if self.is_allowed_by_default else None)
+        return table.get(ROOT, _UNSAID)
 
     @cached_property
     def _ports_of_names(self) -> dict[str, frozenset[int] | None]:

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""zfw guard detach."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from zfw_py.cli import output
+from zfw_py.errors import UsageError
+
+
+def command(
+    identifier: Annotated[
+        str | None, typer.Argument(metavar="[ID]", help="The guard's, as list has it.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All guards.")] = False,
+) -> None:
+    """Take a guard away: what it guarded runs on, and reaches everything."""
+    from zfw_py.guard import guard
+
+    if every == (identifier is not None):
+        raise UsageError("an ID or --all says which guard")
+    if identifier is None:
+        gone = guard.detach_all()
+    else:
+        guard.detach(identifier)
+        gone = [identifier]
+    for each in gone:
+        output.line(f"detached {each}")

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""zfw guard list."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from zfw_py.cli import output
+
+if TYPE_CHECKING:
+    from zfw_py.guard.guard import Status
+
+COLUMNS = (
+    output.Column("ID"),
+    output.Column("KIND"),
+    output.Column("CGROUP"),
+    output.Column("STATE"),
+    output.Column("PROCESSES", is_number=True),
+    output.Column("ALLOWS", is_number=True),
+    output.Column("BLOCKS", is_number=True),
+    output.Column("DNS"),
+    output.Column("LEARNT", is_number=True),
+    output.Column("DENIED", is_number=True),
+)
+
+
+def command(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="An array of objects, with policy and counters.")
+    ] = False,
+) -> None:
+    """List the guards, and say which of them nobody keeps any more."""
+    from zfw_py.guard import guard
+
+    found = guard.guards()
+    if as_json:
+        output.json_array(map(as_object, found))
+        return
+    if not found:
+        output.line("no guards")
+        return
+    output.table(COLUMNS, found, _cells)
+    for status in found:
+        if status.problem:
+            output.warning(f"guard {status.about.id}: {status.problem}")
+
+
+def as_object(status: Status) -> dict[str, object]:
+    """A guard as JSON has it."""
+    about = status.about
+    return {
+        "id": about.id,
+        "kind": about.kind,
+        "cgroup": about.cgroup,
+        "cgroup_id": about.cgroup_id,
+        "created": about.created,
+        "problem": status.problem or None,
+        "keeper_pid": status.keeper_pid,
+        "processes": status.processes,
+        "dns": about.servers,
+        "policy": about.policy or None,
+        "learnt_addresses": status.learnt,
+        "decisions": status.decisions,
+        "lost_events": status.lost,
+    }
+
+
+def denied(status: Status) -> int:
+    """How often something was denied."""
+    from zfw_py.abi.guard_codec import DENIALS
+
+    return sum(
+        count
+        for reasons in status.decisions.values()
+        for reason, count in reasons.items()
+        if reason in DENIALS
+    )
+
+
+def _cells(status: Status) -> tuple[str | int, ...]:
+    about = status.about
+    state = "log only" if about.policy.get("log_only") else "guarding"
+    if about.kind == "redirect":
+        state = "redirecting"
+    return (
+        about.id,
+        about.kind,
+        about.cgroup,
+        "not kept" if status.problem else state,
+        status.processes,
+        _count(about.policy.get("allow")),
+        _count(about.policy.get("block")),
+        ",".join(about.servers),
+        status.learnt,
+        denied(status),
+    )
+
+
+def _count(entries: object) -> int:
+    return len(entries) if isinstance(entries, list) else 0

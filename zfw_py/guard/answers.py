@@ -1,0 +1,323 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Answers: made of what upstream servers say, kept as bytes, written for who asked. Pure.
+
+Nothing is relayed as it came. ``Chain`` takes from upstream's messages what belongs to the
+question, and ``Answer`` is that, rendered once: to hand it out again costs a copy, a few times to
+live, and a cut where the client's size ends.
+"""
+
+from __future__ import annotations
+
+from socket import AF_INET, AF_INET6, inet_pton
+from struct import pack, pack_into
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dns.exception import TooBig
+from dns.flags import AD, CD, QR, RA, RD, TC
+from dns.message import Message, MessageSection
+from dns.rcode import NOERROR
+from dns.rdataclass import IN
+from dns.rdatatype import (
+    AAAA,
+    CNAME,
+    DNAME,
+    HINFO,
+    HTTPS,
+    NONE,
+    NSEC,
+    NSEC3,
+    RRSIG,
+    SOA,
+    SVCB,
+    A,
+)
+from dns.rdtypes.svcbbase import ParamKey
+from dns.rrset import RRset, from_text
+
+from zfw_py.guard import edns
+from zfw_py.guard.questions import text_of
+
+if TYPE_CHECKING:
+    from dns.name import Name
+    from dns.rcode import Rcode
+    from dns.rdatatype import RdataType
+
+    from zfw_py.guard.questions import Question
+
+LARGEST = 65535
+_ANSWER, _AUTHORITY = MessageSection.ANSWER, MessageSection.AUTHORITY
+_HEADER = 12
+_MAPPED = b"\0" * 10 + b"\xff\xff"
+# Names in a chain; the longest that occur have about ten.
+MOST_NAMES = 16
+# RFC 8767 would allow a week, RFC 2308 finds one to three hours right for what is not there.
+MOST_TTL = 86_400
+_MOST_NEGATIVE_TTL = 10_800
+_RFC8482_TTL = 3_600
+
+
+class BadAnswer(Exception):
+    """An answer that no client should see: a loop, records where there can be none, too much."""
+
+
+class Record(NamedTuple):
+    """Where a record's time to live is in the body of an answer, and where the record ends."""
+
+    ttl_at: int
+    ttl: int
+    end: int
+
+
+class Answer(NamedTuple):
+    """An answer, without header, question and OPT record.
+
+    ``body`` has records of the answer section, ``answers`` of them, then of the authority
+    section; it follows a question section of the length that it was made for. ``names`` are those
+    that the question led to, ``addresses`` what is handed out, 16 bytes each and IPv4 as
+    ``::ffff:a.b.c.d``, good for ``address_ttl`` seconds. All of it may be kept for ``ttl`` seconds.
+    """
+
+    rcode: Rcode
+    options: bytes = b""
+    is_authentic: bool = False
+    body: bytes = b""
+    records: tuple[Record, ...] = ()
+    answers: int = 0
+    names: tuple[str, ...] = ()
+    addresses: tuple[bytes, ...] = ()
+    address_ttl: int = 0
+    ttl: int = 0
+
+
+def message(answer: Answer, question: Question, most: int, age: int = 0) -> bytes:
+    """The message for an answer that is ``age`` seconds old, of at most that many bytes.
+
+    It lacks the first two bytes, the id. What is cut off is cut between two records, and TC says
+    so: there are clients that never ask over TCP and are content with the addresses that fit.
+    """
+    opt = b""
+    if question.is_edns:
+        opt = edns.opt_record(answer.options, rcode=answer.rcode, is_dnssec=question.is_dnssec)
+    flags = QR | RA | (question.flags & (RD | CD)) | (answer.rcode & 15)
+    if answer.is_authentic and (question.is_dnssec or question.flags & AD):
+        flags |= AD
+    body: bytes | bytearray = answer.body
+    records = answer.records
+    room = most - _HEADER - len(question.wire) - len(opt)
+    if len(body) > room:
+        flags |= TC
+        records = tuple(record for record in records if record.end <= room)
+        body = body[: records[-1].end] if records else b""
+    if age > 0 and records:
+        body = bytearray(body)
+        for ttl_at, ttl, _ in records:
+            pack_into("!I", body, ttl_at, max(ttl - age, 0))
+    answers = min(answer.answers, len(records))
+    counts = pack("!HHHHH", flags, 1, answers, len(records) - answers, question.is_edns)
+    return b"".join((counts, question.wire, body, opt))
+
+
+def error(rcode: Rcode, extended: int | None = None, text: str = "") -> Answer:
+    """An answer without a record, and why, for clients that know EDNS."""
+    return Answer(rcode, b"" if extended is None else edns.extended_error(extended, text))
+
+
+def any_answer(question: Question) -> Answer:
+    """What a question for ANY gets: one record, of a type that nobody wants (RFC 8482)."""
+    rrset = from_text(question.name, _RFC8482_TTL, IN, HINFO, '"RFC8482" ""')
+    return _render(Answer(NOERROR, answers=1), question, [rrset], [])
+
+
+class Chain:
+    """What upstream says of a question, from its name along CNAME records to what was asked for.
+
+    Upstream may leave out the end of a chain; it is asked for that name then, and ``follow``
+    takes one message after the other.
+    """
+
+    def __init__(self, question: Question) -> None:
+        """Begin at the question's name."""
+        self._question = question
+        self._name = question.name
+        self._seen = {question.name}
+        self._names: list[str] = []
+        self._answer: list[RRset] = []
+        self._authority: list[RRset] = []
+        self._wanted: list[RRset] = []
+        self._rcode = NOERROR
+        self._is_authentic = True
+        self._ttl = MOST_TTL
+        self._options = b""
+
+    def follow(self, message: Message) -> Name | None:
+        """Take what belongs to the chain. Returns the name to ask for next; None: it is complete.
+
+        The message is one that matches what was asked. Raises BadAnswer.
+        """
+        self._rcode = message.rcode()
+        self._is_authentic &= bool(message.flags & AD)
+        self._options = edns.answered_on(message.options)
+        start = self._name
+        while not self._take_wanted(message):
+            cname = self._find(message, _ANSWER, self._name, CNAME)
+            if cname is None:
+                if self._is_left_out(message, start):
+                    self._take_proofs(message)
+                    return self._name
+                self._take_negative(message)
+                break
+            self._take_dname(message)
+            self._take(message, _ANSWER, cname)
+            self._go_to(cname[0].target)
+        if self._wanted and self._rcode != NOERROR:
+            raise BadAnswer("records of a name that does not exist")
+        self._take_proofs(message)
+        return None
+
+    def answer(self) -> Answer:
+        """The answer, once ``follow`` has returned None. Raises BadAnswer if it is too large."""
+        addresses: dict[bytes, None] = {}
+        for rrset in self._wanted:
+            for rdata in rrset:
+                addresses.update(dict.fromkeys(_addresses(rdata)))
+                # Where a service is, is as good as where a name leads.
+                if rrset.rdtype in (HTTPS, SVCB) and rdata.target.labels != (b"",):
+                    self._names.append(text_of(rdata.target))
+        made = Answer(
+            rcode=self._rcode,
+            options=self._options,
+            is_authentic=self._is_authentic,
+            answers=sum(len(rrset) for rrset in self._answer),
+            names=tuple(self._names),
+            addresses=tuple(addresses),
+            address_ttl=min((rrset.ttl for rrset in self._wanted), default=0),
+            ttl=min((rrset.ttl for rrset in self._answer + self._authority), default=0),
+        )
+        if not self._wanted:
+            made = made._replace(ttl=min(made.ttl, self._ttl))
+        try:
+            return _render(made, self._question, self._answer, self._authority)
+        except TooBig:
+            raise BadAnswer("more than a message holds") from None
+
+    def _go_to(self, name: Name) -> None:
+        if name in self._seen or len(self._seen) == MOST_NAMES:
+            raise BadAnswer("a chain of names that goes on and on")
+        self._seen.add(name)
+        self._name = name
+        self._names.append(text_of(name))
+
+    def _is_left_out(self, message: Message, start: Name) -> bool:
+        """Whether the chain has come to a name that this message says nothing of."""
+        return (
+            self._name != start
+            and self._rcode == NOERROR
+            and bool(self._question.flags & RD)
+            and self._soa(message) is None
+        )
+
+    def _take_wanted(self, message: Message) -> bool:
+        rdtype = self._question.rdtype
+        if rdtype == RRSIG:  # a set for each type that is signed
+            found = [
+                rrset
+                for rrset in message.answer
+                if rrset.rdtype == RRSIG and rrset.name == self._name
+            ]
+        else:
+            one = self._find(message, _ANSWER, self._name, rdtype)
+            found = [] if one is None else [one]
+        for rrset in found:
+            self._take(message, _ANSWER, rrset)
+        self._wanted = found
+        return bool(found)
+
+    def _take_dname(self, message: Message) -> None:
+        """The DNAME record that the CNAME record of this name was made from, if there is one."""
+        for rrset in message.answer:
+            if rrset.rdtype == DNAME and rrset not in self._answer:
+                owner = rrset.name
+                if owner != self._name and self._name.is_subdomain(owner):
+                    self._take(message, _ANSWER, rrset)
+
+    def _take_negative(self, message: Message) -> None:
+        """That there is nothing, and for how long: RFC 2308. Without an SOA record, not at all."""
+        soa = self._soa(message)
+        if soa is None:
+            self._ttl = 0
+        else:
+            minimum = soa[0].minimum
+            self._ttl = min(minimum, _MOST_NEGATIVE_TTL)
+            self._take(message, _AUTHORITY, soa)
+
+    def _take_proofs(self, message: Message) -> None:
+        """That a name, or a nearer one than the wildcard that answered, is not there."""
+        if self._question.is_dnssec:
+            for rrset in message.authority:
+                if rrset.rdtype in (NSEC, NSEC3) and rrset not in self._authority:
+                    self._take(message, _AUTHORITY, rrset)
+
+    def _soa(self, message: Message) -> RRset | None:
+        for rrset in message.authority:
+            if rrset.rdtype == SOA and self._name.is_subdomain(rrset.name):
+                return rrset
+        return None
+
+    def _take(self, message: Message, section: int, rrset: RRset) -> None:
+        """This and, for who asked for them, its signatures."""
+        taken = [rrset]
+        if self._question.is_dnssec and rrset.rdtype != RRSIG:
+            signatures = self._find(message, section, rrset.name, RRSIG, rrset.rdtype)
+            if signatures is not None:
+                taken.append(signatures)
+        for each in taken:
+            each.ttl = min(each.ttl, MOST_TTL)
+        (self._answer if section == _ANSWER else self._authority).extend(taken)
+
+    @staticmethod
+    def _find(
+        message: Message, section: int, name: Name, rdtype: RdataType, covers: RdataType = NONE
+    ) -> RRset | None:
+        return message.get_rrset(section, name, IN, rdtype, covers)
+
+
+def _addresses(rdata: Any) -> list[bytes]:
+    """What a record hands out."""
+    if rdata.rdtype == A:
+        return [_MAPPED + inet_pton(AF_INET, rdata.address)]
+    if rdata.rdtype == AAAA:
+        return [inet_pton(AF_INET6, rdata.address)]
+    found = []
+    if rdata.rdtype in (HTTPS, SVCB):
+        if hint := rdata.params.get(ParamKey.IPV4HINT):
+            found += [_MAPPED + inet_pton(AF_INET, address) for address in hint.addresses]
+        if hint := rdata.params.get(ParamKey.IPV6HINT):
+            found += [inet_pton(AF_INET6, address) for address in hint.addresses]
+    return found
+
+
+def _render(
+    answer: Answer, question: Question, records: list[RRset], authority: list[RRset]
+) -> Answer:
+    """The answer with its body. Names that end like the question's point into its section."""
+    made = Message(id=0)
+    made.question.append(RRset(question.name, IN, question.rdtype))
+    made.answer = records
+    made.authority = authority
+    wire = made.to_wire(max_size=LARGEST, want_shuffle=False)
+    body = wire[_HEADER + len(question.wire) :]
+    return answer._replace(body=body, records=tuple(_records(body)))
+
+
+def _records(body: bytes) -> list[Record]:
+    """The records of a body that we have rendered."""
+    found = []
+    at = 0
+    while at < len(body):
+        while 0 < body[at] < 0xC0:  # labels; then the root's, or a pointer
+            at += 1 + body[at]
+        ttl_at = at + (1 if body[at] == 0 else 2) + 4
+        ttl = int.from_bytes(body[ttl_at : ttl_at + 4])
+        at = ttl_at + 6 + int.from_bytes(body[ttl_at + 4 : ttl_at + 6])
+        found.append(Record(ttl_at, ttl, at))
+    return found

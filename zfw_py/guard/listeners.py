@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The proxy's sockets, each in the network namespace of those who ask there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, NamedTuple
+
+from zfw_py.abi.guard_codec import Proxy
+from zfw_py.abi.guard_layout import SERVERS
+from zfw_py.errors import KernelError, NotFound, ZfwError
+from zfw_py.kernel.namespaces import call_in
+from zfw_py.kernel.netns import netns_cookie
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_MAPPED = b"\0" * 10 + b"\xff\xff"
+_LOOPBACK4 = ("127.0.0.1", _MAPPED + b"\x7f\0\0\1")
+_LOOPBACK6 = ("::1", b"\0" * 15 + b"\1")
+_BACKLOG = 128
+# TCP's port may be another's with UDP.
+_ATTEMPTS = 64
+
+
+class Listeners(NamedTuple):
+    """The sockets in one network namespace: for each family SERVERS of UDP, one of TCP.
+
+    Those of TCP have the port of the first of UDP. A family that the namespace
+    does not have has none.
+    """
+
+    cookie: int
+    udp: list[socket.socket]
+    tcp: list[socket.socket]
+    proxy: Proxy
+
+    def close(self) -> None:
+        """Let go of them."""
+        for each in (*self.udp, *self.tcp):
+            each.close()
+
+    def addresses(self) -> Iterable[tuple[str, int]]:
+        """Address and port of each."""
+        return [each.getsockname()[:2] for each in (*self.udp, *self.tcp)]
+
+
+def open_here() -> Listeners:
+    """Open them in the caller's network namespace. Raises KernelError."""
+    with ExitStack() as undo:
+        udp4, tcp4 = _open(socket.AF_INET, _LOOPBACK4[0], undo)
+        udp6, tcp6 = _open(socket.AF_INET6, _LOOPBACK6[0], undo)
+        if not udp4 and not udp6:
+            raise ZfwError("there is no loopback address in the network namespace to answer on")
+        proxy = Proxy(
+            ipv4=_LOOPBACK4[1],
+            ipv4_ports=tuple(each.getsockname()[1] for each in udp4),
+            ipv6=_LOOPBACK6[1],
+            ipv6_ports=tuple(each.getsockname()[1] for each in udp6),
+        )
+        undo.pop_all()
+        return Listeners(netns_cookie(), udp4 + udp6, tcp4 + tcp6, proxy)
+
+
+def open_in(path: str) -> Listeners:
+    """Open them in a network namespace, given by a file such as /proc/PID/ns/net."""
+    return call_in(path, open_here)
+
+
+def cookie_in(path: str) -> int:
+    """The cookie of a network namespace."""
+    return call_in(path, netns_cookie)
+
+
+def open_for(pids: Iterable[int]) -> list[Listeners]:
+    """Open them in each network namespace that one of these processes is in."""
+    opened: dict[str, Listeners] = {}
+    with ExitStack() as undo:
+        for pid in pids:
+            path = f"/proc/{pid}/ns/net"
+            try:
+                name = os.readlink(path)
+                if name not in opened:
+                    opened[name] = open_in(path)
+                    undo.callback(opened[name].close)
+            except (FileNotFoundError, ProcessLookupError, NotFound):
+                continue  # it ended meanwhile
+        undo.pop_all()
+    return list(opened.values())
+
+
+def _open(
+    family: socket.AddressFamily, address: str, undo: ExitStack
+) -> tuple[list[socket.socket], list[socket.socket]]:
+    try:
+        tcp, first = _pair(family, address, undo)
+        rest = [
+            undo.enter_context(_bound(family, socket.SOCK_DGRAM, address, 0))
+            for _ in range(1, SERVERS)
+        ]
+    except OSError as error:
+        if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+            return [], []
+        raise KernelError(f"listen on {address}", error.errno or 0) from error
+    return [first, *rest], [tcp]
+
+
+def _pair(
+    family: socket.AddressFamily, address: str, undo: ExitStack
+) -> tuple[socket.socket, socket.socket]:
+    """A TCP listener and a UDP socket on one port."""
+    for attempt in range(_ATTEMPTS):
+        tcp = _bound(family, socket.SOCK_STREAM, address, 0)
+        try:
+            udp = _bound(family, socket.SOCK_DGRAM, address, tcp.getsockname()[1])
+        except OSError as error:
+            tcp.close()
+            if error.errno != errno.EADDRINUSE or attempt == _ATTEMPTS - 1:
+                raise
+            continue
+        undo.enter_context(tcp)
+        undo.enter_context(udp)
+        tcp.listen(_BACKLOG)
+        return tcp, udp
+    raise AssertionError("the last attempt raises")
+
+
+def _bound(
+    family: socket.AddressFamily, kind: socket.SocketKind, address: str, port: int
+) -> socket.socket:
+    made = socket.socket(family, kind)
+    try:
+        made.bind((address, port))
+    except OSError:
+        made.close()
+        raise
+    made.setblocking(False)
+    return made

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The process that keeps a guard: whether it lives, and how it is ended.
+
+A process id is given again; the id and the time of its start are not.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+
+from zfw_py.abi.guard_codec import Keeper
+from zfw_py.errors import ZfwError
+
+_PATIENCE = 5.0  # seconds
+
+
+def this_process() -> Keeper:
+    """The caller."""
+    return Keeper(_start_time(os.getpid()) or 0, os.getpid())
+
+
+def is_alive(keeper: Keeper) -> bool:
+    """Whether it lives."""
+    return keeper.pid != 0 and _start_time(keeper.pid) == keeper.start_time
+
+
+def _start_time(pid: int) -> int | None:
+    """In clock ticks since boot, field 22 of /proc/PID/stat (proc(5)); None: no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            text = file.read(4096)
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The command, in parentheses, may have any character.
+    fields = text.rpartition(b")")[2].split()
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def end(keeper: Keeper) -> None:
+    """End it, if it lives, and wait until it has. Raises ZfwError if it does not end."""
+    if keeper.pid == 0:
+        return
+    try:
+        process = os.pidfd_open(keeper.pid)
+    except ProcessLookupError:
+        return
+    try:
+        # The descriptor names a process for good; the number may be another's by now.
+        if not is_alive(keeper):
+            return
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            signal.pidfd_send_signal(process, number)
+            if _has_ended(process):
+                return
+    except OSError as error:
+        if error.errno != errno.ESRCH:
+            raise
+        return
+    finally:
+        os.close(process)
+    raise ZfwError(f"the guard's process {keeper.pid} does not end")
+
+
+def _has_ended(process: int) -> bool:
+    return bool(select.select([process], [], [], _PATIENCE)[0])

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The pinned maps of one guard, checked against the compiled layout."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from zfw_py.abi import guard_layout as layout
+from zfw_py.abi.guard_codec import (
+    ZERO,
+    Asker,
+    Config,
+    Keeper,
+    Proxy,
+    asker_key,
+    decision_counts,
+    learnt_key,
+    learnt_key_parts,
+    netns_key,
+    prefix_key,
+    prefix_value,
+    time_of,
+    time_value,
+    total,
+)
+from zfw_py.errors import LayoutMismatch, NotFound, raise_expected
+from zfw_py.kernel import bpf, bpffs
+from zfw_py.kernel.lock import Lock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from zfw_py.model.policy import Policy
+
+ROOT = f"{bpffs.ROOT}/guard"
+_ABOUT = "about"
+_MAX_ENTRIES = 3  # index into a map's five numbers
+_NANOSECONDS = 1_000_000_000
+
+
+class About(msgspec.Struct, frozen=True):
+    """What a guard is, for people and for whoever removes it. Pinned as JSON in a map.
+
+    ``servers`` are asked for what the policy allows, or are the proxy of a redirect.
+    ``is_cgroup_ours``: made by us, and to be removed with the guard; so is
+    ``proxy_cgroup``, where its process is, if there is one.
+    """
+
+    id: str
+    kind: str
+    cgroup: str
+    cgroup_id: int
+    is_cgroup_ours: bool
+    proxy_cgroup: str
+    created: float  # seconds since 1970
+    servers: list[str]
+    policy: dict[str, object]
+
+
+def locked(*, is_exclusive: bool) -> Lock:
+    """The lock on all guards. Raises FileNotFoundError where there never was one."""
+    return Lock(ROOT, is_exclusive=is_exclusive)
+
+
+def make_root() -> None:
+    """Make the directory of all guards' state. Raises PermissionDenied or KernelError."""
+    try:
+        bpffs.make_root()
+        os.makedirs(ROOT, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise_expected(error)
+
+
+def identifiers() -> list[str]:
+    """The ids of all guards that have state, in no order."""
+    try:
+        names = os.listdir(ROOT)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise_expected(error)
+    leftovers = {os.path.basename(path) for path in bpffs.unfinished(ROOT)}
+    return [name for name in names if name not in leftovers]
+
+
+class Tables:
+    """The maps of a guard, opened as they are asked for."""
+
+    def __init__(self, directory: str) -> None:
+        """``directory`` has the pins; see ``directory_of``."""
+        self.directory = directory
+        self._maps: dict[str, bpf.Map] = {}
+
+    def map(self, name: str) -> bpf.Map:
+        """The map of this name. Raises NotFound, PermissionDenied or LayoutMismatch."""
+        if name not in self._maps:
+            opened = self._open(name)
+            expected = layout.MAPS[name]
+            # The trie is sized to its policy.
+            size = opened.max_entries if name == "prefixes" else expected[_MAX_ENTRIES]
+            if opened.spec != (*expected[:_MAX_ENTRIES], size, *expected[_MAX_ENTRIES + 1 :]):
+                raise self._mismatch(name, f"{opened.spec}, not {expected}")
+            self._maps[name] = opened
+        return self._maps[name]
+
+    def _open(self, name: str) -> bpf.Map:
+        try:
+            return bpf.open_map(f"{self.directory}/{name}")
+        except FileNotFoundError:
+            raise NotFound(f"no such guard: {os.path.basename(self.directory)}") from None
+        except PermissionError as error:
+            raise_expected(error)
+        except OSError as error:
+            raise self._mismatch(name, error.strerror or str(error)) from None
+
+    def _mismatch(self, name: str, what: str) -> LayoutMismatch:
+        return LayoutMismatch(
+            f"{self.directory}/{name} is of another version of zfw: {what}",
+            hint="zfw guard detach of that version removes it",
+        )
+
+    # What it is
+
+    def write_about(self, about: About) -> None:
+        """Pin it, once."""
+        data = msgspec.json.encode(about)
+        made = bpf.create_map((2, 4, len(data), 1, 0), _ABOUT)
+        made.update(ZERO, data)
+        bpf.pin(made.fd, f"{self.directory}/{_ABOUT}")
+
+    def about(self) -> About:
+        """What was pinned."""
+        data = self._open(_ABOUT).lookup(ZERO) or b""
+        try:
+            return msgspec.json.decode(data, type=About)
+        except msgspec.DecodeError as error:
+            raise self._mismatch(_ABOUT, str(error)) from None
+
+    def config(self) -> Config:
+        """What the programs go by. Raises LayoutMismatch if another version wrote it."""
+        config = Config.decode(self.map("config").lookup(ZERO) or bytes(layout.CONFIG_SIZE))
+        if config.abi_version != layout.ABI_VERSION:
+            raise self._mismatch("config", f"version {config.abi_version}")
+        return config
+
+    def write_config(self, flags: int) -> None:
+        """Set the flags."""
+        self.map("config").update(ZERO, Config(layout.ABI_VERSION, flags).encode())
+
+    def keeper(self) -> Keeper:
+        """The process that keeps it."""
+        return Keeper.decode(self.map("keeper").lookup(ZERO) or bytes(layout.KEEPER_SIZE))
+
+    def write_keeper(self, keeper: Keeper) -> None:
+        """Say who keeps it."""
+        self.map("keeper").update(ZERO, keeper.encode())
+
+    # What it goes by
+
+    def write_prefixes(self, policy: Policy) -> None:
+        """Put in what a policy says of addresses; the trie has room for all of it."""
+        flat = policy.flatten()
+        self.map("prefixes").update_many(
+            [prefix_key(address, length) for address, length in flat],
+            [prefix_value(reach.ports, reach.otherwise) for reach in flat.values()],
+        )
+
+    def write_proxy(self, cookie: int, proxy: Proxy) -> None:
+        """Say where DNS goes in a network namespace, or with 0 in all others."""
+        self.map("proxies").update(netns_key(cookie), proxy.encode())
+
+    def admit(self, addresses: Iterable[bytes], ports: frozenset[int], lifetime: float) -> None:
+        """Let addresses be reached for so many seconds; without ports, on any.
+
+        What is let longer stays so. Raises OSError (E2BIG) if the table is full
+        of what still counts.
+        """
+        until = time.monotonic_ns() + int(lifetime * _NANOSECONDS)
+        table = self.map("learnt")
+        for address in addresses:
+            for port in ports or (0,):
+                key = learnt_key(address, port)
+                known = table.lookup(key)
+                if known is None or time_of(known) < until:
+                    self._put(table, key, time_value(until))
+
+    def _put(self, table: bpf.Map, key: bytes, value: bytes) -> None:
+        try:
+            table.update(key, value)
+        except OSError:
+            if not self.forget_expired():
+                raise
+            table.update(key, value)
+
+    def forget_expired(self) -> int:
+        """Remove the addresses that no longer count; how many."""
+        now = time.monotonic_ns()
+        table = self.map("learnt")
+        return sum(table.delete(key) for key, value in list(table.items()) if time_of(value) <= now)
+
+    def learnt(self) -> list[tuple[bytes, int]]:
+        """Addresses of names that may be reached now, each with its port, 0 for any."""
+        now = time.monotonic_ns()
+        return [
+            learnt_key_parts(key)
+            for key, value in self.map("learnt").items()
+            if time_of(value) > now
+        ]
+
+    # What happened
+
+    def asker(self, cookie: int, port: int, protocol: int, *, is_ipv6: bool) -> Asker | None:
+        """Who asked the proxy from a port, if that is still known."""
+        data = self.map("askers").lookup(asker_key(cookie, port, protocol, is_ipv6=is_ipv6))
+        return None if data is None else Asker.decode(data)
+
+    def decisions(self) -> dict[str, dict[str, int]]:
+        """How often what was decided, by hook and reason."""
+        return decision_counts([value for _, value in sorted(self.map("decisions").items())])
+
+    def lost(self) -> int:
+        """How many events found no room."""
+        return total(self.map("lost").lookup(ZERO) or b"")
+
+
+def directory_of(identifier: str) -> str:
+    """Where a guard has its pins. Raises NotFound for what is no id."""
+    if not identifier.isalnum() or not identifier.isascii():
+        raise NotFound(f"no such guard: {identifier!r}")
+    return f"{ROOT}/{identifier}"
