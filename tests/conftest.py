@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.guarded import World
+from tests.support.guarded import world as make_world
 from tests.support.netns import Namespace, Network, use_private_bpffs
 from zfw_py import Firewall, NotInstalled
 from zfw_py.errors import KernelError
+from zfw_py.guard.guard import detach_all
 from zfw_py.kernel import bpf
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 ALL_SKIPPED = pytest.StashKey[bool]()
 
@@ -118,6 +122,14 @@ def firewall(network: Network) -> Firewall:
     made.attach(network.interface)
     made.set([network.interface], "ipv6", True)
     return made
+
+
+@pytest.fixture
+def world(_private_bpffs: None, tmp_path: Path) -> Iterator[World]:
+    """A place for guarded programs; no guard is left when the test ends."""
+    with make_world(tmp_path) as made:
+        yield made
+        detach_all()
 
 
 def remove_firewall() -> None:

@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A place for guarded programs: a namespace to run in, and a world outside to reach.
+
+inside 10.9.0.2, fd09::2 (eth0) -- (gw0) 10.9.0.1, fd09::1 outside
+
+Outside, dnsmasq on 10.9.0.1 and fd09::1 knows NAMES, and each address of ADDRESSES
+answers TCP and UDP on the ports of PORTS with who asked. What arrives there is
+captured, whatever the programs inside say of it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tests.support.cgroups import enter, private_cgroup
+from tests.support.netns import Network
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ZFW = Path(sys.executable).parent / "zfw"
+# By name: A and AAAA. All for NAME_TTL seconds but short.example, for SHORT_TTL.
+NAMES = {
+    "both.example": ("10.9.0.10", "fd09::10"),
+    "v4.example": ("10.9.0.11", None),
+    "v6.example": (None, "fd09::12"),
+    "other.example": ("10.9.0.13", "fd09::13"),
+    "short.example": ("10.9.0.14", "fd09::14"),
+    "a.b.deep.example": ("10.9.0.15", "fd09::15"),
+}
+ALIASES = {"alias.example": "v4.example"}
+# One that no name has.
+UNNAMED = ("10.9.0.20", "fd09::20")
+ADDRESSES = (*(a for pair in NAMES.values() for a in pair if a), *UNNAMED)
+PORTS = (80, 443, 853)
+NAME_TTL, SHORT_TTL = 300, 1
+UPSTREAM, UPSTREAM6 = "10.9.0.1", "fd09::1"
+
+_MS_BIND, _ETH_P_ALL = 0x1000, 3
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Arrived(NamedTuple):
+    """An IP packet from inside that got outside. ``port`` is of TCP and UDP, else 0."""
+
+    destination: str
+    protocol: int
+    port: int
+
+
+class World:
+    """The network, the cgroup that ``zfw`` is run in, and what arrived outside."""
+
+    def __init__(self, network: Network, cgroup: Path, folder: Path) -> None:
+        self.network = network
+        self.cgroup = cgroup
+        self.folder = folder
+        self.inside = network.client
+        self.outside = network.gateway
+
+    def start(self, *command: str, **options: Any) -> subprocess.Popen[str]:
+        """Start a command inside, in the world's cgroup; the caller ends it."""
+        options.setdefault("stdout", subprocess.PIPE)
+        options.setdefault("stderr", subprocess.PIPE)
+        options.setdefault("stdin", subprocess.DEVNULL)
+        return self.inside.start(*command, preexec_fn=lambda: enter(self.cgroup), **options)
+
+    def run(self, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run a command inside, in the world's cgroup, to its end."""
+        process = self.start(*command, **options)
+        try:
+            out, err = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+    def zfw(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run ``zfw guard``."""
+        return self.run(str(ZFW), "guard", *arguments, **options)
+
+    def guarded(self, policy: list[str], *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command by ``zfw guard run`` with these options, asking our DNS server."""
+        return self.zfw("run", "--dns-upstream", UPSTREAM, *policy, "--", *command)
+
+    @contextmanager
+    def capture(self) -> Iterator[list[Arrived]]:
+        """What arrives outside during a with block; complete after it."""
+        arrived: list[Arrived] = []
+        with self.outside.entered():
+            tap = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_ALL))
+        with tap:
+            tap.bind((Network.interface, _ETH_P_ALL))
+            tap.setblocking(False)
+            yield arrived
+            # A packet that left is here at once: veth hands it over in the sender's context,
+            # or in the softirq right after it.
+            while select.select([tap], [], [], 0.2)[0]:
+                data, address = tap.recvfrom(65535)
+                if address[2] != socket.PACKET_OUTGOING and (one := _parsed(data)):
+                    arrived.append(one)
+
+
+def _parsed(packet: bytes) -> Arrived | None:
+    """By hand: what a receiver would make of it."""
+    version = packet[0] >> 4
+    if version == 4:
+        header, protocol = (packet[0] & 15) * 4, packet[9]
+        destination = socket.inet_ntop(socket.AF_INET, packet[16:20])
+    elif version == 6:
+        header, protocol = 40, packet[6]
+        destination = socket.inet_ntop(socket.AF_INET6, packet[24:40])
+    else:
+        return None  # ARP
+    port = 0
+    if protocol in (socket.IPPROTO_TCP, socket.IPPROTO_UDP):
+        port = int.from_bytes(packet[header + 2 : header + 4], "big")
+    return Arrived(destination, protocol, port)
+
+
+@contextmanager
+def world(folder: Path) -> Iterator[World]:
+    """Make it, with its servers; all of it goes again."""
+    with ExitStack() as stack:
+        network = Network()
+        stack.callback(network.close)
+        for address in ADDRESSES:
+            length = "128" if ":" in address else "32"
+            network.gateway.run("ip", "address", "add", f"{address}/{length}", "dev", "gw0")
+        cgroup = stack.enter_context(private_cgroup())
+        stack.enter_context(_resolv_conf(folder))
+        stack.enter_context(dnsmasq(network, folder))
+        stack.enter_context(_services(network))
+        yield World(network, cgroup, folder)
+
+
+@contextmanager
+def _resolv_conf(folder: Path) -> Iterator[None]:
+    """Programs inside ask our server by themselves; seen by this process and its children."""
+    made = folder / "resolv.conf"
+    made.write_text(f"nameserver {UPSTREAM}\nnameserver {UPSTREAM6}\noptions timeout:2\n")
+    place = os.path.realpath("/etc/resolv.conf").encode()
+    if _libc.mount(bytes(made), place, None, _MS_BIND, None) != 0:
+        raise OSError(
+            ctypes.get_errno(), "bind /etc/resolv.conf: needs a mount namespace of its own"
+        )
+    try:
+        yield
+    finally:
+        _libc.umount2(place, 2)  # MNT_DETACH
+
+
+@contextmanager
+def dnsmasq(network: Network, folder: Path, *options: str) -> Iterator[Path]:
+    """The DNS server; its log, with a line for each query."""
+    log = folder / "dnsmasq.log"
+    command = [
+        "/usr/sbin/dnsmasq",
+        "--keep-in-foreground",
+        "--conf-file=/dev/null",
+        "--pid-file=",
+        "--no-resolv",
+        "--no-hosts",
+        "--bind-interfaces",
+        f"--listen-address={UPSTREAM},{UPSTREAM6}",
+        "--log-queries",
+        f"--log-facility={log}",
+        f"--local-ttl={NAME_TTL}",
+        "--user=root",
+        "--local=/example/",
+        "--txt-record=big.example," + ",".join(["x" * 250] * 12),
+        "--txt-record=text.example,hello",
+    ]
+    for name, addresses in NAMES.items():
+        ttl = SHORT_TTL if name == "short.example" else NAME_TTL
+        values = ",".join(a for a in addresses if a)
+        command.append(f"--host-record={name},{values},{ttl}")
+    command += [f"--cname={alias},{name}" for alias, name in ALIASES.items()]
+    process = network.gateway.start(*command, *options, stderr=subprocess.PIPE)
+    try:
+        _wait_for_dns(network, process)
+        yield log
+    finally:
+        process.terminate()
+        process.communicate(timeout=10)
+
+
+def _wait_for_dns(network: Network, process: subprocess.Popen[str]) -> None:
+    question = b"\x12\x34\x01\0\0\1\0\0\0\0\0\0\4text\7example\0\0\x10\0\1"
+    deadline = time.monotonic() + 30
+    with network.gateway.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.settimeout(0.1)
+        probe.connect((UPSTREAM, 53))
+        while True:
+            try:
+                probe.send(question)
+                probe.recv(512)
+                return
+            except (TimeoutError, ConnectionRefusedError):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    assert process.stderr is not None
+                    process.kill()
+                    raise AssertionError(f"no dnsmasq: {process.stderr.read()}") from None
+                time.sleep(0.01)
+
+
+@contextmanager
+def _services(network: Network) -> Iterator[None]:
+    """HTTP/1.0 on TCP and an echo on UDP, on every address of the outside."""
+    made: list[socket.socket] = []
+    with network.gateway.entered():
+        for port in PORTS:
+            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                each = socket.socket(socket.AF_INET6, kind)
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                each.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+                if kind == socket.SOCK_DGRAM:
+                    # An answer comes from the address that was asked.
+                    each.setsockopt(socket.SOL_IP, 8, 1)  # IP_PKTINFO
+                    each.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+                each.bind(("::", port))
+                if kind == socket.SOCK_STREAM:
+                    each.listen(64)
+                made.append(each)
+    stop, stopped = os.pipe()
+    thread = threading.Thread(target=_serve, args=(made, stop))
+    thread.start()
+    try:
+        yield
+    finally:
+        os.close(stopped)
+        thread.join()
+        os.close(stop)
+        for each in made:
+            each.close()
+
+
+def _serve(listening: list[socket.socket], stop: int) -> None:
+    answers: dict[socket.SocketKind, Callable[[socket.socket], None]] = {
+        socket.SOCK_STREAM: _answer_connection,
+        socket.SOCK_DGRAM: _answer_datagram,
+    }
+    while True:
+        ready = select.select([stop, *listening], [], [])[0]
+        if stop in ready:
+            return
+        for each in ready:
+            answers[each.type](each)
+
+
+def _answer_connection(listener: socket.socket) -> None:
+    connection, address = listener.accept()
+
+    def serve() -> None:
+        with connection:
+            connection.settimeout(30)
+            body = f"{address[0]}\n".encode()
+            try:
+                connection.recv(4096)
+                head = b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
+                connection.sendall(head + body)
+                # For those who stay: each more of theirs is answered with one.
+                while data := connection.recv(4096):
+                    connection.sendall(data)
+            except OSError:
+                pass  # the client was ended
+
+    threading.Thread(target=serve, daemon=True).start()
+
+
+def _answer_datagram(each: socket.socket) -> None:
+    data, ancillary, _, address = each.recvmsg(2048, 256)
+    keep = [(level, kind, value) for level, kind, value in ancillary]
+    each.sendmsg([data], keep, 0, address)
