@@ -250,11 +250,12 @@ def _serve(listening: list[socket.socket], stop: int) -> None:
         socket.SOCK_STREAM: _answer_connection,
         socket.SOCK_DGRAM: _answer_datagram,
     }
+    by_fd = {each.fileno(): each for each in listening}
     while True:
-        ready = select.select([stop, *listening], [], [])[0]
+        ready = select.select([stop, *by_fd], [], [])[0]
         if stop in ready:
             return
-        for each in ready:
+        for each in map(by_fd.__getitem__, ready):
             answers[each.type](each)
 
 
