@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support import podman as engines
 from tests.support.guarded import World
 from tests.support.guarded import world as make_world
 from tests.support.netns import Namespace, Network, use_private_bpffs
@@ -130,6 +131,18 @@ def world(_private_bpffs: None, tmp_path: Path) -> Iterator[World]:
     with make_world(tmp_path) as made:
         yield made
         detach_all()
+
+
+@pytest.fixture(scope="session")
+def podman(
+    _private_bpffs: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[engines.Podman]:
+    """A container engine, the same for all tests."""
+    absent = engines.missing()
+    if absent is not None:
+        pytest.skip(absent)
+    with engines.podman(tmp_path_factory.mktemp("podman")) as made:
+        yield made
 
 
 def remove_firewall() -> None:

@@ -12,6 +12,7 @@ import os
 import re
 import stat
 from contextlib import contextmanager
+from socket import AF_UNIX, SOCK_STREAM, socket
 from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.errors import NotFound, PermissionDenied, UsageError, ZfwError
@@ -72,10 +73,8 @@ def _opened(path: str) -> Iterator[str]:
     """Another path of a socket, which stays that of the socket whose owner was looked at."""
     try:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except PermissionError:
-        raise PermissionDenied(f"container engine {path}: permission denied") from None
     except OSError as error:
-        raise ZfwError(f"container engine {path}: {os.strerror(error.errno or 0)}") from error
+        raise _unreached(path, error) from error
     try:
         status = os.fstat(fd)
         if not stat.S_ISSOCK(status.st_mode):
@@ -84,9 +83,25 @@ def _opened(path: str) -> Iterator[str]:
             raise PermissionDenied(
                 f"container engine {path}: belongs to user {status.st_uid}, not to root or you"
             )
-        yield f"/proc/self/fd/{fd}"
+        place = f"/proc/self/fd/{fd}"
+        try:
+            # Here an error is still what the kernel said.
+            with socket(AF_UNIX, SOCK_STREAM) as probe:
+                probe.settimeout(_TIMEOUT)
+                probe.connect(place)
+        except OSError as error:
+            raise _unreached(path, error) from error
+        yield place
     finally:
         os.close(fd)
+
+
+def _unreached(path: str, error: OSError) -> ZfwError:
+    if isinstance(error, PermissionError):
+        return PermissionDenied(f"container engine {path}: permission denied")
+    if isinstance(error, ConnectionRefusedError):
+        return ZfwError(f"container engine {path}: nothing listens there")
+    return ZfwError(f"container engine {path}: {error.strerror or error}")
 
 
 def _inspect(path: str, name: str) -> object:
@@ -99,16 +114,16 @@ def _inspect(path: str, name: str) -> object:
             "to find a container by its name zfw needs the docker package",
             hint="pip install 'zfw[docker]'",
         ) from None
-    with _opened(path) as socket:
+    with _opened(path) as place:
         try:
-            with APIClient(f"unix://{socket}", version="auto", timeout=_TIMEOUT) as client:
+            with APIClient(f"unix://{place}", version="auto", timeout=_TIMEOUT) as client:
                 answer: object = client.inspect_container(name)
                 return answer
         except Unknown as error:
             raise NotFound(f"no such container: {name}") from error
         except APIError as error:
             raise ZfwError(f"container engine {path}: {_line(error.explanation)}") from error
-        # Of requests, an OSError; the others where an answer is not as documented.
+        # Those of requests are OSErrors; the last are raised where an answer is not as documented.
         except (
             DockerException,
             OSError,
@@ -121,13 +136,9 @@ def _inspect(path: str, name: str) -> object:
 
 
 def _unanswered(path: str, error: BaseException) -> ZfwError:
-    """What is at the bottom of it: the packages between wrap it several times."""
+    # The packages between wrap what happened several times.
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, ConnectionRefusedError):
-            return ZfwError(f"container engine {path}: nothing listens there")
-        if isinstance(cause, PermissionError):
-            return PermissionDenied(f"container engine {path}: permission denied")
         if isinstance(cause, TimeoutError):
             return ZfwError(f"container engine {path}: no answer for {_TIMEOUT} s")
         cause = cause.__cause__ or cause.__context__

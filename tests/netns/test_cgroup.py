@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.cgroups import enter, own_cgroup, private_cgroup
+from tests.support.cgroups import cgroup_of, enter, private_cgroup
 from tests.support.children import child, in_child
 from zfw_py.errors import Conflict, KernelError, NotFound, UsageError, ZfwError
 from zfw_py.kernel import cgroup
@@ -81,7 +81,7 @@ def make(*parts: str) -> str:
 
 
 def test_a_process_is_in_the_cgroup_that_it_was_moved_into(own: str) -> None:
-    assert cgroup.of_process(os.getpid()) == str(own_cgroup())
+    assert cgroup.of_process(os.getpid()) == str(cgroup_of(os.getpid()))
     inner = make(own, "inner")
     with sleeping(own) as process:
         assert cgroup.of_process(process.pid) == own
@@ -225,7 +225,7 @@ def test_from_within_a_cgroup_namespace(own: str, tmp_path: Path) -> None:
         # The mount from outside shows what lies around, but not where we are in it.
         assert before == [
             f"process {process.pid}: no mount of cgroup2 shows its cgroup /",
-            str(own_cgroup()),
+            str(cgroup_of(os.getpid())),
         ]
         assert after[0] == str(tmp_path)
         assert after[1].startswith(

@@ -17,19 +17,20 @@ if TYPE_CHECKING:
 _numbers = itertools.count(1)
 
 
-def own_cgroup() -> Path:
-    """The cgroup2 directory of this process."""
-    mounts = (line.split() for line in Path("/proc/self/mounts").read_text().splitlines())
-    mount = next(fields[1] for fields in mounts if fields[2] == "cgroup2")
-    lines = Path("/proc/self/cgroup").read_text().splitlines()
+def cgroup_of(pid: int) -> Path:
+    """The cgroup2 directory of a process, where all of cgroup2 is mounted."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
     path = next(line for line in lines if line.startswith("0::")).removeprefix("0::/")
-    return Path(mount) / path
+    places = [Path(fields[1]) / path for fields in mounts if fields[2] == "cgroup2"]
+    # A later mount may hide an earlier one.
+    return next(place for place in reversed(places) if place.is_dir())
 
 
 @contextmanager
 def private_cgroup() -> Iterator[Path]:
     """A cgroup of our own; what is left in it is killed, and it goes with all within it."""
-    path = own_cgroup() / f"zfw-test-{os.getpid()}-{next(_numbers)}"
+    path = cgroup_of(os.getpid()) / f"zfw-test-{os.getpid()}-{next(_numbers)}"
     path.mkdir()
     try:
         yield path
