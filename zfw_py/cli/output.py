@@ -51,7 +51,9 @@ def line(text: str) -> None:
 
 def event(text: str, stream: TextIO) -> None:
     """Something that has just happened, seen at once."""
-    print(safe(text), file=stream, flush=True)
+    # One write: others may write there as well.
+    stream.write(f"{safe(text)}\n")
+    stream.flush()
 
 
 def warning(text: str) -> None:

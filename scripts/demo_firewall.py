@@ -12,11 +12,9 @@ import struct
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-ZFW = str(ROOT / ".venv" / "bin" / "zfw")
-IP, NSENTER = "/usr/sbin/ip", "/usr/bin/nsenter"
+from demo_steps import IP, ZFW, check_machine, enter, inside, join, remove_namespaces, run, say
+
 CLIENT, GATEWAY = "zfw-demo-client", "zfw-demo-gateway"
 
 # The transparent listener's port, as a router would have chosen it.
@@ -32,68 +30,23 @@ ANSWER_SECONDS = 5.0
 SILENCE_SECONDS = 1.0
 
 
-def say(text: str) -> None:
-    """What is done next, and why."""
-    print(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n{text}", flush=True)
-
-
-def run(*command: str, shown: str | None = None) -> None:
-    """Show a command, and run it."""
-    print(f"  $ {shown or ' '.join(command)}", flush=True)
-    done = subprocess.run(command, check=False)
-    if done.returncode:
-        raise SystemExit(f"demo: that failed with exit code {done.returncode}")
-
-
-def inside(namespace: str, *command: str, shown: str | None = None) -> None:
-    """Run a command in a namespace. Not by ``ip netns exec``, which hides bpffs."""
-    run(
-        NSENTER,
-        f"--net=/run/netns/{namespace}",
-        *command,
-        shown=f"[{namespace.removeprefix('zfw-demo-')}] {shown or ' '.join(command)}",
-    )
-
-
 def zfw(*arguments: str) -> None:
     """Run zfw in the gateway."""
     inside(GATEWAY, ZFW, *arguments, shown=f"zfw {' '.join(arguments)}")
 
 
-def enter(namespace: str) -> None:
-    """Move this process into a namespace (setns(2))."""
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    with Path(f"/run/netns/{namespace}").open() as file:
-        if libc.setns(file.fileno(), 0x40000000) != 0:
-            raise OSError(ctypes.get_errno(), f"enter namespace {namespace}")
-
-
 def build_network() -> None:
-    """Two namespaces, a veth pair, addresses; the gateway is the client's default route."""
-    for namespace in (CLIENT, GATEWAY):
-        run(IP, "netns", "add", namespace)
-    run(IP, "link", "add", "gw0", "netns", GATEWAY, "type", "veth",
-        "peer", "name", "eth0", "netns", CLIENT)  # fmt: skip
-    for namespace, interface, addresses in (
-        (GATEWAY, "gw0", ("10.9.0.1/24", "fd09::1/64")),
-        (CLIENT, "eth0", ("10.9.0.2/24", "fd09::2/64")),
-    ):
-        for address in addresses:
-            nodad = ["nodad"] if ":" in address else []
-            run(IP, "-n", namespace, "address", "add", address, "dev", interface, *nodad)
-        run(IP, "-n", namespace, "link", "set", "lo", "up")
-        run(IP, "-n", namespace, "link", "set", interface, "up")
+    """The gateway is the client's default route."""
+    join(
+        CLIENT,
+        GATEWAY,
+        {
+            GATEWAY: ("gw0", ("10.9.0.1/24", "fd09::1/64")),
+            CLIENT: ("eth0", ("10.9.0.2/24", "fd09::2/64")),
+        },
+    )
     run(IP, "-n", CLIENT, "route", "add", "default", "via", "10.9.0.1")
     run(IP, "-n", CLIENT, "-6", "route", "add", "default", "via", "fd09::1")
-
-
-def remove_network() -> None:
-    """Take away all that was made; the veth pair goes with its namespaces."""
-    for namespace in (CLIENT, GATEWAY):
-        if Path(f"/run/netns/{namespace}").exists():
-            run(IP, "netns", "delete", namespace)
 
 
 def listen() -> None:
@@ -177,20 +130,6 @@ def client() -> None:
                     raise SystemExit("demo: that is not what should have happened")
 
 
-def check_machine() -> None:
-    """Say exactly what is missing where BPF programs cannot be loaded."""
-    probe = subprocess.run(
-        ["/usr/sbin/bpftool", "prog", "show"], check=False, capture_output=True, text=True
-    )
-    if probe.returncode:
-        raise SystemExit(
-            "demo: this machine cannot load BPF programs: bpf(2) answers: "
-            f"{(probe.stderr or probe.stdout).strip()}\n"
-            "The kernel needs CONFIG_BPF_SYSCALL, CONFIG_BPF_JIT, CONFIG_NET_CLS_BPF and"
-            " CONFIG_NET_SCH_INGRESS, and this process CAP_BPF and CAP_NET_ADMIN."
-        )
-
-
 def main() -> None:
     """Build, show, remove."""
     say("1. A network of our own: two namespaces, joined by a veth pair")
@@ -201,7 +140,7 @@ def main() -> None:
         say("7. All of it is removed again")
         with contextlib.suppress(SystemExit):
             zfw("detach", "--all")
-        remove_network()
+        remove_namespaces(CLIENT, GATEWAY)
     say("Done: four services answered, four probes dropped.")
 
 
