@@ -4,15 +4,14 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
-import subprocess
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.daemons import running
 from tests.support.frames import FAMILIES, PATIENCE, SOCKET_FAMILY, is_silent, until
 from tests.support.netns import Network
 from zfw_py import Firewall
@@ -50,26 +49,6 @@ def denying(network: Network) -> Firewall:
     for setting in ("ipv6", "outbound_filter"):
         firewall.set([INTERFACE], setting, True)
     return firewall
-
-
-@contextmanager
-def running(namespace: Namespace, log: Path, *command: str) -> Iterator[subprocess.Popen[str]]:
-    """A daemon in the foreground; ended by its process id, whatever happens."""
-    with log.open("w") as output:
-        daemon = namespace.start(
-            *command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
-        )
-    try:
-        yield daemon
-        assert daemon.poll() is None, f"{command[0]} ended: {log.read_text()}"
-    finally:
-        if daemon.poll() is None:
-            daemon.send_signal(signal.SIGTERM)
-        try:
-            daemon.wait(5)
-        except subprocess.TimeoutExpired:
-            daemon.kill()
-            daemon.wait()
 
 
 def counted(firewall: Firewall) -> dict[str, int]:
