@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 LARGEST = 65535
 _ANSWER, _AUTHORITY = MessageSection.ANSWER, MessageSection.AUTHORITY
 _HEADER = 12
+# Plain numbers: arithmetic with dnspython's flags takes more time than all else of a message.
+_ANSWERED, _COPIED, _RECURSIVE = int(QR | RA), int(RD | CD), int(RD)
+_AUTHENTIC, _TRUNCATED = int(AD), int(TC)
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 # Names in a chain; the longest that occur have about ten.
 MOST_NAMES = 16
@@ -98,14 +101,14 @@ def message(answer: Answer, question: Question, most: int, age: int = 0) -> byte
     opt = b""
     if question.is_edns:
         opt = edns.opt_record(answer.options, rcode=answer.rcode, is_dnssec=question.is_dnssec)
-    flags = QR | RA | (question.flags & (RD | CD)) | (answer.rcode & 15)
-    if answer.is_authentic and (question.is_dnssec or question.flags & AD):
-        flags |= AD
+    flags = _ANSWERED | (question.flags & _COPIED) | (int(answer.rcode) & 15)
+    if answer.is_authentic and (question.is_dnssec or question.flags & _AUTHENTIC):
+        flags |= _AUTHENTIC
     body: bytes | bytearray = answer.body
     records = answer.records
     room = most - _HEADER - len(question.wire) - len(opt)
     if len(body) > room:
-        flags |= TC
+        flags |= _TRUNCATED
         records = tuple(record for record in records if record.end <= room)
         body = body[: records[-1].end] if records else b""
     if age > 0 and records:
@@ -155,7 +158,7 @@ class Chain:
         The message is one that matches what was asked. Raises BadAnswer.
         """
         self._rcode = message.rcode()
-        self._is_authentic &= bool(message.flags & AD)
+        self._is_authentic &= bool(int(message.flags) & _AUTHENTIC)
         self._options = edns.answered_on(message.options)
         start = self._name
         while not self._take_wanted(message):
@@ -212,7 +215,7 @@ class Chain:
         return (
             self._name != start
             and self._rcode == NOERROR
-            and bool(self._question.flags & RD)
+            and bool(self._question.flags & _RECURSIVE)
             and self._soa(message) is None
         )
 

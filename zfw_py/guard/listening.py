@@ -115,8 +115,21 @@ class Connections:
         self._spawn(self._converse(accepted, client[:2]))
 
     async def _converse(self, accepted: socket.socket, client: tuple[str, int]) -> None:
-        """Questions one after the other, answers in the order in which they come (RFC 7766)."""
-        reader, writer = await asyncio.open_connection(sock=accepted)
+        try:
+            reader, writer = await asyncio.open_connection(sock=accepted)
+            try:
+                await self._answer(reader, writer, client)
+            except OSError:  # a client that has gone, or that does not take its answers
+                pass
+            finally:
+                writer.transport.abort()
+        finally:
+            self._connected -= 1
+
+    async def _answer(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, client: tuple[str, int]
+    ) -> None:
+        """Take questions one after the other, and answer as answers come (RFC 7766)."""
         room = asyncio.Semaphore(_MOST_UNANSWERED)
 
         def reply(message: bytes) -> None:
@@ -124,31 +137,26 @@ class Connections:
                 writer.write(pack("!H", len(message)) + message)
             room.release()
 
-        try:
-            while True:
-                await room.acquire()
-                async with asyncio.timeout(IDLE):
-                    await writer.drain()
-                    message = await _read(reader)
-                if message is None or not self._handle(message, client, "tcp", reply):
-                    break
-            # Nothing more is asked; what was asked is still answered.
-            for _ in range(_MOST_UNANSWERED - 1):
-                await room.acquire()
+        while True:
+            await room.acquire()
             async with asyncio.timeout(IDLE):
-                writer.close()
-                await writer.wait_closed()
-        except OSError:  # a client that has gone, or was silent for too long
-            pass
-        finally:
-            self._connected -= 1
-            writer.transport.abort()
+                await writer.drain()
+            message = await _read(reader)
+            if message is None or not self._handle(message, client, "tcp", reply):
+                break
+        # Nothing more is asked; what was asked is still answered.
+        for _ in range(_MOST_UNANSWERED - 1):
+            await room.acquire()
+        async with asyncio.timeout(IDLE):
+            writer.close()
+            await writer.wait_closed()
 
 
 async def _read(reader: asyncio.StreamReader) -> bytes | None:
-    """The next message; None if there is none, or one that is no question by its length."""
+    """The next message; None if none comes, or one that is no question by its length."""
     try:
-        length = int.from_bytes(await reader.readexactly(2))
-        return await reader.readexactly(length) if length <= _LARGEST else None
-    except asyncio.IncompleteReadError:
+        async with asyncio.timeout(IDLE):
+            length = int.from_bytes(await reader.readexactly(2))
+            return await reader.readexactly(length) if length <= _LARGEST else None
+    except (asyncio.IncompleteReadError, TimeoutError):
         return None

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from zfw_py.guard.questions import Key
     from zfw_py.guard.upstream import Server
 
-# Without EDNS: RFC 1035.
-_SMALLEST_LIMIT = 512
 # Questions that upstream servers are asked at a time, each with a descriptor; a process usually has
 # 1,024. And clients that wait for them.
 MOST_ASKED = 500
@@ -63,6 +61,13 @@ Reason = Literal[
     "upstream_failed",  # no server had an answer
     "busy",  # too many questions at a time
 ]
+
+_BLOCKED = error(REFUSED, edns.BLOCKED, "zfw guard: a rule blocks this name")
+_REFUSALS: dict[Reason, Answer] = {
+    "not_allowed": error(REFUSED, edns.PROHIBITED, "zfw guard: no rule allows this name"),
+    "blocked": _BLOCKED,
+    "chain_blocked": _BLOCKED,
+}
 
 
 class Asked(NamedTuple):
@@ -180,6 +185,7 @@ class Proxy:
             self._is_running = False
             self._datagrams.close()
             self._connections.close()
+            await asyncio.sleep(0)  # tasks that have not begun yet would end without closing theirs
             ending = {stopping, failing, *self._tasks}
             for task in ending:
                 task.cancel()
@@ -225,7 +231,7 @@ class Proxy:
         if question.fault != NOERROR:
             self._send(asker._replace(ports=None, reason="unsupported"), error(question.fault))
         elif ports is None and not self._is_log_only:
-            self._send(asker, _refusal(reason))
+            self._send(asker, _REFUSALS[reason])
         elif question.rdtype == ANY:
             self._answer(asker, any_answer(question))
         elif (cached := self._cache.get(question.key, self._clock())) is not None:
@@ -297,7 +303,7 @@ class Proxy:
         refusal: Answer | None = None
         if ports is not None and any(map(self._is_blocked_name, answer.names)):
             asker = asker._replace(ports=None, reason="chain_blocked")
-            refusal = _refusal(asker.reason)
+            refusal = _REFUSALS[asker.reason]
         elif ports is not None and answer.addresses:
             # A second more: the client counts whole ones.
             lifetime = max(answer.address_ttl - age + 1, LEAST_LIFETIME)
@@ -319,10 +325,7 @@ class Proxy:
         self, asker: _Asker, answer: Answer, age: float = 0.0, *, is_cached: bool = False
     ) -> None:
         question = asker.question
-        if asker.transport == "tcp":
-            most = LARGEST
-        else:
-            most = question.payload if question.is_edns else _SMALLEST_LIMIT
+        most = LARGEST if asker.transport == "tcp" else question.payload
         # First, so that nothing that the client does next is told before it.
         self._report(
             Asked(
@@ -338,9 +341,3 @@ class Proxy:
             )
         )
         asker.reply(asker.id + message(answer, question, most, int(age)))
-
-
-def _refusal(reason: Reason) -> Answer:
-    if reason == "not_allowed":
-        return error(REFUSED, edns.PROHIBITED, "zfw guard: no rule allows this name")
-    return error(REFUSED, edns.BLOCKED, "zfw guard: a rule blocks this name")

@@ -26,11 +26,13 @@ if TYPE_CHECKING:
     from dns.rdatatype import RdataType
 
 _OPCODE = 0x7800
+_RESPONSE, _KEPT, _DNSSEC = int(QR), int(RD | AD | CD), int(DO)
 # A whole name, ten times over: no question is longer, and one of them is no burden to remember.
 LARGEST = 4096
 # Half a million bytes of what clients usually ask, 16 MB of the largest questions.
 _REMEMBERED = 4096
-_SMALLEST_PAYLOAD = 512
+# Without EDNS, and with it at least (RFC 1035, 6891); with it at most, or networks lose datagrams.
+_SMALLEST_PAYLOAD, _LARGEST_PAYLOAD = 512, 4096
 # RFC 6895: types that are of questions only. ANY is answered, the others are for zone transfers,
 # signatures of messages and what mail was once.
 _META_TYPES = frozenset({0, OPT, *range(128, 256)}) - {ANY}
@@ -41,6 +43,8 @@ Key = tuple[bytes, int, int, bool, bytes]
 
 class Question(NamedTuple):
     """A question. ``wire`` is its section as it was asked, ``flags`` are RD, AD and CD.
+
+    ``payload`` is what a datagram to the client may have.
 
     ``text`` is the name for the policy: lower case, without the last dot, escaped as in zone
     files. ``options`` go on to whoever answers. ``fault`` is the rcode for what nobody is asked.
@@ -77,7 +81,7 @@ def read_question(message: bytes) -> Question | Unreadable:
     if len(message) < 10:
         return _SILENCE
     flags, questions, answers, authorities, additional = unpack_from("!HHHHH", message)
-    if flags & QR:
+    if flags & _RESPONSE:
         return _SILENCE
     if flags & _OPCODE != QUERY:
         return _unreadable(flags, NOTIMP)
@@ -99,8 +103,8 @@ def read_question(message: bytes) -> Question | Unreadable:
     elif question.rdclass != IN or question.rdtype in _META_TYPES:
         fault = REFUSED
     name_wire = name.to_wire() or b""
-    kept = flags & (RD | AD | CD)
-    is_dnssec = bool(read.ednsflags & DO)
+    kept = flags & _KEPT
+    is_dnssec = bool(read.ednsflags & _DNSSEC)
     options = edns.asked_on(read.options)
     return Question(
         name=name,
@@ -110,7 +114,7 @@ def read_question(message: bytes) -> Question | Unreadable:
         flags=kept,
         is_edns=read.opt is not None,
         is_dnssec=is_dnssec,
-        payload=max(read.payload, _SMALLEST_PAYLOAD),
+        payload=min(max(read.payload, _SMALLEST_PAYLOAD), _LARGEST_PAYLOAD),
         options=options,
         fault=fault,
         key=(name_wire.lower(), question.rdtype, kept, is_dnssec, options),

@@ -18,7 +18,6 @@ from struct import pack
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dns.exception import DNSException
-from dns.flags import TC
 from dns.message import from_wire
 from dns.opcode import QUERY
 from dns.rcode import FORMERR, NOERROR, NOTIMP, NXDOMAIN, REFUSED, SERVFAIL, YXDOMAIN
@@ -46,8 +45,8 @@ UDP_TIMEOUT = 2.0
 TCP_TIMEOUT = 4.0
 _LARGEST = 65_535
 _HEADER = 12
-_QR = 0x80
-_OPCODE = 0x78
+# In the third byte of a message.
+_QR, _OPCODE, _TC = 0x80, 0x78, 0x02
 _ANSWERS = frozenset({NOERROR, NXDOMAIN, YXDOMAIN})
 # What a server may say without repeating the question: it could not read it.
 _ERRORS = frozenset({FORMERR, SERVFAIL, NOTIMP, REFUSED})
@@ -190,7 +189,7 @@ async def _ask_server(server: _Server, name: Name, question: Question, deadline:
     for is_edns in (True, False):
         asked = query(name, question, is_edns=is_edns)
         received = await _ask_udp(server, asked, deadline)
-        if int.from_bytes(received[2:4]) & TC:
+        if received[2] & _TC:
             received = await _ask_tcp(server, asked, deadline)
         try:
             reply = from_wire(received, keyring=False)

@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Both ends of the guard's proxy: an upstream server that does what it is told, and a client."""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import socket
+import threading
+from struct import pack
+from typing import TYPE_CHECKING
+
+import dns.flags
+import dns.message
+import dns.query
+import dns.rcode
+import dns.rrset
+
+from zfw_py.guard.proxy import Proxy
+from zfw_py.guard.upstream import Server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from types import TracebackType
+    from typing import Any, Self
+
+    from zfw_py.guard.proxy import Asked
+
+    Message = dns.message.Message
+    # What is sent back, one after the other; a message that is not bytes gets written.
+    Script = Callable[[Message, str], Iterable[Message | bytes]]
+
+# The machine is slow and shared.
+PATIENCE = 30.0
+LOOPBACK = "127.0.0.1"
+
+
+def records(text: str) -> list[dns.rrset.RRset]:
+    """RRsets from lines as ``www.test. 60 A 192.0.2.1``; those of one set have it in common."""
+    sets: dict[tuple[str, ...], list[str]] = {}
+    for line in filter(None, map(str.strip, text.splitlines())):
+        name, ttl, rdtype, data = line.split(maxsplit=3)
+        covers = data.split()[0] if rdtype == "RRSIG" else ""
+        sets.setdefault((name, ttl, rdtype, covers), []).append(data)
+    return [
+        dns.rrset.from_text(name, int(ttl), "IN", rdtype, *data)
+        for (name, ttl, rdtype, _), data in sets.items()
+    ]
+
+
+def response(
+    query: Message,
+    answer: str = "",
+    *,
+    authority: str = "",
+    additional: str = "",
+    rcode: dns.rcode.Rcode = dns.rcode.NOERROR,
+    flags: int = 0,
+    options: Sequence[dns.edns.Option] = (),
+) -> Message:
+    """A message that answers the query, whatever it is, with these records."""
+    made = dns.message.make_response(query, recursion_available=True)
+    made.answer = records(answer)
+    made.authority = records(authority)
+    made.additional = records(additional)
+    made.flags |= flags
+    if query.edns >= 0:
+        made.use_edns(0, query.ednsflags, 1232, options=list(options))
+    made.set_rcode(rcode)
+    return made
+
+
+class FakeServer:
+    """A name server on a UDP and a TCP socket of the same port; ``script`` says what it answers.
+
+    ``asked`` has the queries with "udp" or "tcp". ``script`` may be exchanged at any time; it is
+    called in the server's thread.
+    """
+
+    def __init__(self, script: Script, *, has_tcp: bool = True) -> None:
+        """Begin to answer."""
+        self.script = script
+        self.asked: list[tuple[Message, str]] = []
+        self.clients: list[tuple[str, int]] = []
+        self._tcp = socket.socket()
+        self._tcp.bind((LOOPBACK, 0))
+        self.server = Server(*self._tcp.getsockname())
+        self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._udp.bind(self.server)
+        self._listening = [self._tcp] if has_tcp else []
+        for each in self._listening:
+            each.listen()
+        self._wake, self._woken = socket.socketpair()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._wake.close()
+        self._thread.join()
+        for each in (self._udp, self._tcp, self._woken):
+            each.close()
+        if self._failure is not None:
+            raise self._failure
+
+    def names(self) -> list[str]:
+        """What it was asked for, in order."""
+        return [query.question[0].name.to_text() for query, _ in self.asked]
+
+    def _run(self) -> None:
+        sockets = [self._udp, self._woken, *self._listening]
+        own = len(sockets)
+        try:
+            while self._woken not in (ready := select.select(sockets, [], [])[0]):
+                for each in ready:
+                    if each is self._udp:
+                        self._answer_datagram()
+                    elif each is self._tcp:
+                        sockets.append(self._tcp.accept()[0])
+                    elif not self._answer_stream(each):
+                        sockets.remove(each)
+                        each.close()
+        except BaseException as error:  # noqa: BLE001 - told by the thread that waits
+            self._failure = error
+        finally:
+            for each in sockets[own:]:
+                each.close()
+
+    def _answer_datagram(self) -> None:
+        data, client = self._udp.recvfrom(65535)
+        self.clients.append(client)
+        for reply in self._replies(data, "udp"):
+            self._udp.sendto(reply, client)
+
+    def _answer_stream(self, stream: socket.socket) -> bool:
+        stream.settimeout(PATIENCE)
+        head = stream.recv(2, socket.MSG_WAITALL)
+        if len(head) < 2:
+            return False
+        data = stream.recv(int.from_bytes(head), socket.MSG_WAITALL)
+        for reply in self._replies(data, "tcp"):
+            stream.sendall(pack("!H", len(reply)) + reply)
+        return True
+
+    def _replies(self, data: bytes, transport: str) -> Iterable[bytes]:
+        query = dns.message.from_wire(data)
+        self.asked.append((query, transport))
+        for reply in self.script(query, transport):
+            yield (
+                reply
+                if isinstance(reply, bytes)
+                else reply.to_wire(max_size=65535, want_shuffle=False)
+            )
+
+
+class Policy:
+    """Allows ``*.test`` for any port, and blocks what it is told; the kernel that it admits to."""
+
+    def __init__(self) -> None:
+        """Nothing is blocked yet, nothing admitted."""
+        self.ports: dict[str, frozenset[int]] = {"test": frozenset()}
+        self.blocked: set[str] = set()
+        self.admitted: list[tuple[tuple[bytes, ...], frozenset[int], float]] = []
+        self.events: list[Asked] = []
+        self.is_full = False
+        self.now = 1000.0
+
+    def ports_of_name(self, name: str) -> frozenset[int] | None:
+        """The ports of the rule for the name or one that it is in."""
+        if self.is_blocked_name(name):
+            return None
+        for suffix in suffixes(name):
+            if suffix in self.ports:
+                return self.ports[suffix]
+        return None
+
+    def is_blocked_name(self, name: str) -> bool:
+        """Whether the name or one that it is in is blocked."""
+        return not self.blocked.isdisjoint(suffixes(name))
+
+    def admit(self, addresses: Iterable[bytes], ports: frozenset[int], lifetime: float) -> None:
+        """Take note; a table that is full takes no more."""
+        if self.is_full:
+            raise OSError(7, "Argument list too long")
+        self.admitted.append((tuple(addresses), ports, lifetime))
+
+    def proxy(self, upstreams: Sequence[Server], *, is_log_only: bool = False) -> Proxy:
+        """A proxy for all that; its clock is ``now``."""
+        return Proxy(
+            ports_of_name=self.ports_of_name,
+            is_blocked_name=self.is_blocked_name,
+            upstreams=upstreams,
+            admit=self.admit,
+            report=self.events.append,
+            is_log_only=is_log_only,
+            clock=lambda: self.now,
+        )
+
+
+def suffixes(name: str) -> list[str]:
+    """The name and all that it is in."""
+    labels = name.split(".")
+    return [".".join(labels[index:]) for index in range(len(labels))]
+
+
+class Running:
+    """A proxy that runs in a thread, in this thread's network namespace."""
+
+    def __init__(
+        self, proxy: Proxy, sockets: tuple[socket.socket, socket.socket] | None = None
+    ) -> None:
+        """Run it from here on; ``failure`` is what ``run`` raised."""
+        self.proxy = proxy
+        self.failure: BaseException | None = None
+        self.sockets = udp, tcp = sockets or bound_pair()
+        self.address, self.port = udp.getsockname()[:2]
+        proxy.serve(udp, tcp)
+        self._stop = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._has_begun = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        self._has_begun.wait(PATIENCE)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+        if self.failure is not None and error is None:
+            raise self.failure
+
+    def stop(self) -> None:
+        """End it, and wait for that."""
+        if self._loop is not None and self._thread.is_alive():
+            self.call(self._stop.set)
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive()
+
+    def join(self) -> BaseException | None:
+        """Wait until it ends by itself: what it raised, which is nobody's else then."""
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive()
+        failure, self.failure = self.failure, None
+        return failure
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Call something in the proxy's loop; it may have ended meanwhile."""
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:
+            assert self._loop.is_closed()
+
+    def _run(self) -> None:
+        async def run() -> None:
+            self._loop = asyncio.get_running_loop()
+            task = asyncio.create_task(self.proxy.run(self._stop))
+            await asyncio.sleep(0)  # it listens
+            self._has_begun.set()
+            await task
+
+        try:
+            asyncio.run(run())
+        except BaseException as error:  # noqa: BLE001 - told by the thread that waits
+            self.failure = error
+
+    # A client
+
+    def udp(self) -> socket.socket:
+        """A client's socket, connected."""
+        family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
+        made = socket.socket(family, socket.SOCK_DGRAM)
+        made.settimeout(PATIENCE)
+        made.connect((self.address, self.port))
+        return made
+
+    def tcp(self) -> socket.socket:
+        """A client's connection."""
+        return socket.create_connection((self.address, self.port), PATIENCE)
+
+    def ask(self, name: str, rdtype: str = "A", *, is_tcp: bool = False, **edns: Any) -> Message:
+        """The answer to a question, which matches it, says dnspython's client."""
+        query = dns.message.make_query(name, rdtype, **edns)
+        return self.send(query, is_tcp=is_tcp)
+
+    def send(self, query: Message, *, is_tcp: bool = False) -> Message:
+        """The answer to a query."""
+        exchange = dns.query.tcp if is_tcp else dns.query.udp
+        return exchange(query, self.address, PATIENCE, self.port)
+
+    def raw(self, data: bytes) -> bytes:
+        """The datagram that answers one."""
+        with self.udp() as udp:
+            udp.send(data)
+            return udp.recv(65535)
+
+
+def bound_pair(address: str = LOOPBACK, port: int = 0) -> tuple[socket.socket, socket.socket]:
+    """A UDP and a TCP socket on one port of an address, 0: a free one."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    while True:
+        tcp = socket.socket(family)
+        tcp.bind((address, port))
+        udp = socket.socket(family, socket.SOCK_DGRAM)
+        try:
+            udp.bind(tcp.getsockname())
+        except OSError:
+            tcp.close()
+            udp.close()
+            if port:
+                raise
+        else:
+            return udp, tcp
+
+
+def read_frames(stream: socket.socket, count: int) -> list[bytes]:
+    """That many messages off a TCP connection; fewer where it ends."""
+    stream.settimeout(PATIENCE)
+    found: list[bytes] = []
+    while len(found) < count:
+        head = stream.recv(2, socket.MSG_WAITALL)
+        if len(head) < 2:
+            break
+        found.append(stream.recv(int.from_bytes(head), socket.MSG_WAITALL))
+    return found
+
+
+def framed(*messages: bytes) -> bytes:
+    """Messages as TCP carries them."""
+    return b"".join(pack("!H", len(message)) + message for message in messages)
