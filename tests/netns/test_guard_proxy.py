@@ -14,7 +14,7 @@ import pytest
 from tests.support.daemons import running
 from tests.support.frames import until
 from tests.support.resolving import PATIENCE, Policy, Running, bound_pair
-from zfw_py.guard.upstream import Server
+from zfw_py.guard.dns.upstream import Server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,9 +11,9 @@ import dns.rrset
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from zfw_py.guard.answers import BadAnswer, Chain, message
-from zfw_py.guard.questions import Question, Unreadable, query, read_question
-from zfw_py.guard.upstream import is_reply
+from zfw_py.guard.dns.answers import BadAnswer, Chain, message
+from zfw_py.guard.dns.questions import Question, Unreadable, query, read_question
+from zfw_py.guard.dns.upstream import is_reply
 
 labels = st.binary(min_size=1, max_size=20)
 names = st.lists(labels, max_size=6).map(lambda found: dns.name.Name([*found, b""]))

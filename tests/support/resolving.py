@@ -16,15 +16,15 @@ import dns.query
 import dns.rcode
 import dns.rrset
 
-from zfw_py.guard.proxy import Proxy
-from zfw_py.guard.upstream import Server
+from zfw_py.guard.dns.proxy import Proxy
+from zfw_py.guard.dns.upstream import Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from types import TracebackType
     from typing import Any, Self
 
-    from zfw_py.guard.proxy import Asked
+    from zfw_py.guard.dns.proxy import Asked
 
     Message = dns.message.Message
     # What is sent back, one after the other; a message that is not bytes gets written.

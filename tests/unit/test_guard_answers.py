@@ -18,9 +18,17 @@ import dns.update
 import pytest
 
 from tests.support.resolving import records, response
-from zfw_py.guard.answers import MOST_NAMES, Answer, BadAnswer, Chain, any_answer, error, message
-from zfw_py.guard.cache import Cache
-from zfw_py.guard.questions import Question, Unreadable, has_hidden_dot, query, read_question
+from zfw_py.guard.dns.answers import (
+    MOST_NAMES,
+    Answer,
+    BadAnswer,
+    Chain,
+    any_answer,
+    error,
+    message,
+)
+from zfw_py.guard.dns.cache import Cache
+from zfw_py.guard.dns.questions import Question, Unreadable, has_hidden_dot, query, read_question
 
 WWW = "www.example.test."
 NSEC3 = "1 0 0 - 2VPTU5TIMAMQTTGL4LUU9KG21E0AOR3S A RRSIG"

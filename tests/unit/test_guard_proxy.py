@@ -28,8 +28,8 @@ from tests.support.resolving import (
     read_frames,
     response,
 )
-from zfw_py.guard import listening, proxy, upstream
-from zfw_py.guard.upstream import Server
+from zfw_py.guard.dns import listening, proxy, upstream
+from zfw_py.guard.dns.upstream import Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -11,7 +11,7 @@ import dns.rcode
 import pytest
 
 from zfw_py.errors import NotFound, UsageError
-from zfw_py.guard.upstream import (
+from zfw_py.guard.dns.upstream import (
     Server,
     Upstream,
     check_upstreams,

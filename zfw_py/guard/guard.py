@@ -15,11 +15,11 @@ from zfw_py.abi.guard_codec import Proxy as ProxyEntry
 from zfw_py.errors import NotFound, UsageError
 from zfw_py.guard import attach as attachment
 from zfw_py.guard import background, command, listeners, processes
+from zfw_py.guard.dns.proxy import Proxy
+from zfw_py.guard.dns.upstream import Server as Upstream
+from zfw_py.guard.dns.upstream import check_upstreams, system_upstreams
 from zfw_py.guard.keeper import Kept, keep
-from zfw_py.guard.proxy import Proxy
 from zfw_py.guard.tables import About, Tables, directory_of, identifiers, locked, make_root
-from zfw_py.guard.upstream import Server as Upstream
-from zfw_py.guard.upstream import check_upstreams, system_upstreams
 from zfw_py.kernel import cgroup
 from zfw_py.kernel.netns import netns_cookie
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import signal
     from collections.abc import Callable, Iterable
 
+    from zfw_py.guard.dns.proxy import Asked, Proxy
     from zfw_py.guard.listeners import Listeners
-    from zfw_py.guard.proxy import Asked, Proxy
     from zfw_py.guard.records import Record
     from zfw_py.guard.tables import Tables
 

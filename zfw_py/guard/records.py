@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from zfw_py.abi.guard_codec import Asker, Event
-    from zfw_py.guard.proxy import Asked
+    from zfw_py.guard.dns.proxy import Asked
 
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "ipv6-icmp", 132: "sctp", 136: "udplite"}

@@ -23,8 +23,8 @@ from dns.opcode import QUERY
 from dns.rcode import FORMERR, NOERROR, NOTIMP, NXDOMAIN, REFUSED, SERVFAIL, YXDOMAIN
 
 from zfw_py.errors import NotFound, UsageError, ZfwError
-from zfw_py.guard import edns
-from zfw_py.guard.questions import query
+from zfw_py.guard.dns import edns
+from zfw_py.guard.dns.questions import query
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from dns.message import Message
     from dns.name import Name
 
-    from zfw_py.guard.questions import Question
+    from zfw_py.guard.dns.questions import Question
 
 RESOLV_CONF = "/etc/resolv.conf"
 PORT = 53

@@ -34,15 +34,15 @@ from dns.rdatatype import (
 from dns.rdtypes.svcbbase import ParamKey
 from dns.rrset import RRset, from_text
 
-from zfw_py.guard import edns
-from zfw_py.guard.questions import text_of
+from zfw_py.guard.dns import edns
+from zfw_py.guard.dns.questions import text_of
 
 if TYPE_CHECKING:
     from dns.name import Name
     from dns.rcode import Rcode
     from dns.rdatatype import RdataType
 
-    from zfw_py.guard.questions import Question
+    from zfw_py.guard.dns.questions import Question
 
 LARGEST = 65535
 _ANSWER, _AUTHORITY = MessageSection.ANSWER, MessageSection.AUTHORITY

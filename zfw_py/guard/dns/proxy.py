@@ -17,8 +17,8 @@ from dns.rcode import to_text as rcode_text
 from dns.rdatatype import ANY
 from dns.rdatatype import to_text as rdtype_text
 
-from zfw_py.guard import edns
-from zfw_py.guard.answers import (
+from zfw_py.guard.dns import edns
+from zfw_py.guard.dns.answers import (
     LARGEST,
     Answer,
     BadAnswer,
@@ -27,17 +27,17 @@ from zfw_py.guard.answers import (
     error,
     message,
 )
-from zfw_py.guard.cache import Cache
-from zfw_py.guard.listening import Connections, Datagrams, Reply, Transport
-from zfw_py.guard.questions import Question, Unreadable, has_hidden_dot, read_question
-from zfw_py.guard.upstream import NoAnswer, Upstream
+from zfw_py.guard.dns.cache import Cache
+from zfw_py.guard.dns.listening import Connections, Datagrams, Reply, Transport
+from zfw_py.guard.dns.questions import Question, Unreadable, has_hidden_dot, read_question
+from zfw_py.guard.dns.upstream import NoAnswer, Upstream
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Coroutine, Iterable, Sequence
 
-    from zfw_py.guard.questions import Key
-    from zfw_py.guard.upstream import Server
+    from zfw_py.guard.dns.questions import Key
+    from zfw_py.guard.dns.upstream import Server
 
 # Questions that upstream servers are asked at a time, each with a descriptor; a process usually has
 # 1,024. And clients that wait for them.

@@ -10,7 +10,7 @@ from functools import partial
 from struct import pack
 from typing import TYPE_CHECKING, Any, Literal
 
-from zfw_py.guard import questions
+from zfw_py.guard.dns import questions
 
 if TYPE_CHECKING:
     import socket

@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from zfw_py.guard.answers import Answer
-    from zfw_py.guard.questions import Key
+    from zfw_py.guard.dns.answers import Answer
+    from zfw_py.guard.dns.questions import Key
 
 MOST = 4096
 # So that all of it is 64 MB at the very most; usual answers have some hundred bytes.

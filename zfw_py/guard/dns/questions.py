@@ -18,7 +18,7 @@ from dns.rcode import BADVERS, FORMERR, NOERROR, NOTIMP, REFUSED
 from dns.rdataclass import IN
 from dns.rdatatype import ANY, OPT
 
-from zfw_py.guard import edns
+from zfw_py.guard.dns import edns
 
 if TYPE_CHECKING:
     from dns.name import Name
