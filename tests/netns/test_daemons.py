@@ -137,11 +137,17 @@ def test_a_lease_is_got_where_everything_is_denied(
         network.gateway.run("ip", "-4", "address", "flush", "dev", INTERFACE)
     denying.refresh()
     assert not has_address(network.gateway, LEASES[family])
+    # A packet of IPv6's own may have come before IPv6 was on.
+    before = counted(denying)
     with (
         dhcp_server(network, tmp_path, "--dhcp-broadcast"),
         dhcp_client(network, tmp_path, family),
     ):
-        reasons = counted(denying)
+        reasons = {
+            reason: packets - before.get(reason, 0)
+            for reason, packets in counted(denying).items()
+            if packets != before.get(reason)
+        }
         # Discover or solicit, offer, request, acknowledgment.
         assert reasons.pop("dhcp") >= 4
         for harmless in ("arp", "neighbour_discovery", "multicast_listener"):
