@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from scripts.build_bpf import BuildError, compile_bpf
-from tests.bench import flows, packets, path, report, rules, startup
+from tests.bench import flows, guard, packets, path, report, rules, startup
 from tests.bench.chart import Bar, svg
 from tests.bench.installation import Installation, installed
 from tests.support.netns import use_private_bpffs
@@ -38,6 +38,12 @@ PARTS = {
     "packets": "nanoseconds a packet in the ingress program",
     "path": "connections, datagrams and throughput, against nftables TPROXY",
     "flows": "what leaves and what is forwarded, against nftables ct state; a million flows",
+    "guard": "what a guarded program's calls, packets and DNS cost it",
+}
+_NEEDED = {
+    "path": ("nft", "iperf3", "ip"),
+    "flows": ("nft", "iperf3", "ip"),
+    "guard": ("dnsmasq", "ip"),
 }
 
 
@@ -63,6 +69,8 @@ class _Bench:
             self._installation = self._stack.enter_context(installed(self._work))
         if part == "startup":
             return startup.run(self._installation, quick=self._is_quick)
+        if part == "guard":
+            return guard.run(self._installation, self._work, quick=self._is_quick)
         return rules.run(self._installation, self._work, quick=self._is_quick)
 
 
@@ -90,9 +98,10 @@ def main() -> int:
     if os.geteuid() != 0:
         print("bench: needs root", file=sys.stderr)
         return 2
-    if {"path", "flows"} & {*parts} and (absent := path.missing()):
-        print(f"bench: for the parts path and flows: {absent}", file=sys.stderr)
-        return 2
+    for part in parts:
+        if absent := path.missing(_NEEDED.get(part, ())):
+            print(f"bench: for the part {part}: {absent}", file=sys.stderr)
+            return 2
     # A plain kill takes the same way out as ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))
     started = time.monotonic()
@@ -146,6 +155,8 @@ def _panels(sections: dict[str, Section]) -> dict[str, list[Bar]]:
                 label = f"{firewall}, {path.counted(count)}" if count else "no firewall"
                 bars.append(Bar(label, value, report.number(value), is_ours=firewall == "zfw"))
             panels[measure] = bars
+    if "guard" in sections:
+        panels |= guard.panels(sections["guard"])
     return panels
 
 

@@ -59,7 +59,7 @@ _REASONS = {
     _NO_PORT: "no_rule",
     _BULK: "established",
 }
-_LEAST_SHARE = 0.9
+LEAST_SHARE = 0.9
 
 _ENABLE_STATS = 32  # BPF_ENABLE_STATS, since 5.8
 _RUN_TIME = 192  # offset of run_time_ns and run_cnt in struct bpf_prog_info
@@ -165,7 +165,7 @@ class Bed:
         after = self._reasons()
         counts = {reason: after[reason] - before[reason] for reason in after}
         share = counts[_REASONS[load]] / max(1, sum(counts.values()))
-        if share < _LEAST_SHARE:
+        if share < LEAST_SHARE:
             seen = {reason: count for reason, count in counts.items() if count}
             raise AssertionError(f"{load}: not the load that was meant: {seen}")
         return cost

@@ -23,7 +23,7 @@ from tests.support.netns import Network
 from zfw_py import Firewall, Insert, Prefix, Rule, RuleKey
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 SERVICE = "100.72.0.4"
 TCP_PORT, UDP_PORT, IPERF_PORT = 2222, 5000, 5201
@@ -31,7 +31,6 @@ TCP_PORT, UDP_PORT, IPERF_PORT = 2222, 5000, 5201
 TPROXY = {TCP_PORT: 43321, UDP_PORT: 43322, IPERF_PORT: 43323}
 IN_PARALLEL, ACCEPTING = 32, 2
 PACKET_SIZE = 64
-SOURCE = Path(__file__).with_name("connections.c")
 
 FIREWALLS = ("none", "zfw", "nftables")
 RULES = (1, 1000)
@@ -185,19 +184,26 @@ def _make_transparent(pid: int) -> None:
     raise AssertionError(f"process {pid} does not listen")
 
 
-def build(work: Path) -> None:
-    """Compile the load generator. Raises FileNotFoundError or CalledProcessError."""
+def build(work: Path, name: str) -> Path:
+    """Compile a load generator of this folder. Raises FileNotFoundError, CalledProcessError."""
     compiler = shutil.which("cc") or shutil.which("clang")
     if compiler is None:
         raise FileNotFoundError("no C compiler; on Debian: apt-get install clang libc6-dev")
-    command = (compiler, "-O2", "-Wall", "-Wextra", "-pthread", str(SOURCE))
-    subprocess.run([*command, "-o", str(work / "connections")], check=True)
+    source, program = Path(__file__).with_name(f"{name}.c"), work / name
+    command = (compiler, "-O2", "-Wall", "-Wextra", "-pthread", str(source))
+    subprocess.run([*command, "-o", str(program)], check=True)
+    return program
 
 
-def missing() -> str:
-    """The programs that this part needs and the machine has not, or an empty text."""
-    packages = {"nft": "nftables", "iperf3": "iperf3", "ip": "iproute2"}
-    absent = [package for program, package in packages.items() if not shutil.which(program)]
+def missing(programs: Iterable[str]) -> str:
+    """What to do about those of these programs that the machine has not, or an empty text."""
+    packages = {
+        "dnsmasq": "dnsmasq-base",
+        "ip": "iproute2",
+        "iperf3": "iperf3",
+        "nft": "nftables",
+    }
+    absent = [packages[program] for program in programs if not shutil.which(program)]
     return f"apt-get install {' '.join(absent)}" if absent else ""
 
 
@@ -220,9 +226,9 @@ def run(work: Path, *, quick: bool) -> Section:
         DATAGRAMS: Bed.datagrams,
         THROUGHPUT: Bed.throughput,
     }
-    build(work)
+    program = build(work, "connections")
     with ExitStack() as stack:
-        beds = {mode: Bed(*mode, program=work / "connections", stack=stack) for mode in MODES}
+        beds = {mode: Bed(*mode, program=program, stack=stack) for mode in MODES}
         for number_of_round in range(rounds):
             progress(f"path: round {number_of_round + 1} of {rounds}")
             for measure, method in measures.items():

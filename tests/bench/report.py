@@ -84,6 +84,8 @@ def number(value: float) -> str:
 def show_targets(sections: list[Section]) -> bool:
     """Print every target and whether it is met; whether all are."""
     targets = [target for section in sections for target in section.targets]
+    if not targets:
+        return True
     columns = [
         output.Column("TARGET"),
         output.Column("MEASURED", is_number=True),

@@ -52,12 +52,15 @@ def _descriptors(directory: str) -> Iterator[int]:
 
 def kernel_memory() -> int:
     """Bytes of all maps and programs of the caller's firewall, as the kernel accounts them."""
-    total = 0
-    for fd in _descriptors(bpffs.state_directory(netns_cookie())):
-        for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines():
-            if line.startswith("memlock:"):
-                total += int(line.split()[1])
-    return total
+    return sum(map(memory_of, _descriptors(bpffs.state_directory(netns_cookie()))))
+
+
+def memory_of(fd: int) -> int:
+    """Bytes of a map or program, as the kernel accounts them."""
+    for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines():
+        if line.startswith("memlock:"):
+            return int(line.split()[1])
+    raise AssertionError("neither a map nor a program")
 
 
 def run(installation: Installation, work: Path, *, quick: bool) -> Section:

@@ -51,9 +51,9 @@ class _Mmsghdr(ctypes.Structure):
 
 
 class _Messages:
-    """Buffers as sendmmsg(2) and recvmmsg(2) take them."""
+    """Buffers as sendmmsg(2) and recvmmsg(2) take them; destinations unless it is connected."""
 
-    def __init__(self, contents: Sequence[bytes]) -> None:
+    def __init__(self, contents: Sequence[bytes], destinations: Sequence[str] = ()) -> None:
         count = len(contents)
         self._buffers = [ctypes.create_string_buffer(data, len(data)) for data in contents]
         self._iovecs = (_Iovec * count)(
@@ -63,27 +63,42 @@ class _Messages:
         for header, iovec in zip(self.headers, self._iovecs, strict=True):
             header.header.iov = ctypes.addressof(iovec)
             header.header.iov_count = 1
+        names = [
+            struct.pack("=H2x4s8x", socket.AF_INET, socket.inet_aton(address))
+            for address in destinations
+        ]
+        self._names = [ctypes.create_string_buffer(name, len(name)) for name in names]
+        for header, name in zip(self.headers, self._names, strict=False):
+            header.header.name = ctypes.addressof(name)
+            header.header.name_length = len(name)
         self.count = count
 
 
 class Sender:
-    """The same packets on a socket, over and over, as fast as the kernel takes them."""
+    """The same packets on a socket, over and over, as fast as the kernel takes them.
 
-    def __init__(self, sender: socket.socket, packets: Sequence[bytes]) -> None:
+    A raw socket that is not connected sends each to an address of its own.
+    """
+
+    def __init__(
+        self, sender: socket.socket, packets: Sequence[bytes], destinations: Sequence[str] = ()
+    ) -> None:
         self._socket = sender
         self._batches = [
-            _Messages(packets[start : start + _BATCH]) for start in range(0, len(packets), _BATCH)
+            _Messages(packets[start : start + _BATCH], destinations[start : start + _BATCH])
+            for start in range(0, len(packets), _BATCH)
         ]
         self._position = 0
 
-    def send(self, seconds: float) -> None:
-        """Send for so long. What the network refuses is not tried again."""
-        fd = self._socket.fileno()
+    def send(self, seconds: float) -> int:
+        """Send for so long; how many the kernel took. What it refuses is not tried again."""
+        fd, taken = self._socket.fileno(), 0
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             messages = self._batches[self._position % len(self._batches)]
-            _libc.sendmmsg(fd, messages.headers, messages.count, 0)
+            taken += max(0, _libc.sendmmsg(fd, messages.headers, messages.count, 0))
             self._position += 1
+        return taken
 
     def send_once(self) -> None:
         """Send each packet once; those that the socket has no room for are tried again."""
@@ -136,6 +151,7 @@ class Drain:
 
 def _drain(source: socket.socket, count: ctypes.c_uint64) -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # not even a killed bench leaves it behind
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C ends the bench, which ends this
     source.setblocking(True)
     if source.type == socket.SOCK_STREAM:
         _drain_stream(source, count)

@@ -61,3 +61,14 @@ def _remove(path: Path) -> None:
 def enter(cgroup: Path | str) -> None:
     """Move the calling process."""
     (Path(cgroup) / "cgroup.procs").write_text("0")
+
+
+@contextmanager
+def within(cgroup: Path | str) -> Iterator[None]:
+    """This process is in the cgroup, and the sockets that it makes there stay there."""
+    before = cgroup_of(os.getpid())
+    enter(cgroup)
+    try:
+        yield
+    finally:
+        enter(before)
