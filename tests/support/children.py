@@ -14,6 +14,7 @@ from zfw_py.errors import ZfwError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import TextIO
 
 
 class Child(NamedTuple):
@@ -60,6 +61,54 @@ def child(action: Callable[[], object]) -> Iterator[Child]:
         os.close(leave)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+
+
+@contextmanager
+def staged_child(stages: Callable[[], Iterator[object]]) -> Iterator[Callable[[], Any]]:
+    """A process that goes through a generator, on to the next yield each time it is told to.
+
+    What is yielded is told, by way of JSON. Its failure is the test's.
+    """
+    ordered, order = os.pipe()
+    told, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(order)
+            os.close(told)
+            with os.fdopen(tell, "w") as pipe:
+                _go_through(stages(), ordered, pipe)
+        finally:
+            os._exit(0)
+    os.close(ordered)
+    os.close(tell)
+    try:
+        with os.fdopen(told) as pipe:
+
+            def go_on() -> Any:
+                os.write(order, b"+")
+                line = pipe.readline()
+                assert line, "the child was killed"
+                failure, value = json.loads(line)
+                assert failure is None, failure
+                return value
+
+            yield go_on
+    finally:
+        os.close(order)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def _go_through(stages: Iterator[object], ordered: int, pipe: TextIO) -> None:
+    while os.read(ordered, 1):
+        failure, value = None, None
+        try:
+            value = next(stages)
+        except BaseException:  # noqa: BLE001
+            failure = traceback.format_exc()
+        pipe.write(json.dumps([failure, value]) + "\n")
+        pipe.flush()
 
 
 def in_child(action: Callable[[], object]) -> Any:

@@ -15,6 +15,7 @@ from zfw_py.abi.guard_codec import Keeper
 from zfw_py.errors import ZfwError
 
 _PATIENCE = 5.0  # seconds
+_AGAIN = 0.1
 
 
 def this_process() -> Keeper:
@@ -51,10 +52,15 @@ def end(keeper: Keeper) -> None:
         # The descriptor names a process for good; the number may be another's by now.
         if not is_alive(keeper):
             return
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            signal.pidfd_send_signal(process, number)
-            if _has_ended(process):
+        # Time and again: one that has just stopped keeping the guard by itself, and
+        # waits for our lock to take it away, has taken a signal and will not act on it.
+        for _ in range(round(_PATIENCE / _AGAIN)):
+            signal.pidfd_send_signal(process, signal.SIGTERM)
+            if _has_ended(process, _AGAIN):
                 return
+        signal.pidfd_send_signal(process, signal.SIGKILL)
+        if _has_ended(process, _PATIENCE):
+            return
     except OSError as error:
         if error.errno != errno.ESRCH:
             raise
@@ -64,5 +70,5 @@ def end(keeper: Keeper) -> None:
     raise ZfwError(f"the guard's process {keeper.pid} does not end")
 
 
-def _has_ended(process: int) -> bool:
-    return bool(select.select([process], [], [], _PATIENCE)[0])
+def _has_ended(process: int, patience: float) -> bool:
+    return bool(select.select([process], [], [], patience)[0])
