@@ -5,11 +5,13 @@
  * What names a destination meets a hook: "connect" and "sendmsg" redirect port 53 and
  * refuse early, so that nobody waits for a connection that cannot come; "recvmsg" and
  * "getpeername" show the server that was asked. "egress" judges each packet, and is
- * what holds: raw sockets, and sockets older than the guard, meet no hook.
+ * what holds: raw sockets, and sockets older than the guard, meet no hook. What a packet
+ * says of where it comes from is judged where answers to it would be this host's.
  */
 #include <stdbool.h>
 #include <linux/bpf.h>
 #include <linux/in.h>
+#include <linux/in6.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
@@ -23,6 +25,20 @@
 /* What a cgroup hook answers. */
 #define GUARD_REFUSE 0
 #define GUARD_PROCEED 1
+
+/* socket(7), ip(7), ipv6(7); not in the kernel's headers for user space. */
+#define GUARD_SOL_IP 0
+#define GUARD_SOL_IPV6 41
+/* What a setsockopt() hook sees of a longer value: a page, on most machines. */
+#define GUARD_SHOWN_BYTES 4096
+
+/* Options by which a socket may have a source address that is not this host's. */
+static __always_inline bool is_source_option(__s32 level, __s32 name)
+{
+	if (level == GUARD_SOL_IP)
+		return name == IP_FREEBIND || name == IP_TRANSPARENT;
+	return level == GUARD_SOL_IPV6 && (name == IPV6_FREEBIND || name == IPV6_TRANSPARENT);
+}
 
 /* Who uses a socket now; in process context only. */
 static __always_inline void note_user(struct guard_socket *socket, __u64 netns_cookie)
@@ -38,9 +54,38 @@ int sock_create(struct bpf_sock *sk)
 	struct guard_socket *socket =
 		bpf_sk_storage_get(&sockets, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 
-	if (socket)
+	if (socket) {
 		note_user(socket, bpf_get_netns_cookie(sk));
+		socket->is_made_guarded = true;
+	}
 	return GUARD_PROCEED;
+}
+
+/*
+ * Nobody becomes able to send from addresses of others, which for IPv6 takes no
+ * capability: whoever was asked, this host itself included, would answer to them.
+ */
+SEC("cgroup/setsockopt")
+int setsockopt(struct bpf_sockopt *ctx)
+{
+	const __u32 *value = ctx->optval;
+	struct guard_socket *socket;
+	struct guard_end none = {};
+	__u32 flags = flags_of();
+
+	if (!is_source_option(ctx->level, ctx->optname)) {
+		/* The kernel has shown us a page of it at most. */
+		if (ctx->optlen > GUARD_SHOWN_BYTES)
+			ctx->optlen = 0;
+		return GUARD_PROCEED;
+	}
+	if ((const void *)(value + 1) <= ctx->optval_end && *value == 0)
+		return GUARD_PROCEED;
+	count(GUARD_HOOK_SETSOCKOPT, GUARD_REASON_FOREIGN_SOURCE);
+	socket = bpf_sk_storage_get(&sockets, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	tell(socket, bpf_get_current_cgroup_id(), GUARD_HOOK_SETSOCKOPT,
+	     GUARD_REASON_FOREIGN_SOURCE, ctx->sk->protocol, &none, NULL);
+	return flags & GUARD_LOG_ONLY ? GUARD_PROCEED : GUARD_REFUSE;
 }
 
 /*
@@ -263,7 +308,7 @@ int egress(struct __sk_buff *skb)
 		sk = bpf_sk_fullsock(sk);
 	if (sk)
 		socket = bpf_sk_storage_get(&sockets, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	reason = decide_egress(skb, &packet, &to, socket, flags);
+	reason = decide_egress(skb, &packet, &to, sk, socket, flags);
 	count(GUARD_HOOK_EGRESS, reason);
 	if (reason == GUARD_REASON_SOCKET)
 		return GUARD_PROCEED;

@@ -38,6 +38,7 @@ enum guard_hook {
 	GUARD_HOOK_SENDMSG4,
 	GUARD_HOOK_SENDMSG6,
 	GUARD_HOOK_EGRESS,
+	GUARD_HOOK_SETSOCKOPT,
 	GUARD_HOOKS,
 };
 
@@ -62,6 +63,7 @@ enum guard_reason {
 	GUARD_REASON_SOURCE_ROUTE, /* deny: its destination is not where it ends */
 	GUARD_REASON_MARTIAN, /* deny: a loopback address by another interface */
 	GUARD_REASON_MALFORMED, /* deny: no whole IP header */
+	GUARD_REASON_FOREIGN_SOURCE, /* deny: answers to it would go to who may not be reached */
 	GUARD_REASONS,
 };
 
@@ -142,7 +144,8 @@ struct guard_socket {
 	/* What was told of it last. */
 	__u8 told_reason;
 	__u16 told_port;
-	__u16 pad;
+	__u8 is_made_guarded; /* not before the guard was attached */
+	__u8 pad;
 	__be32 told[4];
 	__u64 told_at;
 };

@@ -31,6 +31,8 @@
 #define GUARD_MAX_HEADER_MASK 63
 
 #define GUARD_LOOPBACK_IFINDEX 1
+/* socket(2); not in the kernel's headers for user space. */
+#define GUARD_SOCK_RAW 3
 
 /* A route in the options: routers send the packet on from its destination. */
 __noinline int has_ipv4_route(struct __sk_buff *skb, __u32 header)
@@ -101,12 +103,35 @@ static __always_inline bool is_dns(const struct zfw_packet *packet, const struct
 }
 
 /*
+ * Whether this host would answer it to who may not be reached. What leaves by loopback
+ * is answered, quoted and echoed by the kernel and by other programs, to its source.
+ * That is ours if the kernel has seen to it: for IPv4 always but with raw sockets (see
+ * __ip_route_output_key(); a transparent socket takes a capability as well), for IPv6
+ * unless the socket is older than the guard, which refuses it what it takes.
+ */
+static __always_inline bool is_reflected(struct __sk_buff *skb, const struct zfw_packet *packet,
+					 struct bpf_sock *sk, const struct guard_socket *socket,
+					 __u32 flags)
+{
+	struct guard_end source = {};
+
+	if (skb->ifindex != GUARD_LOOPBACK_IFINDEX || is_loopback(packet->source) ||
+	    is_same_address(packet->source, packet->destination))
+		return false;
+	if (sk && sk->type != GUARD_SOCK_RAW &&
+	    (packet->family == ZFW_AF_INET || (socket && socket->is_made_guarded)))
+		return false;
+	copy_address(source.address, packet->source);
+	return verdict_of(judge(&source, flags)) == GUARD_VERDICT_DENY;
+}
+
+/*
  * Fills packet and to, which must be zeroed, as far as the headers go. A later
  * fragment has no port, and passes by a rule for all ports only.
  */
 static __always_inline enum guard_reason decide_egress(struct __sk_buff *skb,
 						       struct zfw_packet *packet,
-						       struct guard_end *to,
+						       struct guard_end *to, struct bpf_sock *sk,
 						       struct guard_socket *socket, __u32 flags)
 {
 	struct guard_proxy *proxy;
@@ -120,6 +145,8 @@ static __always_inline enum guard_reason decide_egress(struct __sk_buff *skb,
 			    has_ipv4_route(skb, packet->transport_offset) :
 		    packet->transport_offset > sizeof(struct ipv6hdr) && has_ipv6_route(skb))
 		return GUARD_REASON_SOURCE_ROUTE;
+	if (is_reflected(skb, packet, sk, socket, flags))
+		return GUARD_REASON_FOREIGN_SOURCE;
 	if (is_loopback(to->address)) {
 		if (skb->ifindex != GUARD_LOOPBACK_IFINDEX)
 			return GUARD_REASON_MARTIAN;

@@ -32,9 +32,10 @@ static __always_inline void count(enum guard_hook hook, enum guard_reason reason
 
 /* Whether this was told of the socket less than a second ago; if not, it is now. */
 static __always_inline bool is_told(struct guard_socket *socket, const struct guard_end *to,
-				    enum guard_reason reason)
+				    enum guard_hook hook, enum guard_reason reason)
 {
-	__u64 now = bpf_ktime_get_coarse_ns();
+	/* A setsockopt() hook has no coarse clock. */
+	__u64 now = hook == GUARD_HOOK_SETSOCKOPT ? bpf_ktime_get_ns() : bpf_ktime_get_coarse_ns();
 
 	if (socket->told_reason == reason && socket->told_port == to->port &&
 	    is_same_address(socket->told, to->address) && now - socket->told_at < GUARD_TELL_AGAIN)
@@ -55,7 +56,7 @@ static __always_inline void tell(struct guard_socket *socket, __u64 cgroup, enum
 	__u32 zero = 0;
 	__u64 *missed;
 
-	if (socket && is_told(socket, to, reason))
+	if (socket && is_told(socket, to, hook, reason))
 		return;
 	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 	if (!event) {

@@ -11,6 +11,7 @@ captured, whatever the programs inside say of it.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import select
 import socket
@@ -23,10 +24,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tests.support.cgroups import enter, private_cgroup
+from tests.support.children import child, in_child, staged_child
 from tests.support.netns import Network
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
 ZFW = Path(sys.executable).parent / "zfw"
 # By name: A and AAAA. All for NAME_TTL seconds but short.example, for SHORT_TTL.
@@ -45,17 +48,46 @@ ADDRESSES = (*(a for pair in NAMES.values() for a in pair if a), *UNNAMED)
 PORTS = (80, 443, 853)
 NAME_TTL, SHORT_TTL = 300, 1
 UPSTREAM, UPSTREAM6 = "10.9.0.1", "fd09::1"
+# Of the outside as well.
+LINK_LOCAL = "fe80::1"
 
-_MS_BIND, _ETH_P_ALL = 0x1000, 3
+_MS_BIND = 0x1000
+_ETH_P_ALL, _IP = 3, (0x0800, 0x86DD)
+_SO_RCVBUFFORCE, _SOL_PACKET, _PACKET_STATISTICS = 33, 263, 6
+_TAP_BYTES = 16 << 20
+_numbers = itertools.count(1)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Arrived(NamedTuple):
-    """An IP packet from inside that got outside. ``port`` is of TCP and UDP, else 0."""
+    """An IP packet from inside that got outside. ``port`` is of TCP and UDP, else 0.
+
+    ``data`` is all of it. One with no IP header has no destination.
+    """
 
     destination: str
     protocol: int
     port: int
+    data: bytes
+
+
+class Attached(NamedTuple):
+    """A cgroup that ``zfw guard attach`` guards, and what it warned of."""
+
+    world: World
+    cgroup: Path
+    id: str
+    warnings: str
+
+    def call(self, action: Callable[[], object]) -> Any:
+        """What a guarded process tells of an action; see ``in_child``."""
+        return self.world.call(self.cgroup, action)
+
+    def stages(
+        self, stages: Callable[[], Iterator[object]]
+    ) -> AbstractContextManager[Callable[[], Any]]:
+        """A guarded process that goes on as it is told to; see ``staged_child``."""
+        return self.world.stages(self.cgroup, stages)
 
 
 class World:
@@ -94,12 +126,56 @@ class World:
         return self.zfw("run", "--dns-upstream", UPSTREAM, *policy, "--", *command)
 
     @contextmanager
+    def attached(self, *policy: str) -> Iterator[Attached]:
+        """A cgroup within ours that is guarded with these options, and nobody in it yet."""
+        cgroup = self.new_cgroup()
+        made = self.attach(cgroup, *policy)
+        yield made
+        done = self.zfw("detach", made.id)
+        assert (done.returncode, done.stderr) == (0, "")
+
+    def new_cgroup(self) -> Path:
+        """A cgroup within ours."""
+        made = self.cgroup / f"app-{next(_numbers)}"
+        made.mkdir()
+        return made
+
+    def attach(self, cgroup: Path, *policy: str) -> Attached:
+        """Guard a cgroup; it stays so."""
+        done = self.zfw("attach", "--cgroup", str(cgroup), "--dns-upstream", UPSTREAM, *policy)
+        assert done.returncode == 0, done.stderr
+        return Attached(self, cgroup, done.stdout.strip(), done.stderr)
+
+    def call(self, cgroup: Path, action: Callable[[], object]) -> Any:
+        """What a process inside, in this cgroup, tells of an action; see ``in_child``."""
+
+        def act() -> object:
+            enter(cgroup)
+            with self.inside.entered():
+                return action()
+
+        return in_child(act)
+
+    def stages(
+        self, cgroup: Path, stages: Callable[[], Iterator[object]]
+    ) -> AbstractContextManager[Callable[[], Any]]:
+        """A process inside, in this cgroup, that goes on as it is told to; see ``staged_child``."""
+
+        def go() -> Iterator[object]:
+            enter(cgroup)
+            with self.inside.entered():
+                yield from stages()
+
+        return staged_child(go)
+
+    @contextmanager
     def capture(self) -> Iterator[list[Arrived]]:
         """What arrives outside during a with block; complete after it."""
         arrived: list[Arrived] = []
         with self.outside.entered():
             tap = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_ALL))
         with tap:
+            tap.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _TAP_BYTES)
             tap.bind((Network.interface, _ETH_P_ALL))
             tap.setblocking(False)
             yield arrived
@@ -107,25 +183,27 @@ class World:
             # or in the softirq right after it.
             while select.select([tap], [], [], 0.2)[0]:
                 data, address = tap.recvfrom(65535)
-                if address[2] != socket.PACKET_OUTGOING and (one := _parsed(data)):
-                    arrived.append(one)
+                if address[1] in _IP and address[2] != socket.PACKET_OUTGOING:
+                    arrived.append(_parsed(data))
+            lost = tap.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
+            assert int.from_bytes(lost[4:], sys.byteorder) == 0, "more arrived than was captured"
 
 
-def _parsed(packet: bytes) -> Arrived | None:
+def _parsed(packet: bytes) -> Arrived:
     """By hand: what a receiver would make of it."""
     version = packet[0] >> 4
-    if version == 4:
+    if version == 4 and len(packet) >= 20:
         header, protocol = (packet[0] & 15) * 4, packet[9]
         destination = socket.inet_ntop(socket.AF_INET, packet[16:20])
-    elif version == 6:
+    elif version == 6 and len(packet) >= 40:
         header, protocol = 40, packet[6]
         destination = socket.inet_ntop(socket.AF_INET6, packet[24:40])
     else:
-        return None  # ARP
+        return Arrived("", 0, 0, packet)
     port = 0
     if protocol in (socket.IPPROTO_TCP, socket.IPPROTO_UDP):
         port = int.from_bytes(packet[header + 2 : header + 4], "big")
-    return Arrived(destination, protocol, port)
+    return Arrived(destination, protocol, port, packet)
 
 
 @contextmanager
@@ -137,6 +215,7 @@ def world(folder: Path) -> Iterator[World]:
         for address in ADDRESSES:
             length = "128" if ":" in address else "32"
             network.gateway.run("ip", "address", "add", f"{address}/{length}", "dev", "gw0")
+        network.gateway.run("ip", "address", "add", f"{LINK_LOCAL}/64", "dev", "gw0", "nodad")
         cgroup = stack.enter_context(private_cgroup())
         stack.enter_context(_resolv_conf(folder))
         stack.enter_context(dnsmasq(network, folder))
@@ -216,46 +295,45 @@ def _wait_for_dns(network: Network, process: subprocess.Popen[str]) -> None:
 
 @contextmanager
 def _services(network: Network) -> Iterator[None]:
-    """HTTP/1.0 on TCP and an echo on UDP, on every address of the outside."""
-    made: list[socket.socket] = []
-    with network.gateway.entered():
-        for port in PORTS:
-            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-                each = socket.socket(socket.AF_INET6, kind)
-                each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                each.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-                if kind == socket.SOCK_DGRAM:
-                    # An answer comes from the address that was asked.
-                    each.setsockopt(socket.SOL_IP, 8, 1)  # IP_PKTINFO
-                    each.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-                each.bind(("::", port))
-                if kind == socket.SOCK_STREAM:
-                    each.listen(64)
-                made.append(each)
-    stop, stopped = os.pipe()
-    thread = threading.Thread(target=_serve, args=(made, stop))
-    thread.start()
-    try:
+    """HTTP/1.0 on TCP and an echo on UDP, on every address of the outside.
+
+    In a process of its own: what tests fork holds none of its sockets.
+    """
+
+    def start() -> None:
+        with network.gateway.entered():
+            listening = [
+                _listening(port, kind)
+                for port in PORTS
+                for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)
+            ]
+        threading.Thread(target=_serve, args=[listening], daemon=True).start()
+
+    with child(start):
         yield
-    finally:
-        os.close(stopped)
-        thread.join()
-        os.close(stop)
-        for each in made:
-            each.close()
 
 
-def _serve(listening: list[socket.socket], stop: int) -> None:
-    answers: dict[socket.SocketKind, Callable[[socket.socket], None]] = {
+def _listening(port: int, kind: socket.SocketKind) -> socket.socket:
+    made = socket.socket(socket.AF_INET6, kind)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    if kind == socket.SOCK_DGRAM:
+        # An answer comes from the address that was asked.
+        made.setsockopt(socket.SOL_IP, 8, 1)  # IP_PKTINFO
+        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+    made.bind(("::", port))
+    if kind == socket.SOCK_STREAM:
+        made.listen(64)
+    return made
+
+
+def _serve(listening: list[socket.socket]) -> None:
+    answers: dict[int, Callable[[socket.socket], None]] = {
         socket.SOCK_STREAM: _answer_connection,
         socket.SOCK_DGRAM: _answer_datagram,
     }
-    by_fd = {each.fileno(): each for each in listening}
     while True:
-        ready = select.select([stop, *by_fd], [], [])[0]
-        if stop in ready:
-            return
-        for each in map(by_fd.__getitem__, ready):
+        for each in select.select(listening, [], [])[0]:
             answers[each.type](each)
 
 

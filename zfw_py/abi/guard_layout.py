@@ -24,6 +24,7 @@ HOOKS = (
     "sendmsg4",
     "sendmsg6",
     "egress",
+    "setsockopt",
 )
 
 VERDICTS = (
@@ -46,6 +47,7 @@ REASONS = (
     "source_route",
     "martian",
     "malformed",
+    "foreign_source",
 )
 
 LOG_ONLY = 1
@@ -70,7 +72,7 @@ PROXY = "=16s16s8s8s"
 PROXY_SIZE = 48
 SERVER = "=16sH2x"
 SERVER_SIZE = 20
-SOCKET = "=QII16s80s16sHBBH2x16sQ"
+SOCKET = "=QII16s80s16sHBBHB1x16sQ"
 SOCKET_SIZE = 160
 ASKER_KEY = "=QHBB4x"
 ASKER_KEY_SIZE = 16
@@ -82,7 +84,7 @@ EVENT_SIZE = 88
 MAPS = {
     "askers": (9, 16, 32, 4096, 0),
     "config": (2, 4, 8, 1, 0),
-    "decisions": (6, 4, 8, 65, 0),
+    "decisions": (6, 4, 8, 84, 0),
     "events": (27, 0, 0, 262144, 0),
     "keeper": (2, 4, 16, 1, 0),
     "learnt": (1, 20, 8, 131072, 1),

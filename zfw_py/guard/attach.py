@@ -44,7 +44,7 @@ _REDIRECT = {
     "sendmsg4": bpf.CGROUP_UDP4_SENDMSG,
     "sendmsg6": bpf.CGROUP_UDP6_SENDMSG,
 }
-_JUDGE = {"egress": bpf.CGROUP_INET_EGRESS}
+_JUDGE = {"setsockopt": bpf.CGROUP_SETSOCKOPT, "egress": bpf.CGROUP_INET_EGRESS}
 
 
 def new_identifier() -> str:

@@ -91,7 +91,8 @@ class Recorder:
             cgroup=self._cgroup(event.cgroup),
             hook=event.hook,
             protocol=_PROTOCOLS.get(event.protocol, str(event.protocol)),
-            original=end_of(event.destination, event.port),
+            # No packet goes to no address: there was none, or none that could be read.
+            original=end_of(event.destination, event.port) if any(event.destination) else None,
             redirected=end_of(event.redirected, event.redirected_port)
             if event.redirected_port
             else None,
