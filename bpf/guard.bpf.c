@@ -121,7 +121,7 @@ static __always_inline bool decide_named(struct bpf_sock_addr *ctx, enum guard_h
 		server.address[3] = bpf_htonl(1);
 
 	proxy = proxy_of(netns_cookie);
-	if (proxy && place_at(proxy, &server) < GUARD_SERVERS) {
+	if (proxy && is_at_proxy(proxy, &server, protocol)) {
 		/* A socket that was redirected names the proxy when it sends again. */
 		count(hook, GUARD_REASON_PROXY);
 		return false;

@@ -151,7 +151,7 @@ static __always_inline enum guard_reason decide_egress(struct __sk_buff *skb,
 		if (skb->ifindex != GUARD_LOOPBACK_IFINDEX)
 			return GUARD_REASON_MARTIAN;
 		proxy = socket ? proxy_of(socket->netns_cookie) : NULL;
-		if (proxy && place_at(proxy, to) < GUARD_SERVERS)
+		if (proxy && is_at_proxy(proxy, to, packet->protocol))
 			return GUARD_REASON_PROXY;
 	}
 	/* Before anything allows it: what gets here went round the hooks. */

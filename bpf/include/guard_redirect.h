@@ -45,6 +45,13 @@ static __always_inline __u32 place_at(const struct guard_proxy *proxy, const str
 	return GUARD_SERVERS;
 }
 
+/* Whether an end is where the proxy takes questions: those of TCP at its first port alone. */
+static __always_inline bool is_at_proxy(const struct guard_proxy *proxy,
+					const struct guard_end *end, __u16 protocol)
+{
+	return place_at(proxy, end) < (protocol == IPPROTO_TCP ? 1 : GUARD_SERVERS);
+}
+
 /* How many servers the proxy can stand for. */
 static __always_inline __u32 places(const struct guard_proxy *proxy, bool is_ipv4)
 {

@@ -7,6 +7,7 @@ import errno
 import json
 import select
 import socket
+import struct
 import sys
 import threading
 from collections import Counter
@@ -35,7 +36,9 @@ from tests.support.ways.way import (
     tcp_socket,
     udp_socket,
 )
+from zfw_py.abi.guard_layout import SERVERS
 from zfw_py.guard.guard import detach_all
+from zfw_py.guard.tables import Tables, directory_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -419,3 +422,28 @@ def test_loopback_is_open_unless_told_otherwise(
     options = [] if is_allowed else ["--no-loopback"]
     with _echo_services(world), world.attached(*options) as guard:
         assert guard.call(program) == [told] * len(OURSELVES)
+
+
+def test_without_loopback_there_is_still_the_proxy_and_nothing_else(world: World) -> None:
+    with world.attached("--no-loopback", "--allow", "both.example") as guard:
+        proxies = Tables(directory_of(guard.id)).map("proxies")
+        ports = {
+            address: struct.unpack_from(f"={SERVERS}H", value, offset)
+            for _, value in proxies.items()
+            for address, offset in (("127.0.0.1", 32), ("::1", 32 + 2 * SERVERS))
+        }
+
+        def program() -> object:
+            with udp_socket(4) as s:
+                s.sendto(question("both.example"), (UPSTREAM, 53))
+                found = addresses_in(s.recv(4096))
+            # The proxy has one port of TCP a family; the same numbers of UDP's others are not its.
+            return found, [
+                _error_of(
+                    lambda a=address, p=port: tcp_socket(6 if ":" in a else 4).connect((a, p))
+                )
+                for address, each in ports.items()
+                for port in each
+            ]
+
+        assert guard.call(program) == [["10.9.0.10"], ["", *["EPERM"] * (SERVERS - 1)] * 2]
