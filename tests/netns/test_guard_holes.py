@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
+import os
 import select
 import socket
 import struct
+import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +25,7 @@ from tests.support.cgroups import enter
 from tests.support.children import child
 from tests.support.guarded import UPSTREAM, UPSTREAM6, ZFW
 from tests.support.guarded import world as make_world
+from tests.support.netns import CLONE_NEWNET
 from tests.support.questions import addresses_in, question
 from tests.support.ways import packets
 from tests.support.ways.way import (
@@ -447,3 +452,128 @@ def test_without_loopback_there_is_still_the_proxy_and_nothing_else(world: World
             ]
 
         assert guard.call(program) == [["10.9.0.10"], ["", *["EPERM"] * (SERVERS - 1)] * 2]
+
+
+# Other namespaces, other subflows
+
+
+def test_a_network_namespace_within_is_guarded_and_has_a_proxy_soon(world: World) -> None:
+    def program() -> Iterator[object]:
+        _unshare_network()
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        yield os.getpid()
+        for command in (
+            "address add 10.8.0.2/24 dev eth1",
+            "address add fd08::2/64 dev eth1 nodad",
+            "link set eth1 up",
+            "route add default via 10.8.0.1",
+            "route add default via fd08::1",
+        ):
+            subprocess.run(["ip", *command.split()], check=True)
+        first = _error_of(lambda: _ask(6, "both.example"))
+        yield first, _ask_until_answered("both.example")
+        with tcp_socket(4) as s:
+            s.connect(("10.9.0.10", 80))
+        yield [_udp_error(family) for family in FAMILIES]
+
+    with world.attached("--allow", "both.example") as guard, guard.stages(program) as go_on:
+        pid = go_on()
+        pair = ("type", "veth", "peer", "name", "eth1", "netns", str(pid))
+        world.outside.run("ip", "link", "add", "gw1", *pair)
+        world.outside.run("ip", "address", "add", "10.8.0.1/24", "dev", "gw1")
+        world.outside.run("ip", "address", "add", "fd08::1/64", "dev", "gw1", "nodad")
+        world.outside.run("ip", "link", "set", "gw1", "up")
+        with world.capture("gw1") as arrived:
+            first, later = go_on()
+            assert (first, later) == ("EPERM", ["10.9.0.10"])
+            assert go_on() == ["EPERM"] * len(FAMILIES)
+    assert any(one.destination == "10.9.0.10" for one in arrived)
+    assert _signs(arrived, b"<within>") == []
+    assert [one for one in arrived if one.port == 53] == []
+
+
+def _udp_error(family: int | str) -> str:
+    return _error_of(lambda: udp_socket(family).sendto(b"<within>", (DENIED[family], 80)))
+
+
+def _unshare_network() -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.unshare(CLONE_NEWNET) == 0
+
+
+def _ask(family: int | str, name: str) -> list[str]:
+    with udp_socket(family) as s:
+        s.sendto(question(name), (NAME_SERVER[family], 53))
+        return addresses_in(s.recv(4096))
+
+
+def _ask_until_answered(name: str) -> list[str]:
+    """The guard's process hears of the first question, and is there for a later one."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return _ask(4, name)
+        except PermissionError:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_mptcp_opens_no_subflow_to_where_one_may_not_go(world: World, family: int) -> None:
+    """A server tells of other addresses that it has, and the kernel connects to these by itself."""
+    world.inside.run("ip", "mptcp", "limits", "set", "subflows", "2", "add_addr_accepted", "2")
+    world.outside.run("ip", "mptcp", "limits", "set", "subflows", "2")
+    world.outside.run("ip", "mptcp", "endpoint", "add", DENIED[family], "signal")
+
+    def serve() -> None:
+        with world.outside.entered():
+            listener = tcp_socket(family, socket.IPPROTO_MPTCP)
+        listener.setblocking(True)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("", 8080))
+        listener.listen()
+
+        def echo() -> None:
+            while True:
+                connection, _ = listener.accept()
+                while data := connection.recv(100):
+                    connection.sendall(data)
+
+        threading.Thread(target=echo, daemon=True).start()
+
+    def program() -> Iterator[object]:
+        s = tcp_socket(family, socket.IPPROTO_MPTCP)
+        s.connect((OPEN[family], 8080))
+        while True:
+            _echo(s, b"more")
+            yield None
+
+    def arrives(arrived: list[Arrived]) -> bool:
+        return any(one.destination == DENIED[family] for one in arrived)
+
+    with child(serve):
+        with (
+            world.attached(*POLICY) as guard,
+            world.capture() as arrived,
+            guard.stages(program) as go_on,
+        ):
+            go_on()
+            _wait_for(lambda: guard.count("not_allowed") > 0)
+            go_on()
+        assert not arrives(arrived)
+        with world.capture() as arrived, world.stages(world.cgroup, program) as go_on:
+            go_on()
+            _wait_for(lambda: _subflows(world) > 1)
+        assert arrives(arrived)
+
+
+def _subflows(world: World) -> int:
+    """Connections of TCP to the service of MPTCP."""
+    return len(world.inside.run("ss", "-tnH", "dport = :8080").stdout.splitlines())
+
+
+def _wait_for(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

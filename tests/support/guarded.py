@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import json
 import os
 import select
 import socket
@@ -88,6 +89,16 @@ class Attached(NamedTuple):
     ) -> AbstractContextManager[Callable[[], Any]]:
         """A guarded process that goes on as it is told to; see ``staged_child``."""
         return self.world.stages(self.cgroup, stages)
+
+    def status(self) -> dict[str, Any]:
+        """What ``zfw guard list`` has of it."""
+        listed: list[dict[str, Any]] = json.loads(self.world.zfw("list", "--json").stdout)
+        (found,) = (each for each in listed if each["id"] == self.id)
+        return found
+
+    def count(self, reason: str) -> int:
+        """How often this was the reason of a decision, at whatever hook."""
+        return sum(each.get(reason, 0) for each in self.status()["decisions"].values())
 
 
 class World:
@@ -169,14 +180,14 @@ class World:
         return staged_child(go)
 
     @contextmanager
-    def capture(self) -> Iterator[list[Arrived]]:
+    def capture(self, interface: str = Network.interface) -> Iterator[list[Arrived]]:
         """What arrives outside during a with block; complete after it."""
         arrived: list[Arrived] = []
         with self.outside.entered():
             tap = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_ALL))
         with tap:
             tap.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _TAP_BYTES)
-            tap.bind((Network.interface, _ETH_P_ALL))
+            tap.bind((interface, _ETH_P_ALL))
             tap.setblocking(False)
             yield arrived
             # A packet that left is here at once: veth hands it over in the sender's context,
