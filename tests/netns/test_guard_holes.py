@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import json
 import os
 import select
@@ -27,20 +26,9 @@ from tests.support.guarded import UPSTREAM, UPSTREAM6, ZFW
 from tests.support.guarded import world as make_world
 from tests.support.netns import CLONE_NEWNET
 from tests.support.questions import addresses_in, question
+from tests.support.sockets import FAMILIES, error_of, tcp_socket, udp_socket
 from tests.support.ways import packets
-from tests.support.ways.way import (
-    DENIED,
-    FAMILIES,
-    LOOPBACK,
-    NAME_SERVER,
-    OPEN,
-    OWN,
-    POLICY,
-    PORTED,
-    WAYS,
-    tcp_socket,
-    udp_socket,
-)
+from tests.support.ways.way import DENIED, LOOPBACK, NAME_SERVER, OPEN, OWN, POLICY, PORTED, WAYS
 from zfw_py.abi.guard_layout import SERVERS
 from zfw_py.guard.guard import detach_all
 from zfw_py.guard.tables import Tables, directory_of
@@ -164,17 +152,6 @@ def _is_of_the_link(one: Arrived) -> bool:
 # Sockets of before, from outside, and of other kinds
 
 
-def _error_of(action: Callable[[], object]) -> str:
-    """The name of the error, or "" if there was none."""
-    try:
-        action()
-    except TimeoutError:
-        return "ETIMEDOUT"
-    except OSError as error:
-        return errno.errorcode[error.errno or 0]
-    return ""
-
-
 def _signs(arrived: list[Arrived], *signs: bytes) -> list[bytes]:
     """Which of these arrived."""
     return [sign for sign in signs if any(sign in one.data for one in arrived)]
@@ -210,9 +187,9 @@ def test_a_socket_older_than_the_guard_is_judged_from_then_on(
         _echo(near, b"<near>")
         far.sendall(b"<far>")
         yield [
-            _error_of(lambda: server.send(b"<server>")),
-            _error_of(lambda: free.sendto(b"<free>", (DENIED[family], 80))),
-            _error_of(lambda: free.sendto(b"<open>", (OPEN[family], 80))),
+            error_of(lambda: server.send(b"<server>")),
+            error_of(lambda: free.sendto(b"<free>", (DENIED[family], 80))),
+            error_of(lambda: free.sendto(b"<open>", (OPEN[family], 80))),
         ]
 
     cgroup = world.new_cgroup()
@@ -240,8 +217,8 @@ def test_a_socket_with_a_foreign_source_that_is_older_than_the_guard(world: Worl
         s.sendto(b"<before>", (LOOPBACK[6], 9))
         yield None
         yield [
-            _error_of(lambda: s.sendto(b"<loopback>", (LOOPBACK[6], 9))),
-            _error_of(lambda: s.sendto(b"<ourselves>", (OWN[6], 9))),
+            error_of(lambda: s.sendto(b"<loopback>", (LOOPBACK[6], 9))),
+            error_of(lambda: s.sendto(b"<ourselves>", (OWN[6], 9))),
         ]
 
     cgroup = world.new_cgroup()
@@ -290,7 +267,7 @@ def test_a_socket_from_outside_is_not_guarded_and_attach_warns_of_it(world: Worl
             passed = socket.socket(fileno=fd)
             yield None
             passed.sendto(name, (DENIED[4], 80))
-        yield _error_of(lambda: udp_socket(4).sendto(b"<own>", (DENIED[4], 80)))
+        yield error_of(lambda: udp_socket(4).sendto(b"<own>", (DENIED[4], 80)))
 
     cgroup = world.new_cgroup()
     with ours, theirs, world.stages(cgroup, program) as go_on, world.capture() as arrived:
@@ -334,9 +311,9 @@ def test_a_process_that_is_moved_in_is_guarded_but_for_what_it_brings(world: Wor
             brought = udp_socket(4)
             enter(guard.cgroup)
             yield [
-                _error_of(lambda: brought.sendto(b"<brought>", (DENIED[4], 80))),
-                _error_of(lambda: udp_socket(4).sendto(b"<new>", (DENIED[4], 80))),
-                _error_of(lambda: tcp_socket(6).connect((DENIED[6], 80))),
+                error_of(lambda: brought.sendto(b"<brought>", (DENIED[4], 80))),
+                error_of(lambda: udp_socket(4).sendto(b"<new>", (DENIED[4], 80))),
+                error_of(lambda: tcp_socket(6).connect((DENIED[6], 80))),
             ]
 
         with world.capture() as arrived, world.stages(world.cgroup, program) as go_on:
@@ -393,7 +370,7 @@ def _tcp_echo(family: int | str, address: str) -> str:
             s.connect((address, 4711))
             _echo(s, b"stream")
 
-    return _error_of(ask)
+    return error_of(ask)
 
 
 def _udp_echo(family: int | str, address: str) -> str:
@@ -402,7 +379,7 @@ def _udp_echo(family: int | str, address: str) -> str:
             s.sendto(b"datagram", (address, 4711))
             assert s.recv(100) == b"datagram"
 
-    return _error_of(ask)
+    return error_of(ask)
 
 
 # No address at all means this host, too.
@@ -444,9 +421,7 @@ def test_without_loopback_there_is_still_the_proxy_and_nothing_else(world: World
                 found = addresses_in(s.recv(4096))
             # The proxy has one port of TCP a family; the same numbers of UDP's others are not its.
             return found, [
-                _error_of(
-                    lambda a=address, p=port: tcp_socket(6 if ":" in a else 4).connect((a, p))
-                )
+                error_of(lambda a=address, p=port: tcp_socket(6 if ":" in a else 4).connect((a, p)))
                 for address, each in ports.items()
                 for port in each
             ]
@@ -470,7 +445,7 @@ def test_a_network_namespace_within_is_guarded_and_has_a_proxy_soon(world: World
             "route add default via fd08::1",
         ):
             subprocess.run(["ip", *command.split()], check=True)
-        first = _error_of(lambda: _ask(6, "both.example"))
+        first = error_of(lambda: _ask(6, "both.example"))
         yield first, _ask_until_answered("both.example")
         with tcp_socket(4) as s:
             s.connect(("10.9.0.10", 80))
@@ -493,7 +468,7 @@ def test_a_network_namespace_within_is_guarded_and_has_a_proxy_soon(world: World
 
 
 def _udp_error(family: int | str) -> str:
-    return _error_of(lambda: udp_socket(family).sendto(b"<within>", (DENIED[family], 80)))
+    return error_of(lambda: udp_socket(family).sendto(b"<within>", (DENIED[family], 80)))
 
 
 def _unshare_network() -> None:

@@ -11,9 +11,10 @@ import threading
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+from tests.support.sockets import FAMILY, sockaddr, tcp_socket, udp_socket
 from tests.support.uring import Ring
 from tests.support.ways.sockets import udp_sendto
-from tests.support.ways.way import DENIED, FAMILY, sockaddr, tcp_socket, udp_socket, way
+from tests.support.ways.way import DENIED, way
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,18 +10,8 @@ from __future__ import annotations
 import socket
 import struct
 
-from tests.support.ways.way import (
-    DENIED,
-    FAMILY,
-    LOOPBACK,
-    MSG_FASTOPEN,
-    OPEN,
-    OWN,
-    PORTED,
-    tcp_socket,
-    udp_socket,
-    way,
-)
+from tests.support.sockets import FAMILY, tcp_socket, udp_socket
+from tests.support.ways.way import DENIED, LOOPBACK, MSG_FASTOPEN, OPEN, OWN, PORTED, way
 
 _IPV6, _IP = socket.IPPROTO_IPV6, socket.SOL_IP
 _IP_RETOPTS, _IPV6_HDRINCL = 7, 36

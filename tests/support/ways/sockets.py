@@ -9,15 +9,8 @@ import struct
 from contextlib import suppress
 
 from tests.support.guarded import LINK_LOCAL
-from tests.support.ways.way import (
-    DENIED,
+from tests.support.sockets import (
     FAMILY,
-    INTERFACE,
-    MSG_FASTOPEN,
-    NAME_SERVER,
-    OPEN,
-    OWN,
-    PORTED,
     connect,
     disconnect,
     ipv4_sockaddr,
@@ -27,6 +20,15 @@ from tests.support.ways.way import (
     stream,
     tcp_socket,
     udp_socket,
+)
+from tests.support.ways.way import (
+    DENIED,
+    INTERFACE,
+    MSG_FASTOPEN,
+    NAME_SERVER,
+    OPEN,
+    OWN,
+    PORTED,
     way,
 )
 

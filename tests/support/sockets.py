@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Sockets of programs, and the calls that Python has no words for."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# IPv4, IPv4 by a socket of IPv6, and IPv6.
+FAMILIES = (4, "mapped", 6)
+FAMILY = {4: socket.AF_INET, "mapped": socket.AF_INET6, 6: socket.AF_INET6}
+
+_SOCKADDR_STORAGE = 128
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def error_of(action: Callable[[], object]) -> str:
+    """The name of the error, or "" if there was none."""
+    try:
+        action()
+    except TimeoutError:
+        return "ETIMEDOUT"
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    return ""
+
+
+def udp_socket(family: int | str = 4) -> socket.socket:
+    """A UDP socket that does not wait for ever."""
+    made = socket.socket(FAMILY[family], socket.SOCK_DGRAM)
+    made.settimeout(5)
+    return made
+
+
+def tcp_socket(family: int | str = 4, protocol: int = 0) -> socket.socket:
+    """Likewise of TCP, or of what else has streams."""
+    made = socket.socket(FAMILY[family], socket.SOCK_STREAM, protocol)
+    made.settimeout(5)
+    return made
+
+
+def stream(made: socket.socket, data: bytes, address: str, port: int = 80) -> None:
+    """Connect, send, and wait for the answer."""
+    made.connect((address, port))
+    made.sendall(data)
+    made.recv(1)
+
+
+# What Python has no words for
+
+
+def ipv4_sockaddr(address: str, port: int) -> bytes:
+    """struct sockaddr_in."""
+    return (
+        struct.pack("=H", socket.AF_INET)
+        + struct.pack("!H4s", port, socket.inet_aton(address))
+        + bytes(8)
+    )
+
+
+def ipv6_sockaddr(address: str, port: int) -> bytes:
+    """struct sockaddr_in6."""
+    return (
+        struct.pack("=H", socket.AF_INET6)
+        + struct.pack("!HI16s", port, 0, socket.inet_pton(socket.AF_INET6, address))
+        + bytes(4)
+    )
+
+
+def sockaddr(family: int | str, address: str, port: int) -> bytes:
+    """As a socket of this family has it."""
+    return ipv4_sockaddr(address, port) if family == 4 else ipv6_sockaddr(address, port)
+
+
+def _checked(result: int) -> None:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def connect(made: socket.socket, address: bytes) -> None:
+    """connect(2) to a struct sockaddr of any family."""
+    made.setblocking(True)
+    _checked(_libc.connect(made.fileno(), address, len(address)))
+
+
+def disconnect(made: socket.socket) -> None:
+    """To AF_UNSPEC, see connect(2): the socket is as if it never was connected."""
+    connect(made, struct.pack("=H14x", socket.AF_UNSPEC))
+
+
+def sendto(made: socket.socket, data: bytes, address: bytes) -> None:
+    """sendto(2) a struct sockaddr of any family."""
+    _checked(_libc.sendto(made.fileno(), data, len(data), 0, address, len(address)))
+
+
+def sendmmsg(made: socket.socket, messages: list[tuple[bytes, bytes]]) -> None:
+    """sendmmsg(2): data and a struct sockaddr each. Raises OSError unless all are sent."""
+    vector = _Messages(messages)
+    sent = _libc.sendmmsg(made.fileno(), vector.headers, len(messages), 0)
+    _checked(sent)
+    if sent < len(messages):
+        # What stopped it is told by the next call.
+        sendto(made, *messages[sent])
+
+
+def recvmmsg(made: socket.socket, count: int) -> list[tuple[bytes, str, int]]:
+    """recvmmsg(2), which waits for all: data, address and port of each."""
+    made.setblocking(True)
+    vector = _Messages([(bytes(4096), bytes(_SOCKADDR_STORAGE))] * count)
+    _checked(_libc.recvmmsg(made.fileno(), vector.headers, count, 0, None))
+    received = []
+    for place in range(count):
+        data, sender = vector.contents(place)
+        (family,) = struct.unpack_from("=H", sender)
+        (port,) = struct.unpack_from("!H", sender, 2)
+        raw = sender[4:8] if family == socket.AF_INET else sender[8:24]
+        received.append((data, socket.inet_ntop(family, raw), port))
+    return received
+
+
+class _Messages:
+    """An array of struct mmsghdr: each a struct msghdr, of seven words, and a length."""
+
+    def __init__(self, messages: list[tuple[bytes, bytes]]) -> None:
+        self.headers = (ctypes.c_size_t * (8 * len(messages)))()
+        self._kept = []
+        for place, (data, address) in enumerate(messages):
+            to = ctypes.create_string_buffer(address, len(address))
+            content = ctypes.create_string_buffer(data, len(data))
+            part = (ctypes.c_size_t * 2)(ctypes.addressof(content), len(data))
+            header = [ctypes.addressof(to), len(address), ctypes.addressof(part), 1]
+            self.headers[8 * place : 8 * place + 4] = header
+            self._kept.append((to, content, part))
+
+    def contents(self, place: int) -> tuple[bytes, bytes]:
+        """What was received, and the address that it came from."""
+        to, content, _ = self._kept[place]
+        return content.raw[: self.headers[8 * place + 7] & 0xFFFFFFFF], to.raw
