@@ -378,7 +378,8 @@ def run(
         new.release()
 
         def on_other_end(pid: int) -> None:
-            if pid == keeping.pid:
+            # It ends by itself when nobody is left, perhaps before we see that the command has.
+            if pid == keeping.pid and _left(new.about.cgroup):
                 note("the guard's process has ended: DNS fails from now on")
 
         try:
