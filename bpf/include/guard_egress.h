@@ -138,6 +138,11 @@ static __always_inline enum guard_reason decide_egress(struct __sk_buff *skb,
 
 	if (parse_packet(skb, false, packet) != ZFW_PARSED_IP)
 		return GUARD_REASON_MALFORMED;
+	/* In an IPv6 header such an address is not the IPv4 address that it stands for
+	 * here (RFC 4942, section 2.2), and no socket but a raw one sends it. */
+	if (packet->family == ZFW_AF_INET6 &&
+	    (is_mapped(packet->source) || is_mapped(packet->destination)))
+		return GUARD_REASON_MALFORMED;
 	copy_address(to->address, packet->destination);
 	to->port = bpf_ntohs(packet->destination_port);
 	if (packet->family == ZFW_AF_INET ?

@@ -265,6 +265,12 @@ def ipv4_as_ipv6(data: bytes) -> None:
 
 
 @way()
+def mapped_address_in_an_ipv6_packet(data: bytes) -> None:
+    """There it is not the IPv4 address that it has in it: RFC 4942, section 2.2."""
+    send_whole(_datagram(6, OPEN["mapped"], 80, data))
+
+
+@way()
 def length_beyond_the_packet(data: bytes) -> None:
     packet = bytearray(_datagram(6, OPEN[6], 80, data))
     packet[4:6] = struct.pack("!H", len(packet))

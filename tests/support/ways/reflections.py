@@ -79,15 +79,21 @@ def echoed_by_loopback(data: bytes) -> None:
     s.sendto(echo(data, 6), (LOOPBACK[6], 0))
 
 
-def _raw_echo(data: bytes, family: int, own: str) -> None:
+def _raw_echo(data: bytes, family: int, own: str, source: str = DENIED[6]) -> None:
     message = bytearray(echo(data, family))
     if family == 4:
         send_whole(ipv4(own, socket.IPPROTO_ICMP, bytes(message), source=DENIED[4]))
         return
-    ends = b"".join(socket.inet_pton(socket.AF_INET6, each) for each in (DENIED[6], own))
+    ends = b"".join(socket.inet_pton(socket.AF_INET6, each) for each in (source, own))
     pseudo = ends + struct.pack("!IxxxB", len(message), socket.IPPROTO_ICMPV6)
     message[2:4] = struct.pack("!H", checksum(pseudo + bytes(message)))
-    send_whole(ipv6(own, socket.IPPROTO_ICMPV6, bytes(message), source=DENIED[6]))
+    send_whole(ipv6(own, socket.IPPROTO_ICMPV6, bytes(message), source=source))
+
+
+@way(sign=socket.inet_pton(socket.AF_INET6, LOOPBACK["mapped"]))
+def raw_echoed_by_loopback_to_what_is_none(data: bytes) -> None:
+    """IPv4's loopback address in an IPv6 packet is not this host."""
+    _raw_echo(data, 6, LOOPBACK[6], source=LOOPBACK["mapped"])
 
 
 @way(6)

@@ -34,7 +34,7 @@ from tests.support.ways.way import (
 
 _IPV6, _IP = socket.IPPROTO_IPV6, socket.SOL_IP
 _IP_FREEBIND, _IP_TRANSPARENT = 15, 19
-_IPV6_FREEBIND, _IPV6_TRANSPARENT = 78, 75
+_IPV6_ADDRFORM, _IPV6_FREEBIND, _IPV6_TRANSPARENT = 1, 78, 75
 _TCP_FASTOPEN_CONNECT = 30
 _IPPROTO_MPTCP, _IPPROTO_DCCP, _IPPROTO_SCTP, _IPPROTO_UDPLITE = 262, 33, 132, 136
 _SOCK_DCCP = 6
@@ -146,6 +146,15 @@ def udp_from_a_redirected_socket(data: bytes, family: int | str) -> None:
     s.send(b"no question")
     disconnect(s)
     s.sendto(data, (DENIED[family], 80))
+
+
+@way()
+def udp_turned_into_ipv4(data: bytes) -> None:
+    """A mapped socket may become one of IPv4: ipv6(7)."""
+    s = udp_socket("mapped")
+    s.connect((OPEN["mapped"], 80))
+    s.setsockopt(_IPV6, _IPV6_ADDRFORM, socket.AF_INET)
+    sendto(s, data, ipv4_sockaddr(DENIED[4], 80))
 
 
 @way(4, 6)
