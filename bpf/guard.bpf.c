@@ -127,7 +127,7 @@ static __always_inline bool decide_named(struct bpf_sock_addr *ctx, enum guard_h
 		return false;
 	}
 	if (server.port == GUARD_DNS_PORT && (protocol == IPPROTO_TCP || protocol == IPPROTO_UDP)) {
-		if (redirect(socket, &server, protocol, to)) {
+		if (redirect(socket, &server, protocol, ctx->sk->bound_dev_if, to)) {
 			count(hook, GUARD_REASON_DNS);
 			tell(socket, bpf_get_current_cgroup_id(), hook, GUARD_REASON_DNS, protocol,
 			     &server, to);

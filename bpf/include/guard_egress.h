@@ -30,7 +30,6 @@
 #define GUARD_MAX_OPTION_BYTES 40
 #define GUARD_MAX_HEADER_MASK 63
 
-#define GUARD_LOOPBACK_IFINDEX 1
 /* socket(2); not in the kernel's headers for user space. */
 #define GUARD_SOCK_RAW 3
 

@@ -14,6 +14,7 @@
 #include "guard_maps.h"
 
 #define GUARD_DNS_PORT 53
+#define GUARD_LOOPBACK_IFINDEX 1
 
 /* An end of a flow. A global function takes no more than one pointer for it. */
 struct guard_end {

@@ -92,9 +92,12 @@ static __always_inline __u32 place_of(struct guard_socket *socket, const struct 
 	return place;
 }
 
-/* Where a question to a server goes instead; false: there is no proxy for it. */
+/*
+ * Where a question to a server goes instead; false: there is no proxy for it. Nor is
+ * there for a socket that is bound to an interface by which no loopback address is reached.
+ */
 static __always_inline bool redirect(struct guard_socket *socket, const struct guard_end *server,
-				     __u16 protocol, struct guard_end *to)
+				     __u16 protocol, __u32 bound_ifindex, struct guard_end *to)
 {
 	struct guard_proxy *proxy = proxy_of(socket->netns_cookie);
 	bool is_ipv4 = is_mapped(server->address);
@@ -104,6 +107,9 @@ static __always_inline bool redirect(struct guard_socket *socket, const struct g
 		return false;
 	count = places(proxy, is_ipv4);
 	if (count == 0)
+		return false;
+	if (bound_ifindex != 0 && bound_ifindex != GUARD_LOOPBACK_IFINDEX &&
+	    is_loopback(is_ipv4 ? proxy->ipv4 : proxy->ipv6))
 		return false;
 	place = place_of(socket, server, count, protocol == IPPROTO_TCP);
 	asm volatile("" : "+r"(place));

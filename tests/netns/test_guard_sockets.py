@@ -26,7 +26,7 @@ from tests.support.sockets import (
     tcp_socket,
     udp_socket,
 )
-from tests.support.ways.way import LOOPBACK, NAME_SERVER
+from tests.support.ways.way import LOOPBACK, MSG_FASTOPEN, NAME_SERVER
 from zfw_py.guard.guard import detach_all
 
 if TYPE_CHECKING:
@@ -274,6 +274,38 @@ def test_a_link_local_server_is_asked_by_connected_sockets_only(guard: Attached)
             return [*map(addresses_in, answers), *peers, error]
 
     assert guard.call(program) == [[ADDRESS], [ADDRESS], LINK_LOCAL, LINK_LOCAL, "EPERM"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("make", [udp_socket, tcp_socket])
+def test_a_socket_that_is_bound_to_an_interface_is_refused_at_once(
+    guard: Attached, family: int | str, make: Callable[[int | str], socket.socket]
+) -> None:
+    """Known: the proxy is on loopback, and no packet for there goes by another interface."""
+
+    def program() -> object:
+        with make(family) as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+            return error_of(lambda: s.connect((NAME_SERVER[family], 53)))
+
+    assert guard.call(program) == "EPERM"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_question_may_go_with_the_first_segment(guard: Attached, family: int | str) -> None:
+    """TCP Fast Open names its destination in sendto(2)."""
+
+    def program() -> object:
+        with tcp_socket(family) as s:
+            s.setblocking(True)
+            query = question(NAME)
+            whole = len(query).to_bytes(2) + query
+            s.sendto(whole, MSG_FASTOPEN, (NAME_SERVER[family], 53))
+            with s.makefile("rb") as file:
+                answer = file.read(int.from_bytes(file.read(2)))
+            return addresses_in(answer), s.getpeername()[:2]
+
+    assert guard.call(program) == [[ADDRESS], [NAME_SERVER[family], 53]]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
