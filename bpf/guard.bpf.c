@@ -323,11 +323,8 @@ int egress(struct __sk_buff *skb)
 		tell(socket, cgroup, GUARD_HOOK_EGRESS, reason, packet.protocol, &to, NULL);
 		return flags & GUARD_LOG_ONLY ? GUARD_PROCEED : GUARD_REFUSE;
 	}
-	if (socket && packet.fragment != ZFW_FRAGMENT_LATER) {
-		copy_address(socket->admitted, to.address);
-		socket->admitted_port = to.port;
-		socket->is_admitted = true;
-	}
+	if (socket && packet.fragment != ZFW_FRAGMENT_LATER)
+		note_admitted(socket, &to);
 	/* A connection was told when it was begun. */
 	if (packet.protocol != IPPROTO_TCP)
 		tell(socket, cgroup, GUARD_HOOK_EGRESS, reason, packet.protocol, &to, NULL);

@@ -9,6 +9,7 @@
 #ifndef GUARD_ABI_H
 #define GUARD_ABI_H
 
+#include <linux/bpf.h>
 #include <linux/types.h>
 
 /* Raised with every release that changes a layout below. */
@@ -137,7 +138,9 @@ struct guard_socket {
 	__u32 next_server; /* counts; its remainder is the place of the next one */
 	char command[GUARD_COMMAND_LENGTH];
 	struct guard_server servers[GUARD_SERVERS]; /* the one at N is asked at port N */
-	/* Where it was let to; port 0 is one as well, so a flag says if there is any. */
+	/* Of where it was let to: half of one and half of another is where it was not. */
+	struct bpf_spin_lock lock;
+	/* Port 0 is one as well, so a flag says if there is any. */
 	__be32 admitted[4];
 	__u16 admitted_port;
 	__u8 is_admitted;
@@ -145,7 +148,7 @@ struct guard_socket {
 	__u8 told_reason;
 	__u16 told_port;
 	__u8 is_made_guarded; /* not before the guard was attached */
-	__u8 pad;
+	__u8 pad[5];
 	__be32 told[4];
 	__u64 told_at;
 };

@@ -95,6 +95,27 @@ __noinline int has_ipv6_route(struct __sk_buff *skb)
 	return false;
 }
 
+/* Two programs may send by one socket at once. */
+static __always_inline void note_admitted(struct guard_socket *socket, const struct guard_end *to)
+{
+	bpf_spin_lock(&socket->lock);
+	copy_address(socket->admitted, to->address);
+	socket->admitted_port = to->port;
+	socket->is_admitted = true;
+	bpf_spin_unlock(&socket->lock);
+}
+
+static __always_inline bool is_admitted(struct guard_socket *socket, const struct guard_end *to)
+{
+	bool is_so;
+
+	bpf_spin_lock(&socket->lock);
+	is_so = socket->is_admitted && socket->admitted_port == to->port &&
+		is_same_address(socket->admitted, to->address);
+	bpf_spin_unlock(&socket->lock);
+	return is_so;
+}
+
 static __always_inline bool is_dns(const struct zfw_packet *packet, const struct guard_end *to)
 {
 	return to->port == GUARD_DNS_PORT &&
@@ -162,9 +183,7 @@ static __always_inline enum guard_reason decide_egress(struct __sk_buff *skb,
 	if (is_dns(packet, to))
 		return GUARD_REASON_DNS_DIRECT;
 	/* A name's address may be forgotten while a connection to it lasts. */
-	if (socket && socket->is_admitted && socket->admitted_port == to->port &&
-	    is_same_address(socket->admitted, to->address) &&
-	    packet->fragment != ZFW_FRAGMENT_LATER)
+	if (socket && packet->fragment != ZFW_FRAGMENT_LATER && is_admitted(socket, to))
 		return GUARD_REASON_SOCKET;
 	return judge(to, flags);
 }

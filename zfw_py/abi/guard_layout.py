@@ -72,8 +72,8 @@ PROXY = "=16s16s8s8s"
 PROXY_SIZE = 48
 SERVER = "=16sH2x"
 SERVER_SIZE = 20
-SOCKET = "=QII16s80s16sHBBHB1x16sQ"
-SOCKET_SIZE = 160
+SOCKET = "=QII16s80s4s16sHBBHB5x16sQ"
+SOCKET_SIZE = 168
 ASKER_KEY = "=QHBB4x"
 ASKER_KEY_SIZE = 16
 ASKER = "=QI4x16s"
@@ -91,5 +91,5 @@ MAPS = {
     "lost": (6, 4, 8, 1, 0),
     "prefixes": (11, 20, 128, 1, 1),
     "proxies": (1, 8, 48, 256, 1),
-    "sockets": (24, 4, 160, 0, 513),
+    "sockets": (24, 4, 168, 0, 513),
 }
