@@ -20,13 +20,15 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tests.support.cgroups import enter, private_cgroup
 from tests.support.children import child, in_child, staged_child
 from tests.support.netns import Network
+from tests.support.waiting import wait_until
+from zfw_py.guard.tables import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -101,6 +103,33 @@ class Attached(NamedTuple):
         return sum(each.get(reason, 0) for each in self.status()["decisions"].values())
 
 
+class Shell:
+    """A bash that runs what it is asked to."""
+
+    SCRIPT = 'while read -r line; do eval "$line" 2> /dev/null; printf "\\n%s\\n" "status $?"; done'
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._to, self._from = process.stdin, process.stdout
+
+    def ask(self, command: str) -> tuple[int, str]:
+        """Its exit code, and what it printed on stdout."""
+        self._to.write(f"{command}\n")
+        self._to.flush()
+        printed = ""
+        for line in self._from:
+            if line.startswith("status "):
+                return int(line.split()[1]), printed[:-1]
+            printed += line
+        raise AssertionError(f"the shell has ended after {printed!r}")
+
+    def end(self) -> None:
+        """Let it end by itself."""
+        self._to.close()
+
+
 class World:
     """The network, the cgroup that ``zfw`` is run in, and what arrived outside."""
 
@@ -110,6 +139,7 @@ class World:
         self.folder = folder
         self.inside = network.client
         self.outside = network.gateway
+        self.bystanders: list[int] = []
 
     def start(self, *command: str, **options: Any) -> subprocess.Popen[str]:
         """Start a command inside, in the world's cgroup; the caller ends it."""
@@ -178,6 +208,41 @@ class World:
                 yield from stages()
 
         return staged_child(go)
+
+    @contextmanager
+    def shell(self, *command: str) -> Iterator[Shell]:
+        """A bash that a command executes, such as zfw guard run."""
+        with self.start(*command, "bash", "-c", Shell.SCRIPT, stdin=subprocess.PIPE) as process:
+            try:
+                yield Shell(process)
+            finally:
+                process.kill()
+
+    @contextmanager
+    def bystander(self, *command: str) -> Iterator[int]:
+        """The id of a process in the world's cgroup that does nothing, or runs a command."""
+        process = self.start(*(command or ("sleep", "1000")), stdout=None, stderr=None)
+        self.bystanders.append(process.pid)
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+            process.wait()
+            self.bystanders.remove(process.pid)
+
+    def left(self) -> list[str]:
+        """What guards have made and not taken away: pins, cgroups, processes in ours."""
+        found = [path for path, _, _ in os.walk(ROOT)][1:]
+        found += [path for path, _, _ in os.walk(self.cgroup)][1:]
+        for path in (str(self.cgroup), *found):
+            with suppress(OSError):  # no cgroup, or removed meanwhile
+                pids = (Path(path) / "cgroup.procs").read_text().split()
+                found += [f"process {pid}" for pid in pids if int(pid) not in self.bystanders]
+        return found
+
+    def is_clean(self) -> bool:
+        """Whether nothing is left, or nothing is very soon."""
+        return wait_until(lambda: not self.left())
 
     @contextmanager
     def capture(self, interface: str = Network.interface) -> Iterator[list[Arrived]]:

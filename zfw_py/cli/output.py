@@ -7,6 +7,8 @@ elsewhere output is plain text without colours or frames.
 
 from __future__ import annotations
 
+import os
+import select
 import sys
 from itertools import islice
 from time import monotonic
@@ -49,11 +51,33 @@ def line(text: str) -> None:
     print(safe(text))
 
 
-def event(text: str, stream: TextIO) -> None:
-    """Something that has just happened, seen at once."""
-    # One write: others may write there as well.
-    stream.write(f"{safe(text)}\n")
-    stream.flush()
+class Events:
+    """Lines on a stream about what has just happened, for people.
+
+    What cannot be written at once is left out, and that is said as soon as possible: a
+    reader that does not read or has gone, or a terminal that was stopped, must not stop us.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._fd = stream.fileno()
+        self._left_out = 0
+
+    def write(self, text: str) -> None:
+        """A line."""
+        lines = [safe(text)]
+        if self._left_out:
+            lines.insert(0, f"zfw: {counted(self._left_out, 'line')} left out")
+        poll = select.poll()
+        poll.register(self._fd, select.POLLOUT)
+        if not poll.poll(0):
+            self._left_out += 1
+            return
+        try:
+            os.write(self._fd, "".join(f"{each}\n" for each in lines).encode(errors="replace"))
+        except OSError:
+            self._left_out += 1
+        else:
+            self._left_out = 0
 
 
 def warning(text: str) -> None:

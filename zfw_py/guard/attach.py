@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Programs onto a cgroup and off it.
 
-A guard is built in a directory of its own and published by one rename. Its rules
-are written before its first program is there, and the one that judges packets
-comes last. Only our own links are ever removed.
+A guard is built in a directory of its own: what is to be made is written there
+first, then cgroups, rules and programs. When its process answers DNS, the programs are
+attached, the one that judges packets last, and the directory gets the guard's name:
+from then on it is one. It goes the other way: it loses its name, and what says what
+was made goes last. Whoever finds a directory without a name while holding the lock
+knows that its maker was killed, and removes it. Only our own links are ever removed.
 """
 
 from __future__ import annotations
@@ -15,22 +18,30 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from zfw_py.abi import guard_layout as layout
-from zfw_py.errors import Conflict, KernelError, NotFound, ZfwError, raise_expected
-from zfw_py.guard import processes
-from zfw_py.guard.tables import ROOT, Tables, directory_of, identifiers
+from zfw_py.errors import (
+    Conflict,
+    KernelError,
+    LayoutMismatch,
+    NotFound,
+    ZfwError,
+    raise_expected,
+)
+from zfw_py.guard import cgroups, processes
+from zfw_py.guard.tables import ABOUT, ROOT, Tables, directory_of, exists, identifiers
 from zfw_py.kernel import bpf, bpffs, cgroup
 from zfw_py.kernel.libbpf import BpfObject
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from zfw_py.abi.guard_codec import Proxy
     from zfw_py.guard.tables import About
     from zfw_py.model.policy import Policy
 
 OBJECT = Path(__file__).resolve().parent.parent / "objects" / "guard.bpf.o"
-_LINK_PIN = "link_"
+_LINK_PIN, _PROGRAM_PIN = "link_", "program_"
 
 # In the order in which they are attached.
 _REDIRECT = {
@@ -52,10 +63,14 @@ def new_identifier() -> str:
     return secrets.token_hex(4)
 
 
-def install(about: About, policy: Policy | None, proxies: Mapping[int, Proxy]) -> Tables:
-    """Guard a cgroup from now on; the caller holds the lock. Without a policy: DNS alone.
+# Onto it
 
-    Raises Conflict if the cgroup is guarded already, or another program forbids it.
+
+def build(about: About, policy: Policy | None) -> tuple[Tables, About]:
+    """Make all that a guard is, attached to nothing yet; the caller holds the lock.
+
+    Without a policy: for DNS alone. Raises Conflict if the cgroup is guarded already;
+    whatever is raised, nothing is left.
     """
     for other in identifiers():
         found = _about(directory_of(other))
@@ -63,59 +78,103 @@ def install(about: About, policy: Policy | None, proxies: Mapping[int, Proxy]) -
             raise Conflict(f"{about.cgroup} is guarded already, by guard {other}")
     if not OBJECT.exists():
         raise ZfwError(f"{OBJECT.name} is missing", hint="build it: pip install . in the source")
-    built = bpffs.new_directory(ROOT)
+    tables = Tables(bpffs.new_directory(ROOT))
     try:
-        _build(built, about, policy, proxies)
-        bpffs.publish(built, directory_of(about.id))
+        tables.write_about(about)
+        about = _make_cgroups(about)
+        tables.write_about(about)
+        _load(tables, policy)
     except BaseException as error:
-        _take_off(built)
+        dismantle(tables.directory)
         if isinstance(error, OSError):
             raise_expected(error)
         raise
-    return Tables(directory_of(about.id))
+    return tables, about
 
 
-def _build(
-    directory: str, about: About, policy: Policy | None, proxies: Mapping[int, Proxy]
-) -> None:
+def _make_cgroups(about: About) -> About:
+    if about.is_cgroup_ours:
+        cgroups.make(about.cgroup)
+    if about.proxy_cgroup:
+        cgroups.make(about.proxy_cgroup)
+    return replace(about, cgroup_id=cgroup.identifier(about.cgroup))
+
+
+def _load(tables: Tables, policy: Policy | None) -> None:
     with BpfObject(OBJECT) as loaded:
         if policy is not None:
             loaded.size_map("prefixes", max(1, len(policy.flatten())))
         loaded.load()
         for name, fd in loaded.maps().items():
-            bpf.pin(fd, f"{directory}/{name}")
-        tables = Tables(directory)
-        tables.write_about(about)
-        flags = layout.REDIRECT_ONLY
-        if policy is not None:
-            tables.write_prefixes(policy)
-            flags = layout.LOG_ONLY if policy.is_log_only else 0
-            if policy.is_allowed_by_default:
-                flags |= layout.DEFAULT_ALLOW
-        tables.write_config(flags)
-        for cookie, proxy in proxies.items():
-            tables.write_proxy(cookie, proxy)
+            bpf.pin(fd, f"{tables.directory}/{name}")
         programs = loaded.programs()
-        place = cgroup.open_directory(about.cgroup)
+        for name in _REDIRECT if policy is None else _REDIRECT | _JUDGE:
+            bpf.pin(programs[name], f"{tables.directory}/{_PROGRAM_PIN}{name}")
+    flags = layout.REDIRECT_ONLY
+    if policy is not None:
+        tables.write_prefixes(policy)
+        flags = layout.LOG_ONLY if policy.is_log_only else 0
+        if policy.is_allowed_by_default:
+            flags |= layout.DEFAULT_ALLOW
+    tables.write_config(flags)
+    # Until it has a process of its own.
+    tables.write_keeper(processes.this_process())
+    tables.open_all()
+
+
+def put_in_force(tables: Tables, about: About) -> None:
+    """Attach what was built, and give it its name; the caller holds the lock.
+
+    Raises Conflict if another program forbids it.
+    """
+    programs = {
+        name: attach_type
+        for name, attach_type in (_REDIRECT | _JUDGE).items()
+        if os.path.exists(f"{tables.directory}/{_PROGRAM_PIN}{name}")
+    }
+    _check_others(about.cgroup, programs)
+    place = cgroup.open_directory(about.cgroup)
+    try:
+        for name, attach_type in programs.items():
+            pin = f"{tables.directory}/{_PROGRAM_PIN}{name}"
+            _attach(pin, place, attach_type, f"{tables.directory}/{_LINK_PIN}{name}")
+            os.unlink(pin)  # the link has it
+    finally:
+        os.close(place)
+    _take_in(about)
+    bpffs.publish(tables.directory, directory_of(about.id))
+    tables.directory = directory_of(about.id)
+
+
+def _check_others(path: str, programs: Mapping[str, int]) -> None:
+    """Raise Conflict if a program of somebody's forbids ours, or would not run beside it.
+
+    Without BPF_F_ALLOW_MULTI it is alone on its cgroup, and within it either nobody may
+    attach or whoever does takes its place.
+    """
+    for where in (path, *cgroup.ancestors(path)):
+        place = cgroup.open_directory(where)
         try:
-            for name, attach_type in (_REDIRECT | (_JUDGE if policy is not None else {})).items():
-                _attach(programs[name], place, attach_type, f"{directory}/{_LINK_PIN}{name}")
+            for name, attach_type in programs.items():
+                count, flags = bpf.attached_to_cgroup(place, attach_type)
+                if count and not flags & bpf.ALLOW_MULTI:
+                    raise Conflict(
+                        f"attach {name}: a program on {where} allows no other beside it",
+                        hint="bpftool cgroup tree shows it",
+                    )
         finally:
             os.close(place)
 
 
-def _attach(program_fd: int, place: int, attach_type: int, pin: str) -> None:
+def _attach(program_pin: str, place: int, attach_type: int, pin: str) -> None:
     name = pin.rpartition(_LINK_PIN)[2]
+    program = bpf.open_pin(program_pin)
     try:
-        link = bpf.create_link(program_fd, place, attach_type)
+        link = bpf.create_link(program, place, attach_type)
     except OSError as error:
-        if error.errno == errno.EPERM:
-            # cgroup_attach without BPF_F_ALLOW_MULTI, on this cgroup or one around it.
-            raise Conflict(
-                f"attach {name}: a program on the cgroup, or on one around it, allows no other",
-                hint="bpftool cgroup tree shows it",
-            ) from error
         raise KernelError(f"attach {name} to the cgroup", error.errno or 0) from error
+    finally:
+        os.close(program)
     try:
         # Unpinned, the link and with it the program would go with this process.
         bpf.pin(link, pin)
@@ -123,93 +182,138 @@ def _attach(program_fd: int, place: int, attach_type: int, pin: str) -> None:
         os.close(link)
 
 
+# Off it
+
+
 def remove(identifier: str) -> bool:
     """Take a guard's programs off and forget it; the caller holds the lock.
 
     False if there is none of this id any more.
     """
-    directory = directory_of(identifier)
-    if not os.path.isdir(directory):
+    if not exists(identifier):
         return False
-    about = _about(directory)
+    _remove_unfinished()
     doomed = bpffs.new_directory(ROOT)
-    os.rename(directory, doomed)
-    _take_off(doomed)
-    if about is not None:
-        if about.is_cgroup_ours:
-            remove_cgroup(about.cgroup)
-        if about.proxy_cgroup:
-            remove_cgroup(about.proxy_cgroup)
+    os.rename(directory_of(identifier), doomed)
+    dismantle(doomed)
     return True
 
 
-def _about(directory: str) -> About | None:
-    try:
-        return Tables(directory).about()
-    except ZfwError:
-        return None  # of another version: its programs go all the same
-
-
-def _take_off(directory: str) -> None:
-    for name in os.listdir(directory):
+def dismantle(directory: str) -> None:
+    """Remove what is in a directory without a name, and what its guard made."""
+    about = _about(directory)
+    names = os.listdir(directory)
+    for name in names:
         if name.startswith(_LINK_PIN):
-            link = bpf.open_pin(f"{directory}/{name}")
-            try:
-                # Unpinned alone it would stay for a moment.
-                bpf.detach_link(link)
-            except OSError as error:
-                # ENOLINK: its cgroup is gone.
-                if error.errno not in (errno.ENOLINK, errno.ENOENT):
-                    raise
-            finally:
-                os.close(link)
-    bpffs.remove_directory(directory)
+            _detach(f"{directory}/{name}")
+    if about is not None:
+        if about.is_cgroup_ours:
+            cgroups.remove(about.cgroup, identifiers())
+        if about.proxy_cgroup:
+            cgroups.remove(about.proxy_cgroup, identifiers())
+    # What says what was made goes last.
+    for name in sorted(names, key=lambda name: name == ABOUT):
+        with suppress(FileNotFoundError):
+            os.unlink(f"{directory}/{name}")
+    os.rmdir(directory)
 
 
-def remove_cgroup(path: str) -> None:
-    """Remove a cgroup that we made; who is still in it goes to the one around it."""
+def _detach(pin: str) -> None:
     try:
-        for inner in cgroup.processes(path):
-            with suppress(NotFound):
-                cgroup.move(inner, os.path.dirname(path))
-        cgroup.remove(path)
-    except NotFound:
-        pass
-    except Conflict:
-        pass  # a cgroup was made in it, which is not ours
+        link = bpf.open_pin(pin)
+    except FileNotFoundError:
+        return  # removed by hand
+    try:
+        # Unpinned alone it would stay for a moment.
+        bpf.detach_link(link)
+    except OSError as error:
+        # ENOLINK: its cgroup is gone.
+        if error.errno not in (errno.ENOLINK, errno.ENOENT):
+            raise
+    finally:
+        os.close(link)
+
+
+def _remove_unfinished() -> None:
+    for leftover in bpffs.unfinished(ROOT):
+        dismantle(leftover)
 
 
 def collect() -> None:
     """Remove what a process that was killed has left; the caller holds the lock.
 
-    That is what was being built, guards whose cgroup is gone, and those of ``run``
-    that nobody keeps and nobody is in.
+    That is what was being built or removed, guards whose cgroup is gone, and those
+    whose cgroup was made for them that nobody keeps and nobody is in.
     """
-    for leftover in bpffs.unfinished(ROOT):
-        _take_off(leftover)
+    _remove_unfinished()
     for identifier in identifiers():
         about = _about(directory_of(identifier))
         if about is not None and is_abandoned(identifier, about):
             remove(identifier)
 
 
-def is_abandoned(identifier: str, about: About) -> bool:
-    """Whether a guard is of no use to anybody."""
+def is_gone(about: About) -> bool:
+    """Whether the guarded cgroup is gone; another one may have its name."""
     try:
-        if cgroup.identifier(about.cgroup) != about.cgroup_id:
-            return True  # another cgroup has its name now
+        return cgroup.identifier(about.cgroup) != about.cgroup_id
     except NotFound:
         return True
-    if about.kind != "run" or cgroup.is_populated(about.cgroup):
+
+
+def is_abandoned(identifier: str, about: About) -> bool:
+    """Whether a guard is of no use to anybody."""
+    if is_gone(about):
+        return True
+    if not about.is_cgroup_ours or cgroup.is_populated(about.cgroup):
         return False
-    return not processes.is_alive(Tables(directory_of(identifier)).keeper())
+    try:
+        return not processes.is_alive(Tables(directory_of(identifier)).keeper())
+    except LayoutMismatch:
+        return False
 
 
-def guards_around(path: str) -> list[str]:
-    """The ids of the guards on cgroups around a cgroup."""
-    around = {cgroup.identifier(above) for above in cgroup.ancestors(path)}
-    return [
-        identifier
-        for identifier in identifiers()
-        if (about := _about(directory_of(identifier))) is not None and about.cgroup_id in around
-    ]
+# Others
+
+
+def _about(directory: str) -> About | None:
+    """What a guard is; None if another version made it, or nobody has said it yet."""
+    try:
+        return Tables(directory).about()
+    except (LayoutMismatch, NotFound):
+        return None
+
+
+def has_guards_at(path: str) -> bool:
+    """Whether a cgroup, or one around it, is guarded; the caller holds the lock."""
+    here = {cgroup.identifier(each) for each in (path, *cgroup.ancestors(path))}
+    return any(
+        about is not None and about.cgroup_id in here
+        for about in map(_about, map(directory_of, identifiers()))
+    )
+
+
+def _take_in(outer: About) -> None:
+    """Let the guards within a new one ask through it.
+
+    Else what they allow would be asked past it, and it would not know the addresses
+    when the packets come.
+    """
+    for identifier in identifiers():
+        tables = Tables(directory_of(identifier))
+        try:
+            inner, process = tables.about(), tables.keeper()
+            is_inside = inner.cgroup_id != outer.cgroup_id and cgroups.is_within(
+                inner.cgroup, outer.cgroup
+            )
+            if (
+                is_inside
+                and inner.kind != "redirect"
+                and processes.is_alive(process)
+                and not cgroups.is_within(cgroup.of_process(process.pid), outer.cgroup)
+            ):
+                beside = cgroups.proxy_in(os.path.dirname(inner.cgroup), identifier)
+                tables.write_about(replace(inner, proxy_cgroup=beside))
+                cgroups.make(beside)
+                cgroup.move(process.pid, beside)
+        except (LayoutMismatch, NotFound):
+            continue  # of another version, or it has ended meanwhile

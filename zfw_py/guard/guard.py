@@ -1,46 +1,53 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Guards: made, listed, taken away. What the command line and other programs call."""
+"""Guards: made and taken away. What the command line and other programs call."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from stat import S_ISSOCK
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from msgspec.structs import replace
 
 from zfw_py.abi.guard_codec import Proxy as ProxyEntry
-from zfw_py.errors import NotFound, UsageError
+from zfw_py.errors import LayoutMismatch, NotFound, UsageError, ZfwError
 from zfw_py.guard import attach as attachment
-from zfw_py.guard import background, command, listeners, processes
-from zfw_py.guard.dns.proxy import Proxy
+from zfw_py.guard import background, cgroups, command, keeper, listing, processes
 from zfw_py.guard.dns.upstream import Server as Upstream
-from zfw_py.guard.dns.upstream import check_upstreams, system_upstreams
-from zfw_py.guard.keeper import Kept, keep
-from zfw_py.guard.tables import About, Tables, directory_of, identifiers, locked, make_root
+from zfw_py.guard.dns.upstream import system_upstreams
+from zfw_py.guard.keeper import Kept
+from zfw_py.guard.tables import About, Tables, directory_of, exists, identifiers, locked, make_root
 from zfw_py.kernel import cgroup
-from zfw_py.kernel.netns import netns_cookie
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from zfw_py.guard.background import Background
     from zfw_py.guard.foreign_sockets import ForeignSocket
     from zfw_py.guard.listeners import Listeners
     from zfw_py.guard.records import Record
+    from zfw_py.kernel.lock import Lock
     from zfw_py.model.policy import Policy, Server
 
-_GUARD_CGROUP = "zfw-guard-"
-_PROXY_CGROUP = "zfw-proxy-"
+_Started = TypeVar("_Started")
+
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 _ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Target(NamedTuple):
-    """What is to be guarded: a cgroup, or a process in a cgroup yet to be made beneath it."""
+    """What is to be guarded: a cgroup, or with ``is_ours`` one that is to be made in it.
+
+    ``moved_pid`` is the process that is to be put there.
+    """
 
     cgroup: str
+    is_ours: bool = False
     moved_pid: int | None = None
 
 
@@ -50,22 +57,6 @@ class Made(NamedTuple):
     id: str
     cgroup: str
     foreign: list[ForeignSocket]
-
-
-class Status(NamedTuple):
-    """A guard as it is. ``problem`` says what is wrong with it, and is empty if nothing is.
-
-    ``learnt`` counts addresses of names that may be reached now; ``lost`` events
-    that nobody took in time.
-    """
-
-    about: About
-    keeper_pid: int | None
-    problem: str
-    processes: int
-    learnt: int
-    decisions: dict[str, dict[str, int]]
-    lost: int
 
 
 def of_cgroup(path: str) -> Target:
@@ -83,7 +74,7 @@ def of_process(pid: int, *, is_moved: bool) -> Target:
     """
     path = cgroup.of_process(pid)
     if is_moved:
-        return Target(path, pid)
+        return Target(path, is_ours=True, moved_pid=pid)
     if cgroup.is_root(path):
         raise UsageError(
             f"process {pid} is in the root cgroup, which is everybody's",
@@ -95,124 +86,80 @@ def of_process(pid: int, *, is_moved: bool) -> Target:
 # Making
 
 
-class _New(NamedTuple):
-    """A guard that has just been put in force."""
-
-    tables: Tables
-    about: About
-    policy: Policy | None
-    opened: list[Listeners]
-    upstreams: list[Upstream]
-
-    def keep(
-        self,
-        tell: Callable[[Record], None],
-        ready: Callable[[], None],
-        stops: Iterable[signal.Signals],
-    ) -> None:
-        """Keep it until a signal comes, or until it is of no more use and has been removed."""
-        kept = Kept(
-            tables=self.tables,
-            path=self.about.cgroup,
-            opened=self.opened,
-            make_proxy=None if self.policy is None else self._proxy,
-            is_log_only=self.policy is not None and self.policy.is_log_only,
-            is_done_when_empty=self.about.kind == "run",
-            tell=tell,
-        )
-        if asyncio.run(keep(kept, ready, stops)):
-            with locked(is_exclusive=True):
-                attachment.remove(self.about.id)
-
-    def release(self) -> None:
-        """Close the proxy's sockets here: they are its process's alone, and end with it."""
-        for each in self.opened:
-            each.close()
-
-    def _proxy(self, report: Callable[..., None]) -> Proxy:
-        assert self.policy is not None  # noqa: S101 - what the caller just asked
-        return Proxy(
-            ports_of_name=self.policy.ports_of_name,
-            is_blocked_name=self.policy.is_blocked_name,
-            upstreams=self.upstreams,
-            admit=self.tables.admit,
-            report=report,
-            is_log_only=self.policy.is_log_only,
-        )
-
-    def join_enclosing(self) -> None:
-        """Ask upstream from within the guards around this one, if there are any.
-
-        Else what they allow would be asked past them, and they would not know the
-        addresses when the packets come.
-        """
-        if self.about.proxy_cgroup:
-            cgroup.move(os.getpid(), self.about.proxy_cgroup)
-
-
 @contextmanager
 def _made(
-    kind: str,
-    path_of: Callable[[str], str],
+    about: About,
     policy: Policy | None,
-    proxies_of: Callable[[str], tuple[list[Listeners], dict[int, ProxyEntry]]],
-    servers: Sequence[str],
     upstreams: list[Upstream],
-    *,
-    is_cgroup_ours: bool,
-) -> Iterator[_New]:
+    tell: Callable[[Record], None],
+    start: Callable[[Kept, Lock], _Started],
+) -> Iterator[tuple[Kept, _Started]]:
     """Put a guard in force; should the body fail, take it away again.
 
-    ``path_of`` gives the cgroup for an id, and makes it if it is to be ours.
+    ``start`` gets going what answers its DNS, before anything is redirected there.
     """
     make_root()
-    identifier = attachment.new_identifier()
-    opened: list[Listeners] = []
+    background.fill_stdio()
     try:
-        with locked(is_exclusive=True):
+        with locked(is_exclusive=True) as lock:
             attachment.collect()
-            path = path_of(identifier)
+            tables, about = attachment.build(_beside(about), policy)
+            kept = Kept(tables, about, policy, upstreams, tell)
             try:
-                opened, proxies = proxies_of(path)
-                check_upstreams(upstreams, _own_addresses(opened))
-                about = About(
-                    id=identifier,
-                    kind=kind,
-                    cgroup=path,
-                    cgroup_id=cgroup.identifier(path),
-                    is_cgroup_ours=is_cgroup_ours,
-                    proxy_cgroup=_proxy_cgroup(kind, path, identifier),
-                    created=time.time(),
-                    servers=list(servers),
-                    policy={} if policy is None else policy.as_object(),
-                )
-                tables = attachment.install(about, policy, proxies)
+                started = start(kept, lock)
+                attachment.put_in_force(tables, about)
             except BaseException:
-                if is_cgroup_ours:
-                    attachment.remove_cgroup(path)
+                processes.end(tables.keeper())
+                attachment.dismantle(tables.directory)
                 raise
-        new = _New(tables, about, policy, opened, upstreams)
-        try:
-            yield new
-        except BaseException:
-            with locked(is_exclusive=True):
-                attachment.remove(identifier)
-            raise
-    finally:
-        for each in opened:
-            each.close()
+        yield kept, started
+    except BaseException:
+        _forget(about.id)
+        raise
 
 
-def _own_addresses(opened: Iterable[Listeners]) -> list[tuple[str, int]]:
-    own = netns_cookie()
-    return [end for each in opened if each.cookie == own for end in each.addresses()]
+def _about(
+    kind: str, target: Target, servers: Iterable[object], policy: Policy | None = None
+) -> About:
+    identifier = attachment.new_identifier()
+    path = target.cgroup
+    if target.is_ours:
+        path = cgroups.guarded_in(path, identifier)
+    return About(
+        id=identifier,
+        kind=kind,
+        cgroup=path,
+        cgroup_id=0 if target.is_ours else cgroup.identifier(path),
+        is_cgroup_ours=target.is_ours,
+        proxy_cgroup="",
+        created=time.time(),
+        servers=[str(server) for server in servers],
+        policy={} if policy is None else policy.as_object(),
+    )
 
 
-def _proxy_cgroup(kind: str, path: str, identifier: str) -> str:
-    """Where the proxy of a guard within others has to be. Run from there, it is there."""
-    if kind != "attach" or not attachment.guards_around(path):
-        return ""
-    return cgroup.create(os.path.dirname(path), f"{_PROXY_CGROUP}{identifier}")
+def _beside(about: About) -> About:
+    """A guard whose process would be where it must not be has a cgroup for it.
+
+    In what is guarded, its own questions would come back to it. And outside of guards
+    around this one, what they allow would be asked past them, and they would not know
+    the addresses when the packets come.
+    """
+    if about.kind != "attach":
+        return about  # a redirect asks nobody, and a command's guard is made where it has to be
+    if about.is_cgroup_ours:
+        above: str | None = os.path.dirname(about.cgroup)
+        is_inside = False
+    else:
+        above = cgroup.parent(about.cgroup)
+        is_inside = cgroups.is_within(cgroup.of_process(os.getpid()), about.cgroup)
+    if not is_inside and (above is None or not attachment.has_guards_at(above)):
+        return about
+    if above is None:
+        raise UsageError(
+            f"{about.cgroup}: zfw is in it, and the cgroup around it cannot be seen from here"
+        )
+    return replace(about, proxy_cgroup=cgroups.proxy_in(above, about.id))
 
 
 def _upstreams(policy: Policy) -> list[Upstream]:
@@ -221,37 +168,38 @@ def _upstreams(policy: Policy) -> list[Upstream]:
     return [Upstream(server.address_text, server.port) for server in policy.dns_upstreams]
 
 
-@contextmanager
-def _attached(target: Target, policy: Policy) -> Iterator[tuple[_New, Made]]:
-    upstreams = _upstreams(policy)
-    with _made(
-        "attach",
-        _path_of(target),
-        policy,
-        lambda path: _listening(_pids(target, path)),
-        [str(server) for server in upstreams],
-        upstreams,
-        is_cgroup_ours=target.moved_pid is not None,
-    ) as new:
-        yield new, _entered(target, new.about)
-
-
-def _path_of(target: Target) -> Callable[[str], str]:
-    if target.moved_pid is None:
-        return lambda _: target.cgroup
-    return lambda identifier: cgroup.create(target.cgroup, f"{_GUARD_CGROUP}{identifier}")
-
-
-def _pids(target: Target, path: str) -> list[int]:
+def _open(kept: Kept, target: Target) -> list[Listeners]:
+    """Be where the guard's process has to be, and open its sockets for those who will ask."""
+    if kept.about.proxy_cgroup:
+        cgroup.move(os.getpid(), kept.about.proxy_cgroup)
     if target.moved_pid is not None:
-        return [target.moved_pid]
-    return cgroup.processes(path, is_recursive=True)
+        return keeper.open_sockets(kept, [target.moved_pid])
+    return keeper.open_sockets(kept, cgroup.processes(kept.about.cgroup, is_recursive=True))
 
 
-def _listening(pids: Sequence[int]) -> tuple[list[Listeners], dict[int, ProxyEntry]]:
-    # Nobody is there yet: whoever comes is most likely to be where we are.
-    opened = listeners.open_for(pids) or [listeners.open_here()]
-    return opened, {each.cookie: each.proxy for each in opened}
+def _start(kept: Kept, lock: Lock, target: Target, *, has_stderr: bool) -> Background:
+    """Start the guard's process. The terminal's signals are not for it."""
+
+    def body(ready: Callable[[], None], maker: int) -> None:
+        # A question takes a descriptor, and a network namespace ten.
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        _keep(kept, _open(kept, target), ready, [signal.SIGTERM], maker)
+
+    # Who holds its descriptor holds the lock.
+    return background.start(body, has_stderr=has_stderr, closes=[lock.fileno()])
+
+
+def _keep(
+    kept: Kept,
+    opened: list[Listeners],
+    ready: Callable[[], None],
+    stops: Iterable[signal.Signals],
+    maker: int | None = None,
+) -> None:
+    if asyncio.run(keeper.keep(kept, opened, ready, stops, maker)):
+        with locked(is_exclusive=True):
+            attachment.remove(kept.about.id)
 
 
 def _entered(target: Target, about: About) -> Made:
@@ -261,7 +209,9 @@ def _entered(target: Target, about: About) -> Made:
     # Netlink takes 150 ms to import, and a command has nobody to look at.
     from zfw_py.guard.foreign_sockets import foreign_sockets
 
-    pids = cgroup.processes(about.cgroup, is_recursive=True)
+    # The proxies of guards within have sockets from elsewhere, and have to.
+    keepers = {status.keeper_pid for status in listing.guards()[0]}
+    pids = [pid for pid in cgroup.processes(about.cgroup, is_recursive=True) if pid not in keepers]
     return Made(about.id, about.cgroup, foreign_sockets(pids, about.cgroup))
 
 
@@ -271,14 +221,17 @@ def attach(target: Target, policy: Policy, tell: Callable[[Record], None]) -> Ma
     ``tell`` is called there. Raises NotFound, Conflict, UsageError, KernelError; then
     nothing is changed.
     """
-    with _attached(target, policy) as (new, made):
-
-        def body(ready: Callable[[], None], _terminal: int) -> None:
-            new.join_enclosing()
-            new.keep(tell, ready, [signal.SIGTERM])
-
-        background.start(body, has_stderr=False).let_go()
-        new.release()
+    upstreams = _upstreams(policy)
+    about = _about("attach", target, upstreams, policy)
+    with _made(
+        about,
+        policy,
+        upstreams,
+        tell,
+        lambda kept, lock: _start(kept, lock, target, has_stderr=False),
+    ) as (kept, keeping):
+        made = _entered(target, kept.about)
+        keeping.let_go()
         return made
 
 
@@ -289,25 +242,21 @@ def attach_here(
     on_made: Callable[[Made], None],
 ) -> None:
     """The same in the foreground: until SIGINT, SIGTERM or SIGHUP, and then it is taken away."""
-    with _attached(target, policy) as (new, made):
-        new.join_enclosing()
-        new.keep(tell, lambda: on_made(made), _ENDS)
-    _forget(made.id)
-
-
-@contextmanager
-def _redirected(target: Target, servers: Sequence[Server]) -> Iterator[tuple[_New, Made]]:
-    entry = _redirect_entry(servers)
-    with _made(
-        "redirect",
-        _path_of(target),
-        None,
-        lambda _: ([], {0: entry}),
-        [str(server) for server in servers],
-        [],
-        is_cgroup_ours=target.moved_pid is not None,
-    ) as new:
-        yield new, _entered(target, new.about)
+    upstreams = _upstreams(policy)
+    about = _about("attach", target, upstreams, policy)
+    here = cgroup.of_process(os.getpid())
+    try:
+        with _made(about, policy, upstreams, tell, lambda kept, _: _open(kept, target)) as (
+            kept,
+            opened,
+        ):
+            made = _entered(target, kept.about)
+            _keep(kept, opened, lambda: on_made(made), _ENDS)
+        _forget(about.id)
+    finally:
+        if cgroup.of_process(os.getpid()) != here:
+            with suppress(NotFound):
+                cgroup.move(os.getpid(), here)
 
 
 def _redirect_entry(servers: Sequence[Server]) -> ProxyEntry:
@@ -322,12 +271,25 @@ def _redirect_entry(servers: Sequence[Server]) -> ProxyEntry:
     return ProxyEntry(**fields)  # type: ignore[arg-type]
 
 
+@contextmanager
+def _redirected(
+    target: Target, servers: Sequence[Server], tell: Callable[[Record], None]
+) -> Iterator[tuple[Kept, Made]]:
+    entry = _redirect_entry(servers)
+    about = _about("redirect", target, servers)
+    with _made(about, None, [], tell, lambda kept, _: kept.tables.write_proxy(0, entry)) as (
+        kept,
+        _,
+    ):
+        yield kept, _entered(target, kept.about)
+
+
 def redirect(target: Target, servers: Sequence[Server]) -> Made:
     """Send a cgroup's DNS to servers of the user's, one a family. Nothing has to be kept.
 
     DNS of a family without a server is refused.
     """
-    with _redirected(target, servers) as (_, made):
+    with _redirected(target, servers, lambda _: None) as (_, made):
         return made
 
 
@@ -338,8 +300,8 @@ def redirect_here(
     on_made: Callable[[Made], None],
 ) -> None:
     """The same in the foreground: tells what is redirected until a signal takes it away."""
-    with _redirected(target, servers) as (new, made):
-        new.keep(tell, lambda: on_made(made), _ENDS)
+    with _redirected(target, servers, tell) as (kept, made):
+        _keep(kept, [], lambda: on_made(made), _ENDS)
     _forget(made.id)
 
 
@@ -359,56 +321,35 @@ def run(
     until the last of it has ended. ``tell`` is called there, ``note`` here, with
     what a user should know. Raises command.NotStarted and as ``attach`` does.
     """
-    own = cgroup.of_process(os.getpid())
+    target = Target(cgroup.of_process(os.getpid()), is_ours=True)
     upstreams = _upstreams(policy)
     with _made(
-        "run",
-        lambda identifier: cgroup.create(own, f"{_GUARD_CGROUP}{identifier}"),
+        _about("run", target, upstreams, policy),
         policy,
-        lambda _: _listening([]),
-        [str(server) for server in upstreams],
         upstreams,
-        is_cgroup_ours=True,
-    ) as new:
-        for foreign in _inherited(new.about.cgroup):
+        tell,
+        lambda kept, lock: _start(kept, lock, target, has_stderr=True),
+    ) as (kept, keeping):
+        about = kept.about
+        for foreign in _inherited(about.cgroup):
             note(f"{foreign}; the command inherits it")
-        keeping = background.start(
-            lambda ready, terminal: _keep_command(new, tell, ready, terminal), has_stderr=True
-        )
-        new.release()
 
-        def on_other_end(pid: int) -> None:
-            # It ends by itself when nobody is left, perhaps before we see that the command has.
-            if pid == keeping.pid and _left(new.about.cgroup):
+        def on_child() -> None:
+            if keeping.has_just_ended() and exists(about.id):
                 note("the guard's process has ended: DNS fails from now on")
 
-        try:
-            status = command.run(arguments, new.about.cgroup, user, on_other_end)
-        finally:
-            keeping.let_go()
-    left = _left(new.about.cgroup)
-    if left:
-        note(f"guard {new.about.id} stays for {left} that the command has left running")
-    else:
-        _forget(new.about.id)
+        status = command.run(arguments, about.cgroup, user, on_child)
+    try:
+        left = _left(about.cgroup)
+        if left:
+            note(f"guard {about.id} stays for {left} that the command has left running")
+        else:
+            _forget(about.id)
+    except ZfwError as error:
+        # The status is the command's.
+        note(f"guard {about.id} is not taken away: {error}")
+    keeping.let_go()
     return status
-
-
-def _keep_command(
-    new: _New, tell: Callable[[Record], None], ready: Callable[[], None], terminal: int
-) -> None:
-    def ready_and_watching() -> None:
-        loop = asyncio.get_running_loop()
-
-        def on_end_of_maker() -> None:
-            loop.remove_reader(terminal)
-            background.release_stderr()
-
-        loop.add_reader(terminal, on_end_of_maker)
-        ready()
-
-    # The terminal's signals are the command's.
-    new.keep(tell, ready_and_watching, [signal.SIGTERM])
 
 
 def _inherited(path: str) -> list[ForeignSocket]:
@@ -449,72 +390,44 @@ def _left(path: str) -> str:
 
 def _forget(identifier: str) -> None:
     """Take a guard away, if nobody else has done so."""
-    try:
+    with suppress(NotFound):
         detach(identifier)
-    except NotFound:
-        pass
 
 
 def detach(identifier: str) -> None:
     """Take a guard away: programs, rules, its process, and the cgroup if it was made for it.
 
-    Raises NotFound.
+    Raises NotFound, LayoutMismatch if another version made it.
     """
     directory = directory_of(identifier)
     missing = NotFound(f"no such guard: {identifier}")
-    try:
-        with locked(is_exclusive=True):
-            if not os.path.isdir(directory):
-                raise missing
-            # While the lock is held it cannot take itself away as well.
-            processes.end(Tables(directory).keeper())
-            attachment.remove(identifier)
-    except FileNotFoundError:
-        raise missing from None
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(is_exclusive=True))
+        except FileNotFoundError:
+            raise missing from None
+        if not os.path.isdir(directory):
+            raise missing
+        tables = Tables(directory)
+        tables.config()
+        process = tables.keeper()
+        attachment.remove(identifier)
+    # Not with the lock: its process may want it too, to take itself away.
+    processes.end(process)
 
 
-def detach_all() -> list[str]:
-    """Take all guards away; their ids."""
-    found = identifiers()
-    for identifier in found:
-        _forget(identifier)
-    return found
+def detach_all() -> tuple[list[str], list[LayoutMismatch]]:
+    """Take all guards away: the ids of those that are, and what is to be said of the others.
 
-
-# Looking
-
-
-def guards() -> list[Status]:
-    """All guards, the oldest first."""
-    try:
-        with locked(is_exclusive=False):
-            found = [_status(Tables(directory_of(identifier))) for identifier in identifiers()]
-    except FileNotFoundError:
-        return []
-    return sorted(found, key=lambda status: status.about.created)
-
-
-def _status(tables: Tables) -> Status:
-    about = tables.about()
-    tables.config()
-    keeper = tables.keeper()
-    is_kept = processes.is_alive(keeper)
-    problem, count = "", 0
-    try:
-        is_there = cgroup.identifier(about.cgroup) == about.cgroup_id
-        count = len(cgroup.processes(about.cgroup, is_recursive=True)) if is_there else 0
-    except NotFound:
-        is_there = False
-    if not is_there:
-        problem = "its cgroup is gone"
-    elif not is_kept and about.kind != "redirect":
-        problem = "its process has died: DNS fails, the rest is judged as before"
-    return Status(
-        about=about,
-        keeper_pid=keeper.pid if is_kept else None,
-        problem=problem,
-        processes=count,
-        learnt=len({address for address, _ in tables.learnt()}),
-        decisions=tables.decisions(),
-        lost=tables.lost(),
-    )
+    Raises PermissionDenied.
+    """
+    gone, foreign = [], []
+    for identifier in sorted(identifiers()):
+        try:
+            detach(identifier)
+            gone.append(identifier)
+        except NotFound:
+            continue  # somebody else did
+        except LayoutMismatch as error:
+            foreign.append(error)
+    return gone, foreign

@@ -13,60 +13,108 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.abi.guard_codec import Event
-from zfw_py.errors import KernelError, NotFound, ZfwError
-from zfw_py.guard import listeners, processes
+from zfw_py.errors import ZfwError
+from zfw_py.guard import background, listeners, processes
+from zfw_py.guard.attach import is_gone
+from zfw_py.guard.dns.proxy import Proxy
+from zfw_py.guard.dns.upstream import check_upstreams
 from zfw_py.guard.records import TRANSPORTS, Recorder
+from zfw_py.guard.tables import exists
 from zfw_py.kernel import cgroup
 from zfw_py.kernel.libbpf import RingBuffer
+from zfw_py.kernel.netns import netns_cookie
 
 if TYPE_CHECKING:
     import signal
     from collections.abc import Callable, Iterable
 
-    from zfw_py.guard.dns.proxy import Asked, Proxy
+    from zfw_py.guard.dns.proxy import Asked
+    from zfw_py.guard.dns.upstream import Server
     from zfw_py.guard.listeners import Listeners
     from zfw_py.guard.records import Record
-    from zfw_py.guard.tables import Tables
+    from zfw_py.guard.tables import About, Tables
+    from zfw_py.model.policy import Policy
 
-# Expired addresses are forgotten, and a cgroup that may go is looked for, this often.
+# Expired addresses are forgotten, and a guard or a cgroup that is gone is noticed, this often.
 _SWEEP = 30.0  # seconds
 _GONE = 1.0
+# Looking into a network namespace takes a thread, and whoever is guarded causes it.
+_FOLLOW_AGAIN = 1.0  # seconds
+_MOST_FOLLOWED = 4096
 
 
 class Kept(NamedTuple):
-    """What a keeper needs. ``make_proxy`` is None for a redirect to somebody else's proxy."""
+    """A guard, and whom to tell. ``policy`` is None for a redirect to somebody else's proxy."""
 
     tables: Tables
-    path: str
-    opened: list[Listeners]
-    make_proxy: Callable[[Callable[[Asked], None]], Proxy] | None
-    is_log_only: bool
-    is_done_when_empty: bool
+    about: About
+    policy: Policy | None
+    upstreams: list[Server]
     tell: Callable[[Record], None]
 
 
-async def keep(kept: Kept, ready: Callable[[], None], stops: Iterable[signal.Signals]) -> bool:
-    """Keep a guard until one of these signals comes, or until it is of no more use.
+def open_sockets(kept: Kept, pids: Iterable[int]) -> list[Listeners]:
+    """Open the proxy's sockets where these processes are, and say so to the programs.
 
-    ``ready`` is called once all is running. True if nobody is left in the cgroup
-    and the guard is done with it, or the cgroup is gone.
+    To be called before anything is redirected, and from where upstream is asked. Raises
+    UsageError for an upstream server that is the proxy itself, KernelError.
     """
-    return await _Keeper(kept).run(ready, stops)
+    # Nobody is there yet: whoever comes is most likely to be where we are.
+    opened = listeners.open_for(pids) or [listeners.open_here()]
+    own = netns_cookie()
+    check_upstreams(
+        kept.upstreams, [end for each in opened if each.cookie == own for end in each.addresses()]
+    )
+    for each in opened:
+        kept.tables.write_proxy(each.cookie, each.proxy)
+    kept.tables.write_keeper(processes.this_process())
+    return opened
+
+
+async def keep(
+    kept: Kept,
+    opened: list[Listeners],
+    ready: Callable[[], None],
+    stops: Iterable[signal.Signals],
+    maker: int | None = None,
+) -> bool:
+    """Keep a guard until one of these signals comes, or until it is gone or of no more use.
+
+    ``ready`` is called once all is running. At the end of the descriptor ``maker`` its
+    maker has ended or needs stderr no more; what becomes of the guard is the maker's
+    affair until then. True if nobody is left to be guarded: then the guard is to be
+    removed.
+    """
+    return await _Keeper(kept, opened, maker).run(ready, stops)
 
 
 class _Keeper:
-    def __init__(self, kept: Kept) -> None:
+    def __init__(self, kept: Kept, opened: list[Listeners], maker: int | None) -> None:
         self._kept = kept
-        self._recorder = Recorder(kept.path, is_log_only=kept.is_log_only)
-        self._proxy = None if kept.make_proxy is None else kept.make_proxy(self._on_question)
-        self._cookies = {each.cookie for each in kept.opened}
+        self._maker = maker
+        self._proxy: Proxy | None = None
+        is_log_only = False
+        if kept.policy is not None:
+            is_log_only = kept.policy.is_log_only
+            self._proxy = Proxy(
+                ports_of_name=kept.policy.ports_of_name,
+                is_blocked_name=kept.policy.is_blocked_name,
+                upstreams=kept.upstreams,
+                admit=kept.tables.admit,
+                report=self._on_question,
+                is_log_only=is_log_only,
+            )
+        self._recorder = Recorder(kept.about.cgroup, is_log_only=is_log_only)
+        self._opened = opened
+        self._here = {each.cookie: each for each in opened}
+        self._followed: dict[int, float] = {}
         self._stop = asyncio.Event()
         self._is_of_no_use = False
         self._failure: BaseException | None = None
 
     async def run(self, ready: Callable[[], None], stops: Iterable[signal.Signals]) -> bool:
         loop = asyncio.get_running_loop()
-        for each in self._kept.opened:
+        for each in self._opened:
             self._serve(each)
         for number in stops:
             loop.add_signal_handler(number, self._stop.set)
@@ -74,11 +122,14 @@ class _Keeper:
             ring = open_until_the_end.enter_context(
                 RingBuffer(self._kept.tables.map("events").fd, self._on_event)
             )
-            population = open_until_the_end.enter_context(cgroup.Population(self._kept.path))
+            population = open_until_the_end.enter_context(
+                cgroup.Population(self._kept.about.cgroup)
+            )
             loop.add_reader(ring.fileno(), self._guarded(ring.consume))
             loop.add_reader(population.fileno(), self._guarded(self._on_change), population)
+            if self._maker is not None:
+                loop.add_reader(self._maker, self._guarded(self._on_end_of_maker), population)
             sweeping = loop.create_task(self._sweep(population))
-            self._kept.tables.write_keeper(processes.this_process())
             ready()
             try:
                 if self._proxy is None:
@@ -103,7 +154,7 @@ class _Keeper:
             # One of TCP a family, beside the first of UDP.
             self._proxy.serve(udp, by_family.pop(udp.family, None))
 
-    def _guarded(self, function: Callable[..., None]) -> Callable[..., None]:
+    def _guarded(self, function: Callable[..., object]) -> Callable[..., None]:
         """A callback whose failure ends the keeper, and is raised there."""
 
         def call(*arguments: object) -> None:
@@ -120,7 +171,7 @@ class _Keeper:
     def _on_event(self, data: bytes) -> None:
         event = Event.decode(data)
         self._kept.tell(self._recorder.of_event(event))
-        if event.reason == "no_proxy" and event.netns_cookie not in self._cookies:
+        if event.reason == "no_proxy" and self._proxy is not None:
             self._follow(event.pid, event.netns_cookie)
 
     def _on_question(self, asked: Asked) -> None:
@@ -129,31 +180,57 @@ class _Keeper:
         address, port = asked.client
         askers = (
             self._kept.tables.asker(cookie, port, protocol, is_ipv6=":" in address)
-            for cookie in self._cookies
+            for cookie in self._here
         )
         self._kept.tell(self._recorder.of_question(asked, next(filter(None, askers), None)))
 
     def _follow(self, pid: int, cookie: int) -> None:
-        """Somebody asked in a network namespace that is new to us: be there for the next time."""
-        self._cookies.add(cookie)
+        """Somebody asked where we are not, or not for that family: be there for the next time.
+
+        That is in a network namespace that is new to us, or whose loopback was not up.
+        """
+        now = asyncio.get_running_loop().time()
+        if now - self._followed.get(cookie, -_FOLLOW_AGAIN) < _FOLLOW_AGAIN:
+            return
+        if len(self._followed) >= _MOST_FOLLOWED:
+            self._followed.clear()
+        self._followed[cookie] = now
         path = f"/proc/{pid}/ns/net"
-        # The process may have ended, its id be another's, and its namespace have no loopback.
-        with suppress(ZfwError):
-            if self._proxy is None or listeners.cookie_in(path) != cookie:
+        # The process may have ended, and its id be another's: perhaps the next one leads there.
+        # Or there are no descriptors, or no room in the table.
+        with suppress(ZfwError, OSError):
+            if listeners.cookie_in(path) != cookie:
                 return
             opened = listeners.open_in(path)
-            self._serve(opened)
+            known = self._here.get(cookie)
+            if known is not None and len(opened.udp) <= len(known.udp):
+                opened.close()
+                return
             try:
                 self._kept.tables.write_proxy(cookie, opened.proxy)
-            except OSError as error:
-                raise KernelError("another network namespace", error.errno or 0) from error
+            except OSError:
+                opened.close()
+                raise
+            self._serve(opened)
+            self._here[cookie] = opened
 
     # When it ends
 
+    def _on_end_of_maker(self, population: cgroup.Population) -> None:
+        if self._maker is not None:
+            asyncio.get_running_loop().remove_reader(self._maker)
+            os.close(self._maker)
+            self._maker = None
+            background.release_stderr()
+            self._on_change(population)
+
     def _on_change(self, population: cgroup.Population) -> None:
-        if population.is_populated():
+        is_populated = population.is_populated()
+        if self._maker is not None:
             return
-        if self._kept.is_done_when_empty or not os.path.isdir(self._kept.path):
+        if not exists(self._kept.about.id):
+            self._stop.set()  # taken away
+        elif not is_populated and (self._kept.about.is_cgroup_ours or is_gone(self._kept.about)):
             self._is_of_no_use = True
             self._stop.set()
 
@@ -162,12 +239,8 @@ class _Keeper:
         swept = loop.time()
         while True:
             await asyncio.sleep(_GONE)
-            # Whoever removes an empty cgroup makes no event of it.
+            # Whoever removes a guard, or an empty cgroup, makes no event of it.
             self._guarded(self._on_change)(population)
             if loop.time() - swept >= _SWEEP:
                 swept = loop.time()
-                self._guarded(self._forget)()
-
-    def _forget(self) -> None:
-        with suppress(NotFound):
-            self._kept.tables.forget_expired()
+                self._guarded(self._kept.tables.forget_expired)()

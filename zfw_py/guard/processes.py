@@ -15,7 +15,6 @@ from zfw_py.abi.guard_codec import Keeper
 from zfw_py.errors import ZfwError
 
 _PATIENCE = 5.0  # seconds
-_AGAIN = 0.1
 
 
 def this_process() -> Keeper:
@@ -41,8 +40,11 @@ def _start_time(pid: int) -> int | None:
 
 
 def end(keeper: Keeper) -> None:
-    """End it, if it lives, and wait until it has. Raises ZfwError if it does not end."""
-    if keeper.pid == 0:
+    """End it, if it lives and is not the caller, and wait until it has.
+
+    Raises ZfwError if it does not end.
+    """
+    if keeper.pid in (0, os.getpid()):
         return
     try:
         process = os.pidfd_open(keeper.pid)
@@ -52,15 +54,11 @@ def end(keeper: Keeper) -> None:
         # The descriptor names a process for good; the number may be another's by now.
         if not is_alive(keeper):
             return
-        # Time and again: one that has just stopped keeping the guard by itself, and
-        # waits for our lock to take it away, has taken a signal and will not act on it.
-        for _ in range(round(_PATIENCE / _AGAIN)):
-            signal.pidfd_send_signal(process, signal.SIGTERM)
-            if _has_ended(process, _AGAIN):
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            signal.pidfd_send_signal(process, number)
+            if _has_ended(process):
+                _reap(keeper.pid)
                 return
-        signal.pidfd_send_signal(process, signal.SIGKILL)
-        if _has_ended(process, _PATIENCE):
-            return
     except OSError as error:
         if error.errno != errno.ESRCH:
             raise
@@ -70,5 +68,12 @@ def end(keeper: Keeper) -> None:
     raise ZfwError(f"the guard's process {keeper.pid} does not end")
 
 
-def _has_ended(process: int, patience: float) -> bool:
-    return bool(select.select([process], [], [], patience)[0])
+def _has_ended(process: int) -> bool:
+    return bool(select.select([process], [], [], _PATIENCE)[0])
+
+
+def _reap(pid: int) -> None:
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        pass  # another's, who waits for it

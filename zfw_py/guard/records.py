@@ -72,7 +72,6 @@ class Recorder:
         self._is_log_only = is_log_only
         self._cgroups: dict[int, str] = {}
         self._names: OrderedDict[bytes, str] = OrderedDict()
-        self._offset = time.time() - time.monotonic()
 
     def remember(self, name: str, addresses: Iterable[bytes]) -> None:
         """An answer for a name had these addresses."""
@@ -85,7 +84,8 @@ class Recorder:
     def of_event(self, event: Event) -> Record:
         """What a program of the kernel's decided."""
         return Record(
-            time=self._offset + event.time / _NANOSECONDS,
+            # That clock stands still while the machine sleeps, and is never set.
+            time=time.time() - (time.monotonic_ns() - event.time) / _NANOSECONDS,
             pid=event.pid or None,
             command=event.command if event.pid else None,
             cgroup=self._cgroup(event.cgroup),

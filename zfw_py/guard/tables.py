@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -32,12 +33,13 @@ from zfw_py.kernel import bpf, bpffs
 from zfw_py.kernel.lock import Lock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from zfw_py.model.policy import Policy
 
 ROOT = f"{bpffs.ROOT}/guard"
-_ABOUT = "about"
+ABOUT, _NEW_ABOUT = "about", "new_about"
+_ARRAY = 2  # BPF_MAP_TYPE_ARRAY
 _MAX_ENTRIES = 3  # index into a map's five numbers
 _NANOSECONDS = 1_000_000_000
 
@@ -47,7 +49,8 @@ class About(msgspec.Struct, frozen=True):
 
     ``servers`` are asked for what the policy allows, or are the proxy of a redirect.
     ``is_cgroup_ours``: made by us, and to be removed with the guard; so is
-    ``proxy_cgroup``, where its process is, if there is one.
+    ``proxy_cgroup``, where its process is, if there is one. Both are told before they
+    are made: ``cgroup_id`` is 0 until then.
     """
 
     id: str
@@ -61,9 +64,18 @@ class About(msgspec.Struct, frozen=True):
     policy: dict[str, object]
 
 
-def locked(*, is_exclusive: bool) -> Lock:
-    """The lock on all guards. Raises FileNotFoundError where there never was one."""
-    return Lock(ROOT, is_exclusive=is_exclusive)
+@contextmanager
+def locked(*, is_exclusive: bool) -> Iterator[Lock]:
+    """Hold the lock on all guards.
+
+    Raises FileNotFoundError where there never was one, PermissionDenied, Busy.
+    """
+    with ExitStack() as held:
+        try:
+            lock = held.enter_context(Lock(ROOT, is_exclusive=is_exclusive))
+        except PermissionError as error:
+            raise_expected(error)
+        yield lock
 
 
 def make_root() -> None:
@@ -83,8 +95,12 @@ def identifiers() -> list[str]:
         return []
     except OSError as error:
         raise_expected(error)
-    leftovers = {os.path.basename(path) for path in bpffs.unfinished(ROOT)}
-    return [name for name in names if name not in leftovers]
+    # What is being built or removed has an underscore.
+    return [name for name in names if _is_identifier(name)]
+
+
+def _is_identifier(name: str) -> bool:
+    return name.isalnum() and name.isascii()
 
 
 class Tables:
@@ -107,6 +123,11 @@ class Tables:
             self._maps[name] = opened
         return self._maps[name]
 
+    def open_all(self) -> None:
+        """Open them all: they stay at hand when the directory gets its name, or goes."""
+        for name in layout.MAPS:
+            self.map(name)
+
     def _open(self, name: str) -> bpf.Map:
         try:
             return bpf.open_map(f"{self.directory}/{name}")
@@ -120,25 +141,30 @@ class Tables:
     def _mismatch(self, name: str, what: str) -> LayoutMismatch:
         return LayoutMismatch(
             f"{self.directory}/{name} is of another version of zfw: {what}",
-            hint="zfw guard detach of that version removes it",
+            hint=f"that version's zfw guard detach removes it, or rm -r {self.directory}",
         )
 
     # What it is
 
     def write_about(self, about: About) -> None:
-        """Pin it, once."""
+        """Pin it, in the place of an earlier one."""
         data = msgspec.json.encode(about)
-        made = bpf.create_map((2, 4, len(data), 1, 0), _ABOUT)
+        made = bpf.create_map((_ARRAY, len(ZERO), len(data), 1, 0), ABOUT)
         made.update(ZERO, data)
-        bpf.pin(made.fd, f"{self.directory}/{_ABOUT}")
+        with suppress(FileNotFoundError):
+            os.unlink(f"{self.directory}/{_NEW_ABOUT}")  # of one who was killed here
+        bpf.pin(made.fd, f"{self.directory}/{_NEW_ABOUT}")
+        os.rename(f"{self.directory}/{_NEW_ABOUT}", f"{self.directory}/{ABOUT}")
 
     def about(self) -> About:
         """What was pinned."""
-        data = self._open(_ABOUT).lookup(ZERO) or b""
+        opened = self._open(ABOUT)
+        if (opened.type, opened.key_size) != (_ARRAY, len(ZERO)):
+            raise self._mismatch(ABOUT, f"{opened.spec}")
         try:
-            return msgspec.json.decode(data, type=About)
+            return msgspec.json.decode(opened.lookup(ZERO) or b"", type=About)
         except msgspec.DecodeError as error:
-            raise self._mismatch(_ABOUT, str(error)) from None
+            raise self._mismatch(ABOUT, str(error)) from None
 
     def config(self) -> Config:
         """What the programs go by. Raises LayoutMismatch if another version wrote it."""
@@ -229,6 +255,11 @@ class Tables:
 
 def directory_of(identifier: str) -> str:
     """Where a guard has its pins. Raises NotFound for what is no id."""
-    if not identifier.isalnum() or not identifier.isascii():
+    if not _is_identifier(identifier):
         raise NotFound(f"no such guard: {identifier!r}")
     return f"{ROOT}/{identifier}"
+
+
+def exists(identifier: str) -> bool:
+    """Whether there is a guard of this id. Raises NotFound for what is no id."""
+    return os.path.isdir(directory_of(identifier))

@@ -56,6 +56,9 @@ CGROUP_INET6_GETPEERNAME = 30
 TCX_INGRESS = 46
 TCX_EGRESS = 47
 
+# BPF_F_ALLOW_MULTI of cgroup programs: each runs, and what is around and further in as well.
+ALLOW_MULTI = 2
+
 _ENOENT = 2
 _ENOSPC = 28
 _ENOTSUPP = 524  # the kernel's own, not in errno.h
@@ -340,6 +343,15 @@ def supports_tcx(ifindex: int) -> bool:
             return False
         raise
     return True
+
+
+def attached_to_cgroup(target: int, attach_type: int) -> tuple[int, int]:
+    """How many programs are attached to a cgroup itself, and with which flags."""
+    # target_fd, attach_type, query_flags, attach_flags, prog_ids, prog_cnt
+    attribute = _attribute(Struct("=IIIIQI28x").pack(target, attach_type, 0, 0, 0, 0))
+    _bpf(_PROG_QUERY, attribute)
+    flags, _, count = Struct("=IQI").unpack_from(attribute, 12)
+    return count, flags
 
 
 def create_link(program_fd: int, target: int, attach_type: int) -> int:

@@ -34,6 +34,10 @@ class Lock:
         self._is_exclusive = is_exclusive
         self._fd = -1
 
+    def fileno(self) -> int:
+        """The descriptor that holds it; a forked process that does not close it holds it too."""
+        return self._fd
+
     def __enter__(self) -> Lock:
         self._fd = posix.open(
             self._path, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC

@@ -46,7 +46,8 @@ def command(
     )
     target = options.target_of(cgroup, pid, docker, move=move)
     if foreground:
-        tell = guard_log.teller(log, sys.stdout, has_all=True, has_time=True)
+        events = output.Events(sys.stdout)
+        tell = guard_log.teller(log, events, has_all=True, has_time=True)
         guard.attach_here(target, made, tell, show)
     else:
         show(guard.attach(target, made, guard_log.teller(log, None, has_all=False, has_time=True)))

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from zfw_py.cli import output
+from zfw_py.cli.commands.guard import options
 from zfw_py.errors import UsageError
 
 
@@ -22,10 +23,11 @@ def command(
 
     if every == (identifier is not None):
         raise UsageError("an ID or --all says which guard")
-    if identifier is None:
-        gone = guard.detach_all()
-    else:
+    if identifier is not None:
         guard.detach(identifier)
-        gone = [identifier]
+        output.line(f"detached {identifier}")
+        return
+    gone, foreign = guard.detach_all()
     for each in gone:
         output.line(f"detached {each}")
+    options.end_with(foreign)

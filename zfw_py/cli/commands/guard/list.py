@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zfw_py.cli import output
+from zfw_py.cli.commands.guard import options
 
 if TYPE_CHECKING:
-    from zfw_py.guard.guard import Status
+    from zfw_py.guard.listing import Status
 
 COLUMNS = (
     output.Column("ID"),
@@ -32,19 +33,19 @@ def command(
     ] = False,
 ) -> None:
     """List the guards, and say which of them nobody keeps any more."""
-    from zfw_py.guard import guard
+    from zfw_py.guard import listing
 
-    found = guard.guards()
+    found, foreign = listing.guards()
     if as_json:
         output.json_array(map(as_object, found))
-        return
-    if not found:
+    elif found:
+        output.table(COLUMNS, found, _cells)
+        for status in found:
+            if status.problem:
+                output.warning(f"guard {status.about.id}: {status.problem}")
+    elif not foreign:
         output.line("no guards")
-        return
-    output.table(COLUMNS, found, _cells)
-    for status in found:
-        if status.problem:
-            output.warning(f"guard {status.about.id}: {status.problem}")
+    options.end_with(foreign)
 
 
 def as_object(status: Status) -> dict[str, object]:
@@ -81,14 +82,11 @@ def denied(status: Status) -> int:
 
 def _cells(status: Status) -> tuple[str | int, ...]:
     about = status.about
-    state = "log only" if about.policy.get("log_only") else "guarding"
-    if about.kind == "redirect":
-        state = "redirecting"
     return (
         about.id,
         about.kind,
         about.cgroup,
-        "not kept" if status.problem else state,
+        _state(status),
         status.processes,
         _count(about.policy.get("allow")),
         _count(about.policy.get("block")),
@@ -96,6 +94,16 @@ def _cells(status: Status) -> tuple[str | int, ...]:
         status.learnt,
         denied(status),
     )
+
+
+def _state(status: Status) -> str:
+    if status.is_gone:
+        return "gone"
+    if status.about.kind == "redirect":
+        return "redirecting"
+    if status.keeper_pid is None:
+        return "not kept"
+    return "log only" if status.about.policy.get("log_only") else "guarding"
 
 
 def _count(entries: object) -> int:

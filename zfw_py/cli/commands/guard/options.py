@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from zfw_py.cli import files
+from zfw_py.cli import files, output
 from zfw_py.cli.documents import form_of
 from zfw_py.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from zfw_py.errors import ZfwError
     from zfw_py.guard.guard import Target
     from zfw_py.model.policy import Policy
 
@@ -137,6 +138,8 @@ def target_of(cgroup: str | None, pid: int | None, docker: str | None, *, move: 
     if move and pid is None:
         raise UsageError("--move goes with --pid")
     if cgroup is not None:
+        if not cgroup:
+            raise UsageError("--cgroup: empty")
         return guard.of_cgroup(cgroup)
     if docker is not None:
         from zfw_py.containers import find
@@ -146,3 +149,11 @@ def target_of(cgroup: str | None, pid: int | None, docker: str | None, *, move: 
     if pid <= 0:
         raise UsageError(f"--pid: not a process id: {pid}")
     return guard.of_process(pid, is_moved=move)
+
+
+def end_with(errors: Sequence[ZfwError]) -> None:
+    """Tell of guards that could not be dealt with, if there were any; the first one counts."""
+    for error in errors[1:]:
+        output.error(error.message, error.hint)
+    if errors:
+        raise errors[0]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from zfw_py.cli import guard_log
+from zfw_py.cli import guard_log, output
 from zfw_py.cli.commands.guard import options
 from zfw_py.cli.commands.guard.attach import show
 
@@ -37,7 +37,8 @@ def command(
     servers = [parse_server(text, "--dns-to") for text in dns_to]
     target = options.target_of(cgroup, pid, docker, move=move)
     if foreground:
-        tell = guard_log.teller(None, sys.stdout, has_all=True, has_time=True)
+        events = output.Events(sys.stdout)
+        tell = guard_log.teller(None, events, has_all=True, has_time=True)
         guard.redirect_here(target, servers, tell, show)
     else:
         show(guard.redirect(target, servers))

@@ -52,6 +52,8 @@ def command(
         log_only=log_only,
     )
     who = None if user is None else running.find_user(user)
-    tell = guard_log.teller(log, None if quiet else sys.stderr, has_all=verbose, has_time=False)
+    # sys.stderr is None where it was closed.
+    events = None if quiet or not sys.stderr else output.Events(sys.stderr)
+    tell = guard_log.teller(log, events, has_all=verbose, has_time=False)
     status = guard.run(arguments, made, tell, output.warning, who)
     raise typer.Exit(running.exit_as(status))
