@@ -50,8 +50,10 @@ __noinline int has_ipv4_route(struct __sk_buff *skb, __u32 header)
 		if (option[0] == GUARD_OPTION_NONE) {
 			offset++;
 		} else {
-			/* What cannot be stepped over may hide a route. */
-			if (bpf_skb_load_bytes(skb, offset, option, 2) || option[1] < 2)
+			/* What cannot be stepped over may hide a route: no option ends
+			 * behind the header. */
+			if (bpf_skb_load_bytes(skb, offset, option, 2) || option[1] < 2 ||
+			    offset + option[1] > header)
 				return true;
 			offset += option[1];
 		}

@@ -346,6 +346,11 @@ def parse_frame(frame: bytes) -> Packet:
     raise NotIp(ethertype)
 
 
+def parse_packet(version: int, packet: bytes) -> Packet:
+    """Read an IP packet that no frame is around; raises Malformed or HeaderChain."""
+    return _parse_ipv4(packet, 0) if version == 4 else _parse_ipv6(packet, 0)
+
+
 def _parse_ipv4(frame: bytes, start: int) -> Packet:
     ip = frame[start:]
     if len(ip) < 20:

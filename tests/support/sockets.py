@@ -138,7 +138,8 @@ class _Messages:
             content = ctypes.create_string_buffer(data, len(data))
             part = (ctypes.c_size_t * 2)(ctypes.addressof(content), len(data))
             header = [ctypes.addressof(to), len(address), ctypes.addressof(part), 1]
-            self.headers[8 * place : 8 * place + 4] = header
+            for word, value in enumerate(header, 8 * place):
+                self.headers[word] = value
             self._kept.append((to, content, part))
 
     def contents(self, place: int) -> tuple[bytes, bytes]:

@@ -13,7 +13,7 @@ import struct
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import socket
+    from socket import socket as Socket
 
 _SETUP, _ENTER = 425, 426  # numbers of system calls, the same on all but alpha
 _OP_SENDMSG, _OP_CONNECT, _OP_SOCKET, _OP_COMMAND = 9, 16, 45, 46
@@ -98,18 +98,18 @@ class Ring:
         """Make a socket; its descriptor."""
         return self._do(_OP_SOCKET, family, kind, 0, 0)
 
-    def setsockopt(self, made: socket.socket, level: int, name: int, value: int) -> None:
+    def setsockopt(self, made: Socket, level: int, name: int, value: int) -> None:
         """setsockopt(2) of a number."""
         number = ctypes.c_int(value)
         option = (ctypes.sizeof(number), ctypes.addressof(number))
         self._do(_OP_COMMAND, made.fileno(), _SOCKET_SETSOCKOPT, name << 32 | level, 0, option)
 
-    def connect(self, made: socket.socket, address: bytes) -> None:
+    def connect(self, made: Socket, address: bytes) -> None:
         """connect(2), to a struct sockaddr."""
         to = ctypes.create_string_buffer(address, len(address))
         self._do(_OP_CONNECT, made.fileno(), len(address), ctypes.addressof(to), 0)
 
-    def sendmsg(self, made: socket.socket, data: bytes, address: bytes) -> None:
+    def sendmsg(self, made: Socket, data: bytes, address: bytes) -> None:
         """sendmsg(2), to a struct sockaddr."""
         to = ctypes.create_string_buffer(address, len(address))
         content = ctypes.create_string_buffer(data, len(data))

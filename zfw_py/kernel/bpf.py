@@ -374,10 +374,16 @@ def detach_link(link_fd: int) -> None:
     _bpf(_LINK_DETACH, _attribute(_u32.pack(link_fd)))
 
 
-def test_run(program_fd: int, data: bytes, context: bytes) -> tuple[int, bytes]:
-    """BPF_PROG_TEST_RUN of a packet: the program's result and the context afterwards.
+def test_run(
+    program_fd: int,
+    data: bytes,
+    context: bytes,
+    repeat: int = 1,  # noqa: PT028 - no test
+) -> tuple[int, bytes]:
+    """BPF_PROG_TEST_RUN of a packet: the program's last result and the context afterwards.
 
-    ``context`` is a struct __sk_buff with what the kernel lets a test set.
+    ``context`` is a struct __sk_buff with what the kernel lets a test set. All runs
+    of a call share a socket, which no other call has.
     """
     data_in = ctypes.create_string_buffer(data, len(data))
     context_in = ctypes.create_string_buffer(context, len(context))
@@ -392,7 +398,7 @@ def test_run(program_fd: int, data: bytes, context: bytes) -> tuple[int, bytes]:
             0,
             ctypes.addressof(data_in),
             0,
-            1,
+            repeat,
             0,
             len(context),
             len(context),

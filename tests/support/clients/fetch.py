@@ -11,7 +11,8 @@ REQUEST = b"GET / HTTP/1.0\r\n\r\n"
 
 def by_urllib(host: str, port: int) -> str:
     with urllib.request.urlopen(f"http://{host}:{port}/") as answer:
-        return answer.read().decode()
+        body: bytes = answer.read()
+    return body.decode()
 
 
 def by_create_connection(host: str, port: int) -> str:

@@ -16,5 +16,5 @@ for name, each in WAYS.items():
     except TimeoutError:
         told[name] = "ETIMEDOUT"
     except OSError as error:
-        told[name] = errno.errorcode[error.errno]
+        told[name] = errno.errorcode[error.errno or 0]
 print(json.dumps(told))

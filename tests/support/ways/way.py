@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tests.support.guarded import UPSTREAM, UPSTREAM6
@@ -40,6 +41,10 @@ class Way(NamedTuple):
 WAYS: dict[str, Way] = {}
 
 
+def _go(function: Callable[[bytes, int | str], None], family: int | str, data: bytes) -> None:
+    function(data, family)
+
+
 def way(*families: int | str, is_open: bool = False, sign: bytes = b"") -> Callable[[Any], Any]:
     """Register a function of a payload, or one of payload and family for each of these.
 
@@ -52,7 +57,7 @@ def way(*families: int | str, is_open: bool = False, sign: bytes = b"") -> Calla
             WAYS[name] = Way(function, is_open, sign or payload(name))
         for family in families:
             WAYS[f"{name}_{family}"] = Way(
-                lambda data, family=family: function(data, family),
+                partial(_go, function, family),
                 is_open,
                 sign or payload(f"{name}_{family}"),
             )
