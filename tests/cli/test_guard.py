@@ -143,6 +143,13 @@ POLICIES = {
 
 
 @pytest.mark.usefixtures("_no_guard")
+def test_a_container_engine_that_is_not_there(zfw: Zfw, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nosuch/docker.sock")
+    message = "zfw: container engine /nosuch/docker.sock: No such file or directory\n"
+    assert zfw("guard", "attach", "--docker", "web") == (1, "", message)
+
+
+@pytest.mark.usefixtures("_no_guard")
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_bad_policy_is_told_with_its_place(zfw: Zfw, tmp_path: Path, name: str) -> None:
     text, line, message = POLICIES[name]
@@ -339,6 +346,38 @@ def test_pins_of_other_shapes_are_refused(world: World, service: Path, name: str
     assert done.stderr.startswith(f"zfw: {pin} is of another version of zfw: (1, 8, 8, 1, 0)")
     assert world.zfw("run", "--dns-upstream", UPSTREAM, "--", "true").returncode == 0
     world.run("rm", "-r", f"{ROOT}/{identifier}")
+    service.rmdir()
+    assert world.is_clean(), world.left()
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("name", ["about", "keeper", "config"])
+def test_a_guard_without_one_of_its_pins_is_not_hidden(
+    world: World, service: Path, name: str
+) -> None:
+    options = ("--dns-upstream", UPSTREAM, "--cgroup", str(service))
+    identifier = world.zfw("attach", *options).stdout.strip()
+    place = f"{ROOT}/{identifier}"
+    Path(f"{place}/{name}").unlink()
+    said = f"zfw: {place}/{name} is of another version of zfw: it is missing\n{HINT.format(place)}"
+    done = world.zfw("list")
+    assert (done.returncode, done.stdout, done.stderr) == (8, "", said)
+    if name != "about":
+        assert world.zfw("detach", identifier).stderr == said
+    world.run("rm", "-r", place)
+    service.rmdir()
+    assert world.is_clean(), world.left()
+
+
+@pytest.mark.kernel
+def test_what_is_left_of_a_guard_can_be_detached(world: World, service: Path) -> None:
+    """Somebody has removed some of its pins by hand."""
+    options = ("--dns-upstream", UPSTREAM, "--cgroup", str(service))
+    identifier = world.zfw("attach", *options).stdout.strip()
+    for name in ("link_egress", "link_connect4", "learnt", "about"):
+        Path(f"{ROOT}/{identifier}/{name}").unlink()
+    done = world.zfw("detach", identifier)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"detached {identifier}\n", "")
     service.rmdir()
     assert world.is_clean(), world.left()
 

@@ -109,6 +109,38 @@ def test_whoever_runs_it_may_ignore_that_children_end(world: World) -> None:
     assert world.left() == []
 
 
+def test_as_init_it_buries_orphans(world: World) -> None:
+    """As a container's first process."""
+    script = """
+(sh -c 'sleep 0.1; kill $$' &)
+sleep 1
+grep -h -E '^(Name|State|PPid)' /proc/[0-9]*/status | paste - - - | grep -c -w Z
+exit 4
+"""
+    (world.folder / "script").write_text(script)
+    namespace = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+    done = world.run(*namespace, *RUN, "sh", f"{world.folder}/script")
+    assert (done.returncode, done.stdout, done.stderr) == (4, "0\n", "")
+    assert world.is_clean(), world.left()
+
+
+def test_options_after_the_command_are_the_commands_own(world: World) -> None:
+    command = ("run", "--dns-upstream", UPSTREAM, "printf", "%s ", "--quiet", "--help", "--", "-v")
+    assert world.zfw(*command).stdout == "--quiet --help -- -v "
+
+
+def test_where_no_cgroup_can_be_made_nothing_is_left(world: World) -> None:
+    (world.cgroup / "cgroup.max.descendants").write_text("0")
+    done = world.run(*RUN, "true")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"zfw: create {world.cgroup}/zfw-guard-")
+    assert done.stderr.endswith(
+        ": Resource temporarily unavailable (EAGAIN)\n"
+        "hint: cgroup.max.descendants or cgroup.max.depth of a cgroup around it\n"
+    )
+    assert world.left() == []
+
+
 # What it is given
 
 
@@ -361,7 +393,7 @@ def test_hanging_up_ends_it(world: World, shell: tuple[Terminal, subprocess.Pope
     at.expect("here\r\n")
     at.hang_up()
     bash.wait(timeout=60)
-    assert world.is_clean()
+    assert world.is_clean(), world.left()
 
 
 # Readers of what it prints
@@ -375,6 +407,17 @@ def test_nobody_reads_what_it_prints(world: World) -> None:
     done = world.run("bash", "-c", f"exec 9>&1; {{ sleep 0.5; {run}; }} 2>&1 >/dev/null | true")
     assert done.stdout == "fd09::10        both.example\nstatus 0\n"
     assert world.left() == []
+
+
+def test_nobody_reads_what_it_has_to_say(world: World) -> None:
+    """What it left running stays guarded all the same."""
+    script = f"{RUN_LINE} sh -c 'sleep 1000 > /dev/null 2>&1 & sleep 0.5; exit 3' 2>&1 | true"
+    done = world.run("bash", "-c", f"{script}; echo ${{PIPESTATUS[0]}}")
+    assert (done.stdout, done.stderr) == ("3\n", "")
+    [left], _ = listing.guards()
+    assert (left.processes, left.problem) == (1, "")
+    kill_in(left)
+    assert world.is_clean(), world.left()
 
 
 def test_a_reader_that_does_not_read_stops_nobody(world: World) -> None:
@@ -462,7 +505,7 @@ def test_what_is_left_running_stays_guarded_until_it_ends(world: World) -> None:
     [listed], _ = listing.guards()
     assert (listed.about.id, listed.processes, listed.problem) == (identifier, 1, "")
     gate.write_text("\n")
-    assert world.is_clean()
+    assert world.is_clean(), world.left()
     assert told.read_text() == "fd09::10        both.example\nstatus 2\n"
 
 
@@ -476,7 +519,7 @@ def test_the_callers_pipes_are_not_held_open(world: World) -> None:
     first, second = listing.guards()[0]
     kill_in(first)
     kill_in(second)
-    assert world.is_clean()
+    assert world.is_clean(), world.left()
 
 
 def kill_in(guard: Status) -> None:
@@ -534,7 +577,7 @@ def test_the_outer_one_may_end_first(world: World) -> None:
     assert "stays for" in done.stderr
     _, inner = listing.guards()[0]
     kill_in(inner)
-    assert world.is_clean()
+    assert world.is_clean(), world.left()
 
 
 def test_the_outer_one_may_be_detached_first(world: World) -> None:

@@ -64,10 +64,7 @@ class Log:
         text = f"--log {self._path}: {os.strerror(number)}; records are missing"
         # In the background there is nobody to see it.
         syslog.syslog(syslog.LOG_WARNING, f"zfw guard: {output.safe(text)}")
-        try:
-            output.warning(text)
-        except OSError:
-            pass
+        output.warning(text)
 
 
 def _not_opened(path: str, error: OSError) -> ZfwError:

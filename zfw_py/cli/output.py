@@ -81,8 +81,11 @@ class Events:
 
 
 def warning(text: str) -> None:
-    """Something to know, on stderr."""
-    print(f"zfw: warning: {safe(text)}", file=sys.stderr)
+    """Something to know, on stderr; if nobody reads that any more, nothing comes of it."""
+    try:
+        print(f"zfw: warning: {safe(text)}", file=sys.stderr, flush=True)
+    except OSError:
+        pass
 
 
 def error(text: str, hint: str | None = None) -> None:

@@ -16,7 +16,7 @@ import os
 import secrets
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from msgspec.structs import replace
 
@@ -30,7 +30,7 @@ from zfw_py.errors import (
     raise_expected,
 )
 from zfw_py.guard import cgroups, processes
-from zfw_py.guard.tables import ABOUT, ROOT, Tables, directory_of, exists, identifiers
+from zfw_py.guard.tables import ABOUT, ROOT, Tables, directory_of, identifiers
 from zfw_py.kernel import bpf, bpffs, cgroup
 from zfw_py.kernel.libbpf import BpfObject
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from zfw_py.guard.tables import About
-    from zfw_py.model.policy import Policy
+    from zfw_py.model.policy import Policy, Reach
 
 OBJECT = Path(__file__).resolve().parent.parent / "objects" / "guard.bpf.o"
 _LINK_PIN, _PROGRAM_PIN = "link_", "program_"
@@ -66,10 +66,23 @@ def new_identifier() -> str:
 # Onto it
 
 
-def build(about: About, policy: Policy | None) -> tuple[Tables, About]:
+class Rules(NamedTuple):
+    """What a guard goes by: of a policy, flattened."""
+
+    flat: Mapping[tuple[bytes, int], Reach]
+    is_log_only: bool
+    is_allowed_by_default: bool
+
+    @classmethod
+    def of(cls, policy: Policy) -> Self:
+        """A policy's. Raises UsageError if it is beyond a limit."""
+        return cls(policy.flatten(), policy.is_log_only, policy.is_allowed_by_default)
+
+
+def build(about: About, rules: Rules | None) -> tuple[Tables, About]:
     """Make all that a guard is, attached to nothing yet; the caller holds the lock.
 
-    Without a policy: for DNS alone. Raises Conflict if the cgroup is guarded already;
+    Without rules: for DNS alone. Raises Conflict if the cgroup is guarded already;
     whatever is raised, nothing is left.
     """
     for other in identifiers():
@@ -83,7 +96,7 @@ def build(about: About, policy: Policy | None) -> tuple[Tables, About]:
         tables.write_about(about)
         about = _make_cgroups(about)
         tables.write_about(about)
-        _load(tables, policy)
+        _load(tables, rules)
     except BaseException as error:
         dismantle(tables.directory)
         if isinstance(error, OSError):
@@ -100,21 +113,21 @@ def _make_cgroups(about: About) -> About:
     return replace(about, cgroup_id=cgroup.identifier(about.cgroup))
 
 
-def _load(tables: Tables, policy: Policy | None) -> None:
+def _load(tables: Tables, rules: Rules | None) -> None:
     with BpfObject(OBJECT) as loaded:
-        if policy is not None:
-            loaded.size_map("prefixes", max(1, len(policy.flatten())))
+        if rules is not None:
+            loaded.size_map("prefixes", max(1, len(rules.flat)))
         loaded.load()
         for name, fd in loaded.maps().items():
             bpf.pin(fd, f"{tables.directory}/{name}")
         programs = loaded.programs()
-        for name in _REDIRECT if policy is None else _REDIRECT | _JUDGE:
+        for name in _REDIRECT if rules is None else _REDIRECT | _JUDGE:
             bpf.pin(programs[name], f"{tables.directory}/{_PROGRAM_PIN}{name}")
     flags = layout.REDIRECT_ONLY
-    if policy is not None:
-        tables.write_prefixes(policy)
-        flags = layout.LOG_ONLY if policy.is_log_only else 0
-        if policy.is_allowed_by_default:
+    if rules is not None:
+        tables.write_prefixes(rules.flat)
+        flags = layout.LOG_ONLY if rules.is_log_only else 0
+        if rules.is_allowed_by_default:
             flags |= layout.DEFAULT_ALLOW
     tables.write_config(flags)
     # Until it has a process of its own.
@@ -190,17 +203,22 @@ def remove(identifier: str) -> bool:
 
     False if there is none of this id any more.
     """
-    if not exists(identifier):
-        return False
     _remove_unfinished()
     doomed = bpffs.new_directory(ROOT)
-    os.rename(directory_of(identifier), doomed)
+    try:
+        os.rename(directory_of(identifier), doomed)
+    except FileNotFoundError:
+        os.rmdir(doomed)
+        return False
     dismantle(doomed)
     return True
 
 
 def dismantle(directory: str) -> None:
-    """Remove what is in a directory without a name, and what its guard made."""
+    """Remove what is in a directory without a name, and what its guard made.
+
+    The lock does not keep anybody from removing pins by hand meanwhile.
+    """
     about = _about(directory)
     names = os.listdir(directory)
     for name in names:
@@ -215,14 +233,15 @@ def dismantle(directory: str) -> None:
     for name in sorted(names, key=lambda name: name == ABOUT):
         with suppress(FileNotFoundError):
             os.unlink(f"{directory}/{name}")
-    os.rmdir(directory)
+    with suppress(FileNotFoundError):
+        os.rmdir(directory)
 
 
 def _detach(pin: str) -> None:
     try:
         link = bpf.open_pin(pin)
     except FileNotFoundError:
-        return  # removed by hand
+        return
     try:
         # Unpinned alone it would stay for a moment.
         bpf.detach_link(link)
@@ -290,6 +309,17 @@ def has_guards_at(path: str) -> bool:
         about is not None and about.cgroup_id in here
         for about in map(_about, map(directory_of, identifiers()))
     )
+
+
+def keeper_pids() -> set[int]:
+    """The ids of the processes that keep guards."""
+    found = set()
+    for identifier in identifiers():
+        with suppress(LayoutMismatch, NotFound):
+            process = Tables(directory_of(identifier)).keeper()
+            if processes.is_alive(process):
+                found.add(process.pid)
+    return found
 
 
 def _take_in(outer: About) -> None:

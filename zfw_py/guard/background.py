@@ -10,7 +10,7 @@ import traceback
 from json import dumps, loads
 from typing import TYPE_CHECKING
 
-from zfw_py.errors import ZfwError
+from zfw_py.errors import Busy, Conflict, NotFound, PermissionDenied, UsageError, ZfwError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     Body = Callable[[Callable[[], None], int], None]
 
 _MOST_TEXT = 65_536
+# What is raised there is raised here.
+_KINDS = {each.exit_code: each for each in (UsageError, NotFound, Conflict, Busy, PermissionDenied)}
 
 
 class Background:
@@ -83,9 +85,8 @@ def start(body: Body, *, has_stderr: bool, closes: Iterable[int]) -> Background:
     if failure is None:
         return Background(pid, held)
     _reap(pid, held)
-    error = ZfwError(failure["message"], hint=failure["hint"])
-    error.exit_code = failure["exit_code"]
-    raise error
+    kind = _KINDS.get(failure["exit_code"], ZfwError)
+    raise kind(failure["message"], hint=failure["hint"])
 
 
 def _reap(pid: int, held: int) -> None:

@@ -15,13 +15,14 @@ import os
 import pwd
 import signal
 import traceback
+from contextlib import contextmanager
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from zfw_py.errors import NotFound, UsageError, ZfwError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 # siginfo_t.si_code of what the kernel itself sent, such as Ctrl-C.
 _SI_KERNEL = 0x80
@@ -73,14 +74,16 @@ class NotStarted(ZfwError):
         self.exit_code = exit_code
 
 
+@contextmanager
 def run(
     arguments: Sequence[str], cgroup: str, user: User | None, on_child: Callable[[], None]
-) -> int:
+) -> Iterator[int]:
     """Run a command in a cgroup to its end; what waitpid(2) says of it.
 
     Its first instruction is within the cgroup. ``on_child`` is called when it may be
     that another child of this process has ended. To be called in the only thread there
-    is: signals are taken by it. Raises NotStarted.
+    is: signals are taken by it, also during the with block, which nothing interrupts:
+    they are for the command. Raises NotStarted.
     """
     if not arguments or not arguments[0]:
         raise UsageError("no command")
@@ -102,8 +105,10 @@ def run(
         if failure:
             os.waitpid(pid, 0)
             raise _not_started(arguments[0], cgroup, user, *_FAILURE.unpack(failure))
-        return _wait(pid, on_child)
+        yield _wait(pid, on_child)
     finally:
+        while signal.sigtimedwait(_WAITED_FOR, 0) is not None:
+            pass
         if is_child_ignored:
             signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -167,19 +172,22 @@ def _not_started(
 
 
 def _wait(pid: int, on_child: Callable[[], None]) -> int:
+    # Other children are others' to wait for; but as init, as in a container, we have orphans.
+    whom = -1 if os.getpid() == 1 else pid
     while True:
         info = signal.sigwaitinfo(_WAITED_FOR)
         if info.si_signo != signal.SIGCHLD:
             if info.si_code != _SI_KERNEL or info.si_signo in _OF_CLOCKS:
                 os.kill(pid, info.si_signo)
             continue
-        # One signal may stand for several children; those of others are theirs to wait for.
         on_child()
-        child, status = os.waitpid(pid, os.WNOHANG | os.WUNTRACED)
-        if child == pid:
-            if not os.WIFSTOPPED(status):
+        # One signal may stand for several children.
+        while (ended := os.waitpid(whom, os.WNOHANG | os.WUNTRACED))[0]:
+            child, status = ended
+            if child == pid and os.WIFSTOPPED(status):
+                _stop_too(pid)
+            elif child == pid:
                 return status
-            _stop_too(pid)
 
 
 def _stop_too(pid: int) -> None:

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from zfw_py.abi.guard_codec import Proxy as ProxyEntry
 from zfw_py.errors import LayoutMismatch, NotFound, UsageError, ZfwError
 from zfw_py.guard import attach as attachment
-from zfw_py.guard import background, cgroups, command, keeper, listing, processes
+from zfw_py.guard import background, cgroups, command, keeper, processes
 from zfw_py.guard.dns.upstream import Server as Upstream
 from zfw_py.guard.dns.upstream import system_upstreams
 from zfw_py.guard.keeper import Kept
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 _Started = TypeVar("_Started")
 
 _MAPPED = b"\0" * 10 + b"\xff\xff"
-_ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Target(NamedTuple):
@@ -98,12 +97,14 @@ def _made(
 
     ``start`` gets going what answers its DNS, before anything is redirected there.
     """
+    # Of many prefixes it takes long, and others may want the lock.
+    rules = None if policy is None else attachment.Rules.of(policy)
     make_root()
     background.fill_stdio()
     try:
         with locked(is_exclusive=True) as lock:
             attachment.collect()
-            tables, about = attachment.build(_beside(about), policy)
+            tables, about = attachment.build(_beside(about), rules)
             kept = Kept(tables, about, policy, upstreams, tell)
             try:
                 started = start(kept, lock)
@@ -209,8 +210,8 @@ def _entered(target: Target, about: About) -> Made:
     # Netlink takes 150 ms to import, and a command has nobody to look at.
     from zfw_py.guard.foreign_sockets import foreign_sockets
 
-    # The proxies of guards within have sockets from elsewhere, and have to.
-    keepers = {status.keeper_pid for status in listing.guards()[0]}
+    # The processes of guards within have sockets from elsewhere, and have to.
+    keepers = attachment.keeper_pids()
     pids = [pid for pid in cgroup.processes(about.cgroup, is_recursive=True) if pid not in keepers]
     return Made(about.id, about.cgroup, foreign_sockets(pids, about.cgroup))
 
@@ -245,18 +246,31 @@ def attach_here(
     upstreams = _upstreams(policy)
     about = _about("attach", target, upstreams, policy)
     here = cgroup.of_process(os.getpid())
-    try:
-        with _made(about, policy, upstreams, tell, lambda kept, _: _open(kept, target)) as (
-            kept,
-            opened,
-        ):
+    with ExitStack() as at_end:
+
+        def open_here(kept: Kept, _: Lock) -> list[Listeners]:
+            at_end.callback(_go_back, here)
+            opened = _open(kept, target)
+            for each in opened:
+                at_end.callback(each.close)
+            return opened
+
+        with _made(about, policy, upstreams, tell, open_here) as (kept, opened):
             made = _entered(target, kept.about)
-            _keep(kept, opened, lambda: on_made(made), _ENDS)
+            _keep(kept, opened, lambda: on_made(made), _ends())
         _forget(about.id)
-    finally:
-        if cgroup.of_process(os.getpid()) != here:
-            with suppress(NotFound):
-                cgroup.move(os.getpid(), here)
+
+
+def _go_back(path: str) -> None:
+    if cgroup.of_process(os.getpid()) != path:
+        with suppress(NotFound):
+            cgroup.move(os.getpid(), path)
+
+
+def _ends() -> list[signal.Signals]:
+    """The signals that end what is in the foreground; nohup(1) and others ignore some for it."""
+    several = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    return [each for each in several if signal.getsignal(each) != signal.SIG_IGN]
 
 
 def _redirect_entry(servers: Sequence[Server]) -> ProxyEntry:
@@ -301,7 +315,7 @@ def redirect_here(
 ) -> None:
     """The same in the foreground: tells what is redirected until a signal takes it away."""
     with _redirected(target, servers, tell) as (kept, made):
-        _keep(kept, [], lambda: on_made(made), _ENDS)
+        _keep(kept, [], lambda: on_made(made), _ends())
     _forget(made.id)
 
 
@@ -323,33 +337,43 @@ def run(
     """
     target = Target(cgroup.of_process(os.getpid()), is_ours=True)
     upstreams = _upstreams(policy)
-    with _made(
-        _about("run", target, upstreams, policy),
-        policy,
-        upstreams,
-        tell,
-        lambda kept, lock: _start(kept, lock, target, has_stderr=True),
-    ) as (kept, keeping):
-        about = kept.about
-        for foreign in _inherited(about.cgroup):
-            note(f"{foreign}; the command inherits it")
+    with ExitStack() as running:
+        with _made(
+            _about("run", target, upstreams, policy),
+            policy,
+            upstreams,
+            tell,
+            lambda kept, lock: _start(kept, lock, target, has_stderr=True),
+        ) as (kept, keeping):
+            about = kept.about
+            for foreign in _inherited(about.cgroup):
+                note(f"{foreign}; the command inherits it")
 
-        def on_child() -> None:
-            if keeping.has_just_ended() and exists(about.id):
-                note("the guard's process has ended: DNS fails from now on")
+            def on_child() -> None:
+                if keeping.has_just_ended() and exists(about.id):
+                    note("the guard's process has ended: DNS fails from now on")
 
-        status = command.run(arguments, about.cgroup, user, on_child)
-    try:
-        left = _left(about.cgroup)
-        if left:
-            note(f"guard {about.id} stays for {left} that the command has left running")
-        else:
-            _forget(about.id)
-    except ZfwError as error:
-        # The status is the command's.
-        note(f"guard {about.id} is not taken away: {error}")
-    keeping.let_go()
+            status = running.enter_context(command.run(arguments, about.cgroup, user, on_child))
+        # From here on the guard is not to be taken away from those who are in it.
+        try:
+            _leave(about, note)
+        except ZfwError as error:
+            # The status is the command's.
+            note(f"guard {about.id} is not taken away: {error}")
+        keeping.let_go()
     return status
+
+
+def _leave(about: About, note: Callable[[str], None]) -> None:
+    try:
+        left = len(cgroup.processes(about.cgroup, is_recursive=True))
+    except NotFound:
+        left = 0
+    if left:
+        count = f"{left} process{'es' * (left != 1)}"
+        note(f"guard {about.id} stays for {count} that the command has left running")
+    else:
+        _forget(about.id)
 
 
 def _inherited(path: str) -> list[ForeignSocket]:
@@ -375,14 +399,6 @@ def _inheritable_sockets() -> set[int]:
         except OSError:
             pass  # the listing's own
     return found
-
-
-def _left(path: str) -> str:
-    try:
-        count = len(cgroup.processes(path, is_recursive=True))
-    except NotFound:
-        return ""
-    return f"{count} process{'es' * (count != 1)}" if count else ""
 
 
 # Taking away

@@ -61,13 +61,15 @@ def open_sockets(kept: Kept, pids: Iterable[int]) -> list[Listeners]:
     """
     # Nobody is there yet: whoever comes is most likely to be where we are.
     opened = listeners.open_for(pids) or [listeners.open_here()]
-    own = netns_cookie()
-    check_upstreams(
-        kept.upstreams, [end for each in opened if each.cookie == own for end in each.addresses()]
-    )
-    for each in opened:
-        kept.tables.write_proxy(each.cookie, each.proxy)
-    kept.tables.write_keeper(processes.this_process())
+    with ExitStack() as undo:
+        for each in opened:
+            undo.callback(each.close)
+            kept.tables.write_proxy(each.cookie, each.proxy)
+        own = netns_cookie()
+        here = (each for each in opened if each.cookie == own)
+        check_upstreams(kept.upstreams, [end for each in here for end in each.addresses()])
+        kept.tables.write_keeper(processes.this_process())
+        undo.pop_all()
     return opened
 
 

@@ -33,9 +33,9 @@ from zfw_py.kernel import bpf, bpffs
 from zfw_py.kernel.lock import Lock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from zfw_py.model.policy import Policy
+    from zfw_py.model.policy import Reach
 
 ROOT = f"{bpffs.ROOT}/guard"
 ABOUT, _NEW_ABOUT = "about", "new_about"
@@ -134,6 +134,8 @@ class Tables:
         try:
             return bpf.open_map(f"{self.directory}/{name}")
         except FileNotFoundError:
+            if os.path.isdir(self.directory):
+                raise self._mismatch(name, "it is missing") from None
             raise NotFound(f"no such guard: {os.path.basename(self.directory)}") from None
         except PermissionError as error:
             raise_expected(error)
@@ -189,9 +191,8 @@ class Tables:
 
     # What it goes by
 
-    def write_prefixes(self, policy: Policy) -> None:
+    def write_prefixes(self, flat: Mapping[tuple[bytes, int], Reach]) -> None:
         """Put in what a policy says of addresses; the trie has room for all of it."""
-        flat = policy.flatten()
         self.map("prefixes").update_many(
             [prefix_key(address, length) for address, length in flat],
             [prefix_value(reach.ports, reach.otherwise) for reach in flat.values()],
