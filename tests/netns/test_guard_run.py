@@ -32,12 +32,13 @@ RUN_LINE = " ".join(RUN)
 
 # Tells of each signal that it gets, and ends with its stdin.
 TELLS_SIGNALS = """
-import os, signal, sys
+import os, signal
 def tell(number, frame):
-    print(signal.Signals(number).name, flush=True)
+    # Not print: the handler may run within another one.
+    os.write(1, f"{signal.Signals(number).name}\\n".encode())
 for each in (1, 2, 3, 10, 12, 14, 15, 18, 28):
     signal.signal(each, tell)
-print("ready", flush=True)
+os.write(1, b"ready\\n")
 while os.read(0, 1) != b"":
     pass
 """
