@@ -55,16 +55,20 @@ def _running(world: World) -> Iterator[tuple[subprocess.Popen[str], int]]:
 
 
 def test_that_it_ends_with_the_command_is_nothing_to_warn_of(world: World) -> None:
-    """Also where it is seen to have ended first."""
+    """Also where the command is seen to have ended late: until then the guard is kept."""
     with _running(world) as (running, keeper):
         os.kill(running.pid, signal.SIGSTOP)
+        children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+        (command,) = {int(child) for child in children} - {keeper}
         assert running.stdin is not None
         running.stdin.close()
         running.stdin = None
-        _wait_for(lambda: _is_zombie(keeper))
+        _wait_for(lambda: _is_zombie(command))
+        assert _keeper(world) == keeper
         os.kill(running.pid, signal.SIGCONT)
         assert running.communicate(timeout=60) == ("", "")
         assert running.returncode == 0
+        assert _keeper(world) is None
 
 
 def test_that_it_is_killed_is_warned_of(world: World) -> None:

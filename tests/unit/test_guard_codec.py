@@ -134,4 +134,5 @@ def test_the_reasons_that_deny_are_as_the_programs_have_them() -> None:
         "source_route",
         "martian",
         "malformed",
+        "foreign_source",
     )
