@@ -234,7 +234,7 @@ def _judge(rng: Random, rules: Rules) -> Iterator[_Judge]:
             for name, fd in loaded.maps().items():
                 bpf.pin(fd, f"{directory}/{name}")
             tables = Tables(directory)
-            tables.write_prefixes(policy)
+            tables.write_prefixes(policy.flatten())
             flags = layout.LOG_ONLY * policy.is_log_only
             flags |= layout.DEFAULT_ALLOW * policy.is_allowed_by_default
             tables.write_config(flags)

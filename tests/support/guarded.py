@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -146,7 +147,13 @@ class World:
         options.setdefault("stdout", subprocess.PIPE)
         options.setdefault("stderr", subprocess.PIPE)
         options.setdefault("stdin", subprocess.DEVNULL)
-        return self.inside.start(*command, preexec_fn=lambda: enter(self.cgroup), **options)
+        return self.inside.start(*command, preexec_fn=self._begin, **options)
+
+    def _begin(self) -> None:
+        """In the new process. Whoever runs the tests may ignore what a terminal sends."""
+        enter(self.cgroup)
+        for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
 
     def run(self, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command inside, in the world's cgroup, to its end."""
