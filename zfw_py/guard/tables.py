@@ -42,7 +42,6 @@ ABOUT, _NEW_ABOUT = "about", "new_about"
 _ARRAY = 2  # BPF_MAP_TYPE_ARRAY
 _MAX_ENTRIES = 3  # index into a map's five numbers
 _NANOSECONDS = 1_000_000_000
-_FORGET_AGAIN = 1.0  # seconds
 
 
 class About(msgspec.Struct, frozen=True):
@@ -111,7 +110,6 @@ class Tables:
         """``directory`` has the pins; see ``directory_of``."""
         self.directory = directory
         self._maps: dict[str, bpf.Map] = {}
-        self._forgot = float("-inf")
 
     def map(self, name: str) -> bpf.Map:
         """The map of this name. Raises NotFound, PermissionDenied or LayoutMismatch."""
@@ -221,15 +219,12 @@ class Tables:
         try:
             table.update(key, value)
         except OSError:
-            # That is a walk of the whole table: not for each answer while it is full.
-            is_early = time.monotonic() - self._forgot < _FORGET_AGAIN
-            if is_early or not self.forget_expired():
+            if not self.forget_expired():
                 raise
             table.update(key, value)
 
     def forget_expired(self) -> int:
         """Remove the addresses that no longer count; how many."""
-        self._forgot = time.monotonic()
         now = time.monotonic_ns()
         table = self.map("learnt")
         return sum(table.delete(key) for key, value in list(table.items()) if time_of(value) <= now)
