@@ -518,6 +518,14 @@ def test_case_57_a_service_speaks_from_its_bound_address(gateway: Namespace, add
         speak()
 
 
+def test_an_address_of_ipv6_is_not_looked_for_on_the_link_first(gateway: Namespace) -> None:
+    """Nobody could bind it until that was over."""
+    Firewall().bind(Prefix.parse("fd31::9/128"))
+    shown = json.loads(gateway.run("ip", "-json", "address", "show", "dev", "lo").stdout)
+    (ours,) = [each for each in shown[0]["addr_info"] if each["local"] == "fd31::9"]
+    assert ours["nodad"] is True
+
+
 @either_way
 @pytest.mark.parametrize("is_made", [False, True], ids=["before", "after"])
 def test_detach_all_takes_what_a_killed_writer_made_local_and_no_other_s(

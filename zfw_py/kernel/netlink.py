@@ -38,6 +38,7 @@ _PREFERENCE = 1
 _HANDLE = 0x7A66  # "zf"
 _LOOPBACK_IFINDEX = 1
 _SCOPE_HOST = 254
+_IFA_F_NODAD = 0x02
 _TABLE_LOCAL = 255
 _ROUTE_LOCAL = 2  # RTN_LOCAL
 # Marks addresses and routes of ours, as ifa_proto and rtm_protocol; those of
@@ -186,6 +187,8 @@ def _local(route: IPRoute, verb: str, family: int, address: str, length: int) ->
     elif verb == "add":
         # IPv6 has no such scope: deprecated, it is nobody's source unless asked for.
         arguments["preferred_lft"] = 0
+        # lo has nobody to ask whether it is taken; until it had been, nobody could bind it.
+        arguments["flags"] = _IFA_F_NODAD
     route.addr(verb, address=address, prefixlen=length, **arguments)
 
 
