@@ -4,6 +4,7 @@
  * BTF is complete: a program's own object describes only the types that its maps
  * and functions name. scripts/gen-layout compiles and reads this; nothing loads it.
  */
+#include "docker_dns_abi.h"
 #include "guard_abi.h"
 #include "zfw_abi.h"
 
@@ -67,3 +68,18 @@ struct guard_socket guard_socket;
 struct guard_asker_key guard_asker_key;
 struct guard_asker guard_asker;
 struct guard_event guard_event;
+
+enum docker_dns_limit docker_dns_limit;
+enum docker_dns_outcome docker_dns_outcome;
+
+struct docker_dns_config docker_dns_config;
+struct docker_dns_daemon docker_dns_daemon;
+struct docker_dns_query_key docker_dns_query_key;
+struct docker_dns_query docker_dns_query;
+struct docker_dns_answer_key docker_dns_answer_key;
+struct docker_dns_answer docker_dns_answer;
+struct docker_dns_fragment_key docker_dns_fragment_key;
+struct docker_dns_fragment docker_dns_fragment;
+struct docker_dns_domain_key docker_dns_domain_key;
+struct docker_dns_counter docker_dns_counter;
+struct docker_dns_event docker_dns_event;

@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Which query an answer is to. The source's port is the only thing that tells, outside:
+ * it is ours to choose, because all sources become one address there.
+ */
+#ifndef DOCKER_DNS_FLOW_H
+#define DOCKER_DNS_FLOW_H
+
+#include <stdbool.h>
+#include <linux/bpf.h>
+#include <linux/in.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "docker_dns_maps.h"
+
+#define SECOND 1000000000ull
+
+static __always_inline bool is_idle(__u8 protocol, __u64 last, __u64 now)
+{
+	__u64 limit = protocol == IPPROTO_TCP ? DOCKER_DNS_TCP_IDLE : DOCKER_DNS_UDP_IDLE;
+
+	return now - last > limit * SECOND;
+}
+
+static __always_inline void name_answer(const struct docker_dns_query_key *query,
+					const struct docker_dns_query *flow,
+					struct docker_dns_answer_key *key)
+{
+	key->server = flow->server;
+	key->server_port = flow->server_port;
+	key->port = flow->port;
+	key->protocol = query->protocol;
+}
+
+/* Whether a socket of the container's own would take what comes for the port. */
+static __always_inline bool has_socket(struct __sk_buff *skb, const struct docker_dns_config *set,
+				       __u8 protocol, __u16 port)
+{
+	struct bpf_sock_tuple tuple = {};
+	struct bpf_sock *sk;
+
+	tuple.ipv4.saddr = set->server;
+	tuple.ipv4.daddr = set->source;
+	tuple.ipv4.sport = bpf_htons(set->server_port);
+	tuple.ipv4.dport = bpf_htons(port);
+	sk = protocol == IPPROTO_TCP ?
+		     bpf_sk_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0) :
+		     bpf_sk_lookup_udp(skb, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
+	if (!sk)
+		return false;
+	bpf_sk_release(sk);
+	return true;
+}
+
+/* The flow that a query belongs to, if it has been used lately. */
+static __always_inline bool find_flow(const struct docker_dns_config *set,
+				      const struct docker_dns_query_key *query, __u64 now,
+				      struct docker_dns_query *flow)
+{
+	struct docker_dns_query *found = bpf_map_lookup_elem(&queries, query);
+	struct docker_dns_answer_key key = {};
+	struct docker_dns_answer *answer;
+
+	if (!found || is_idle(query->protocol, found->last, now) || found->server != set->server ||
+	    found->server_port != set->server_port)
+		return false;
+	*flow = *found;
+	name_answer(query, flow, &key);
+	answer = bpf_map_lookup_elem(&answers, &key);
+	/* The two tables forget by themselves: the port may be another's by now. */
+	if (!answer || answer->query.source != query->source ||
+	    answer->query.source_port != query->source_port ||
+	    answer->query.destination != query->destination ||
+	    answer->query.destination_port != query->destination_port)
+		return false;
+	found->last = now;
+	answer->last = now;
+	return true;
+}
+
+/* A new flow, with a port that nothing else has: an answer to it can only be meant for it. */
+__noinline int make_flow(struct __sk_buff *skb, const struct docker_dns_query_key *query,
+			 struct docker_dns_query *flow)
+{
+	struct docker_dns_answer_key key = {};
+	struct docker_dns_answer answer = {};
+	struct docker_dns_config *set;
+	__u32 zero = 0, i, first;
+	__u64 now;
+
+	set = bpf_map_lookup_elem(&config, &zero);
+	if (!set || !query || !flow || set->port_count == 0)
+		return false;
+	now = bpf_ktime_get_coarse_ns();
+	flow->last = now;
+	flow->server = set->server;
+	flow->server_port = set->server_port;
+	answer.last = now;
+	answer.query = *query;
+	first = bpf_get_prandom_u32();
+	for (i = 0; i < DOCKER_DNS_PORT_ATTEMPTS; i++) {
+		struct docker_dns_answer *taken;
+
+		flow->port = set->first_port + (first + i) % set->port_count;
+		name_answer(query, flow, &key);
+		taken = bpf_map_lookup_elem(&answers, &key);
+		if (taken && is_idle(query->protocol, taken->last, now))
+			bpf_map_delete_elem(&answers, &key);
+		else if (taken)
+			continue;
+		if (has_socket(skb, set, query->protocol, flow->port))
+			continue;
+		/* Another CPU may have taken it just now. */
+		if (bpf_map_update_elem(&answers, &key, &answer, BPF_NOEXIST))
+			continue;
+		return bpf_map_update_elem(&queries, query, flow, BPF_ANY) == 0;
+	}
+	return false;
+}
+
+#endif

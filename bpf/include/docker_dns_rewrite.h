@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Other addresses and ports for a packet, and checksums that are right again: also
+ * those that the device is yet to complete, and a UDP checksum of none stays none.
+ */
+#ifndef DOCKER_DNS_REWRITE_H
+#define DOCKER_DNS_REWRITE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <linux/bpf.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "parse.h"
+
+/* Both ends, as a header has them. */
+struct docker_dns_ends {
+	__be32 source;
+	__be32 destination;
+	__be16 source_port;
+	__be16 destination_port;
+};
+
+/* offset: of the IP header. Later fragments have no ports. */
+static __always_inline bool rewrite(struct __sk_buff *skb, __u32 offset,
+				    const struct zfw_packet *packet,
+				    const struct docker_dns_ends *to)
+{
+	__be32 before[2] = { packet->source[3], packet->destination[3] };
+	__be32 after[2] = { to->source, to->destination };
+	__be16 ports_before[2] = { packet->source_port, packet->destination_port };
+	__be16 ports_after[2] = { to->source_port, to->destination_port };
+	bool has_ports = packet->fragment != ZFW_FRAGMENT_LATER;
+	__u32 transport = packet->transport_offset, checksum, old_ports, new_ports;
+	__u64 mangled = packet->protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
+	__s64 difference = bpf_csum_diff(before, sizeof(before), after, sizeof(after), 0);
+
+	checksum = transport + (packet->protocol == IPPROTO_TCP ? offsetof(struct tcphdr, check) :
+								  offsetof(struct udphdr, check));
+	if (has_ports) {
+		__builtin_memcpy(&old_ports, ports_before, sizeof(old_ports));
+		__builtin_memcpy(&new_ports, ports_after, sizeof(new_ports));
+		if (bpf_l4_csum_replace(skb, checksum, 0, difference, mangled | BPF_F_PSEUDO_HDR) ||
+		    bpf_l4_csum_replace(skb, checksum, old_ports, new_ports,
+					mangled | sizeof(new_ports)) ||
+		    bpf_skb_store_bytes(skb, transport, ports_after, sizeof(ports_after), 0))
+			return false;
+	}
+	return !bpf_l3_csum_replace(skb, offset + offsetof(struct iphdr, check), 0, difference,
+				    0) &&
+	       !bpf_skb_store_bytes(skb, offset + offsetof(struct iphdr, saddr), after,
+				    sizeof(after), 0);
+}
+
+#endif
