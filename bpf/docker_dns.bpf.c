@@ -10,6 +10,7 @@
  */
 #include <stdbool.h>
 #include <linux/bpf.h>
+#include <linux/if_packet.h>
 #include <linux/in.h>
 #include <linux/pkt_cls.h>
 #include <bpf/bpf_endian.h>
@@ -18,6 +19,7 @@
 #include "docker_dns_abi.h"
 #include "docker_dns_flow.h"
 #include "docker_dns_maps.h"
+#include "docker_dns_mss.h"
 #include "docker_dns_name.h"
 #include "docker_dns_rewrite.h"
 #include "parse.h"
@@ -51,6 +53,8 @@ static __always_inline void tell(const struct docker_dns_config *set,
 	__u32 zero = 0;
 	__u64 *missed;
 
+	if (!set->is_watched)
+		return;
 	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 	if (!event) {
 		missed = bpf_map_lookup_elem(&lost, &zero);
@@ -66,6 +70,7 @@ static __always_inline void tell(const struct docker_dns_config *set,
 	event->outcome = outcome;
 	event->port = port;
 	if (name) {
+		event->has_name = true;
 		event->id = name->id;
 		event->name_length = name->length;
 		__builtin_memcpy(event->name, name->wire, sizeof(event->name));
@@ -79,7 +84,8 @@ static __always_inline bool parse_ipv4_packet(struct __sk_buff *skb, bool has_et
 {
 	struct iphdr ip;
 
-	if (skb->protocol != bpf_htons(ETH_P_IP) ||
+	/* With a tag beside the frame it is of another network. */
+	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present ||
 	    parse_packet(skb, has_ethernet, packet) != ZFW_PARSED_IP ||
 	    packet->family != ZFW_AF_INET ||
 	    (packet->protocol != IPPROTO_UDP && packet->protocol != IPPROTO_TCP))
@@ -112,8 +118,8 @@ static __always_inline bool has_daemon(struct __sk_buff *skb, const struct docke
 }
 
 /*
- * Whether a port of the resolver's address is the daemon's. If it was another, and
- * nobody is there any more, the daemon was started again: it is this one from now on.
+ * Whether a port of the resolver's address is the daemon's. If none is known, or one
+ * where nobody is any more, the daemon was started since: it is this one from now on.
  */
 __noinline int is_daemon(struct __sk_buff *skb, __u32 protocol, __u32 port)
 {
@@ -130,7 +136,7 @@ __noinline int is_daemon(struct __sk_buff *skb, __u32 protocol, __u32 port)
 	mine = protocol == IPPROTO_TCP ? &known->tcp_port : &known->udp_port;
 	if (*mine == port)
 		return true;
-	if (*mine == 0 || has_daemon(skb, set, protocol, *mine) ||
+	if ((*mine && has_daemon(skb, set, protocol, *mine)) ||
 	    !has_daemon(skb, set, protocol, port))
 		return false;
 	*mine = port;
@@ -156,8 +162,8 @@ int query(struct __sk_buff *skb)
 	struct docker_dns_ends to = {};
 	struct docker_dns_name *name = NULL;
 	struct zfw_packet packet = {};
-	bool has_flow;
-	__u32 offset;
+	__u32 offset, mtu = 0;
+	bool has_flow, is_opening;
 
 	if (!set || !parse_ipv4_packet(skb, true, &packet, &offset) ||
 	    packet.destination[3] != set->resolver || packet.fragment != ZFW_FRAGMENT_NONE)
@@ -170,11 +176,15 @@ int query(struct __sk_buff *skb)
 	if (!is_daemon(skb, key.protocol, key.destination_port))
 		return TC_ACT_UNSPEC;
 
+	if (bpf_check_mtu(skb, set->uplink_ifindex, &mtu, set->has_ethernet ? 0 : -ETH_HLEN, 0))
+		return leave(skb, set, &key, NULL, DOCKER_DNS_OUTCOME_BUILTIN_UPLINK);
 	has_flow = find_flow(set, &key, bpf_ktime_get_coarse_ns(), &flow);
+	is_opening = (packet.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 	if (key.protocol == IPPROTO_TCP) {
 		/* A connection stays where it began. */
-		if (!has_flow &&
-		    (!set->redirects_tcp || (packet.tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)) {
+		if (!has_flow && is_opening && !set->redirects_tcp)
+			return leave(skb, set, &key, NULL, DOCKER_DNS_OUTCOME_BUILTIN_TCP);
+		if (!has_flow && !is_opening) {
 			count(skb, DOCKER_DNS_OUTCOME_BUILTIN_TCP);
 			return TC_ACT_UNSPEC;
 		}
@@ -197,7 +207,7 @@ int query(struct __sk_buff *skb)
 	to.destination_port = bpf_htons(set->server_port);
 	if (key.protocol == IPPROTO_UDP || !has_flow)
 		tell(set, &key, flow.port, name, DOCKER_DNS_OUTCOME_QUERY);
-	if (!rewrite(skb, offset, &packet, &to)) {
+	if (!rewrite(skb, offset, &packet, &to) || !lower_mss(skb, &packet, mtu)) {
 		count(skb, DOCKER_DNS_OUTCOME_UNCHANGED);
 		return TC_ACT_SHOT;
 	}
@@ -254,13 +264,21 @@ int answer(struct __sk_buff *skb)
 	struct docker_dns_config *set = settings();
 	struct zfw_packet packet = {};
 	struct docker_dns_ends to = {};
-	__u32 offset;
+	__u32 offset, mtu = 0;
 
-	if (!set || !parse_ipv4_packet(skb, set->has_ethernet, &packet, &offset) ||
-	    packet.source[3] != set->server || packet.destination[3] != set->source ||
-	    !find_query(&packet, &to))
+	/* The stack takes no other host's packets; lo would make them its own. */
+	if (!set || skb->pkt_type != PACKET_HOST ||
+	    !parse_ipv4_packet(skb, set->has_ethernet, &packet, &offset) ||
+	    packet.source[3] != set->server || packet.destination[3] != set->source)
 		return TC_ACT_UNSPEC;
-	if (!rewrite(skb, offset, &packet, &to)) {
+	if (!find_query(&packet, &to)) {
+		if (packet.fragment == ZFW_FRAGMENT_LATER)
+			count(skb, DOCKER_DNS_OUTCOME_ORPHAN);
+		return TC_ACT_UNSPEC;
+	}
+	if (packet.tcp_flags & TCP_SYN)
+		bpf_check_mtu(skb, 0, &mtu, 0, 0);
+	if (!rewrite(skb, offset, &packet, &to) || !lower_mss(skb, &packet, mtu)) {
 		count(skb, DOCKER_DNS_OUTCOME_UNCHANGED);
 		return TC_ACT_SHOT;
 	}

@@ -40,6 +40,8 @@ enum docker_dns_outcome {
 	DOCKER_DNS_OUTCOME_BUILTIN_NAME, /* left alone: no suffix matches its name */
 	DOCKER_DNS_OUTCOME_BUILTIN_UNREADABLE, /* left alone: it has no name to read */
 	DOCKER_DNS_OUTCOME_BUILTIN_TCP, /* left alone: TCP is not redirected, or began before */
+	DOCKER_DNS_OUTCOME_BUILTIN_UPLINK, /* left alone: the uplink is gone, or too narrow */
+	DOCKER_DNS_OUTCOME_ORPHAN, /* left alone: a later fragment, whose first is not known */
 	DOCKER_DNS_OUTCOME_NO_PORT, /* dropped: no port was free */
 	DOCKER_DNS_OUTCOME_UNCHANGED, /* dropped: it could not be rewritten */
 	DOCKER_DNS_OUTCOMES,
@@ -59,7 +61,7 @@ struct docker_dns_config {
 	__u8 has_ethernet; /* the uplink's frames */
 	__u8 has_domains;
 	__u8 redirects_tcp;
-	__u8 pad;
+	__u8 is_watched; /* somebody reads the events */
 };
 
 /* Where NAT sends queries to, before we see them; 0: nowhere. */
@@ -130,10 +132,10 @@ struct docker_dns_event {
 	__be32 server;
 	__u16 server_port;
 	__u8 outcome; /* enum docker_dns_outcome */
-	__u8 pad;
+	__u8 has_name; /* and id; UDP only */
 	__u16 port;
-	__u16 name_length; /* on the wire; 0: not known */
-	__u32 id; /* of the DNS message; UDP only */
+	__u16 name_length; /* on the wire, without the root's byte */
+	__u32 id; /* of the DNS message */
 	char name[DOCKER_DNS_KEY_BYTES]; /* as on the wire */
 };
 

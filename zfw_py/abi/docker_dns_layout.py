@@ -26,11 +26,13 @@ OUTCOMES = (
     "builtin_name",
     "builtin_unreadable",
     "builtin_tcp",
+    "builtin_uplink",
+    "orphan",
     "no_port",
     "unchanged",
 )
 
-CONFIG = "=IIIIIHHHHBBB1x"
+CONFIG = "=IIIIIHHHHBBBB"
 CONFIG_SIZE = 32
 DAEMON = "=HH"
 DAEMON_SIZE = 4
@@ -50,7 +52,7 @@ DOMAIN_KEY = "=I256s"
 DOMAIN_KEY_SIZE = 260
 COUNTER = "=QQ"
 COUNTER_SIZE = 16
-EVENT = "=Q16sIHB1xHHI256s"
+EVENT = "=Q16sIHBBHHI256s"
 EVENT_SIZE = 296
 
 MAPS = {
@@ -62,6 +64,6 @@ MAPS = {
     "fragments": (9, 12, 16, 1024, 0),
     "lost": (6, 4, 8, 1, 0),
     "names": (6, 4, 528, 1, 0),
-    "outcomes": (6, 4, 16, 7, 0),
+    "outcomes": (6, 4, 16, 9, 0),
     "queries": (9, 16, 16, 16384, 0),
 }
