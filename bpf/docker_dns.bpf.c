@@ -202,9 +202,9 @@ int query(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	}
 	to.source = set->source;
-	to.destination = set->server;
+	to.destination = flow.server;
 	to.source_port = bpf_htons(flow.port);
-	to.destination_port = bpf_htons(set->server_port);
+	to.destination_port = bpf_htons(flow.server_port);
 	if (key.protocol == IPPROTO_UDP || !has_flow)
 		tell(set, &key, flow.port, name, DOCKER_DNS_OUTCOME_QUERY);
 	if (!rewrite(skb, offset, &packet, &to) || !lower_mss(skb, &packet, mtu)) {
@@ -232,23 +232,36 @@ static __always_inline bool find_query(const struct zfw_packet *packet, struct d
 	__u64 now = bpf_ktime_get_coarse_ns();
 	struct docker_dns_fragment *first, made = {};
 	struct docker_dns_answer *answer;
+	struct docker_dns_query_key query;
 
 	if (packet->fragment == ZFW_FRAGMENT_LATER) {
 		first = bpf_map_lookup_elem(&fragments, &part);
-		if (!first || now - first->last > DOCKER_DNS_FRAGMENT_IDLE * SECOND)
+		if (!first || is_older(first->last, now, DOCKER_DNS_FRAGMENT_IDLE))
 			return false;
 		to->source = first->source;
 		to->destination = first->destination;
-		return true;
+		/* What is forgotten while it is read has another key at once: is it still so? */
+		first = bpf_map_lookup_elem(&fragments, &part);
+		return first && first->source == to->source &&
+		       first->destination == to->destination;
 	}
 	answer = bpf_map_lookup_elem(&answers, &key);
-	if (!answer || is_idle(key.protocol, answer->last, now))
+	if (!answer || is_idle(key.protocol, answer->last, now)) {
+		/* Another datagram, perhaps by the number of an answer before it. */
+		if (packet->fragment == ZFW_FRAGMENT_FIRST)
+			bpf_map_delete_elem(&fragments, &part);
 		return false;
+	}
 	answer->last = now;
-	to->source = answer->query.destination;
-	to->destination = answer->query.source;
-	to->source_port = bpf_htons(answer->query.destination_port);
-	to->destination_port = bpf_htons(answer->query.source_port);
+	query = answer->query;
+	/* As above. */
+	answer = bpf_map_lookup_elem(&answers, &key);
+	if (!answer || !is_same_query(&answer->query, &query))
+		return false;
+	to->source = query.destination;
+	to->destination = query.source;
+	to->source_port = bpf_htons(query.destination_port);
+	to->destination_port = bpf_htons(query.source_port);
 	if (packet->fragment == ZFW_FRAGMENT_FIRST) {
 		made.last = now;
 		made.source = to->source;
