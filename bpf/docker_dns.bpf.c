@@ -178,6 +178,13 @@ int query(struct __sk_buff *skb)
 
 	if (bpf_check_mtu(skb, set->uplink_ifindex, &mtu, set->has_ethernet ? 0 : -ETH_HLEN, 0))
 		return leave(skb, set, &key, NULL, DOCKER_DNS_OUTCOME_BUILTIN_UPLINK);
+	if (key.protocol == IPPROTO_UDP) {
+		name = read_name(skb, &packet);
+		if (set->has_domains && !name)
+			return leave(skb, set, &key, NULL, DOCKER_DNS_OUTCOME_BUILTIN_UNREADABLE);
+		if (set->has_domains && !is_covered(name))
+			return leave(skb, set, &key, name, DOCKER_DNS_OUTCOME_BUILTIN_NAME);
+	}
 	has_flow = find_flow(set, &key, bpf_ktime_get_coarse_ns(), &flow);
 	is_opening = (packet.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 	if (key.protocol == IPPROTO_TCP) {
@@ -188,13 +195,6 @@ int query(struct __sk_buff *skb)
 			count(skb, DOCKER_DNS_OUTCOME_BUILTIN_TCP);
 			return TC_ACT_UNSPEC;
 		}
-	} else {
-		name = read_name(skb, packet.transport_offset + sizeof(struct udphdr),
-				 packet.transport_length - sizeof(struct udphdr));
-		if (set->has_domains && !name)
-			return leave(skb, set, &key, NULL, DOCKER_DNS_OUTCOME_BUILTIN_UNREADABLE);
-		if (set->has_domains && !is_covered(name))
-			return leave(skb, set, &key, name, DOCKER_DNS_OUTCOME_BUILTIN_NAME);
 	}
 	if (!has_flow && !make_flow(skb, &key, &flow)) {
 		count(skb, DOCKER_DNS_OUTCOME_NO_PORT);

@@ -8,10 +8,12 @@
 
 #include <stdbool.h>
 #include <linux/bpf.h>
+#include <linux/udp.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
 #include "docker_dns_maps.h"
+#include "parse.h"
 
 #define DNS_HEADER_BYTES 12
 #define DNS_MAX_LABEL_BYTES 63
@@ -25,7 +27,7 @@ struct dns_header {
 	__be16 questions;
 	__be16 answers;
 	__be16 authorities;
-	__be16 additionals;
+	__be16 additional;
 };
 
 /*
@@ -57,8 +59,8 @@ __noinline int measure_name(struct docker_dns_name *name, __u32 available)
 	return -1;
 }
 
-/* Writes the name backwards, in lower case; false if a label has a dot in it, which no
- * suffix that people write has. */
+/* Writes the name backwards, in lower case. A dot within a label becomes 0, so that no
+ * suffix begins there. */
 __noinline int reverse_name(struct docker_dns_name *name, __u32 length)
 {
 	__u32 i;
@@ -78,7 +80,7 @@ __noinline int reverse_name(struct docker_dns_name *name, __u32 length)
 		} else {
 			name->left = left - 1;
 			if (c == '.')
-				return false;
+				c = 0;
 			if (c >= 'A' && c <= 'Z')
 				c += 'a' - 'A';
 		}
@@ -89,18 +91,27 @@ __noinline int reverse_name(struct docker_dns_name *name, __u32 length)
 }
 
 /*
- * Reads the message at an offset: its id, and the name of its first question. NULL if
+ * Reads the message of a UDP packet: its id, and the name of its first question. NULL if
  * there is no query, or no name that is whole.
  */
-static __always_inline struct docker_dns_name *read_name(struct __sk_buff *skb, __u32 offset,
-							 __u32 length)
+static __always_inline struct docker_dns_name *read_name(struct __sk_buff *skb,
+							 const struct zfw_packet *packet)
 {
+	__u32 offset = packet->transport_offset + sizeof(struct udphdr);
+	__u32 zero = 0, length, available, last;
 	struct docker_dns_name *name;
 	struct dns_header header;
-	__u32 zero = 0, available;
+	struct udphdr udp;
 	int measured;
 
-	if (length <= sizeof(header) || bpf_skb_load_bytes(skb, offset, &header, sizeof(header)))
+	/* As long as UDP has it: a server reads no further. */
+	if (!read_bytes(skb, packet->transport_offset, &udp, sizeof(udp)))
+		return NULL;
+	length = bpf_ntohs(udp.len);
+	if (length <= sizeof(udp) + sizeof(header) || length > packet->transport_length)
+		return NULL;
+	length -= sizeof(udp);
+	if (bpf_skb_load_bytes(skb, offset, &header, sizeof(header)))
 		return NULL;
 	if (header.flags & bpf_htons(DNS_FLAG_RESPONSE | DNS_OPCODE) || header.questions == 0)
 		return NULL;
@@ -111,10 +122,12 @@ static __always_inline struct docker_dns_name *read_name(struct __sk_buff *skb, 
 	available = length - sizeof(header);
 	if (available > DOCKER_DNS_NAME_BYTES)
 		available = DOCKER_DNS_NAME_BYTES;
-	/* clang would compare one register and use another. */
-	asm volatile("" : "+r"(available));
-	if (available == 0 || available > DOCKER_DNS_NAME_BYTES ||
-	    bpf_skb_load_bytes(skb, offset + sizeof(header), name->wire, available))
+	last = available - 1;
+	/* clang would compare one register and use another; and Linux 6.1 learns nothing from
+	 * a comparison with 0. */
+	asm volatile("" : "+r"(last));
+	if (last >= DOCKER_DNS_NAME_BYTES ||
+	    bpf_skb_load_bytes(skb, offset + sizeof(header), name->wire, last + 1))
 		return NULL;
 	measured = measure_name(name, available);
 	if (measured < 0)
