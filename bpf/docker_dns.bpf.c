@@ -25,6 +25,7 @@
 #include "parse.h"
 
 #define LOOPBACK_IFINDEX 1
+#define VLAN_ID 0xfff
 
 static __always_inline struct docker_dns_config *settings(void)
 {
@@ -82,18 +83,17 @@ static __always_inline void tell(const struct docker_dns_config *set,
 static __always_inline bool parse_ipv4_packet(struct __sk_buff *skb, bool has_ethernet,
 					      struct zfw_packet *packet, __u32 *offset)
 {
-	struct iphdr ip;
+	struct ethhdr ethernet;
 
-	/* With a tag beside the frame it is of another network. */
-	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present ||
-	    parse_packet(skb, has_ethernet, packet) != ZFW_PARSED_IP ||
-	    packet->family != ZFW_AF_INET ||
-	    (packet->protocol != IPPROTO_UDP && packet->protocol != IPPROTO_TCP))
+	/* With a tag beside the frame, if not for its priority alone, it is of another network;
+	 * and with one in the frame, which a sender may not tell, IP would be elsewhere. */
+	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_tci & VLAN_ID ||
+	    (has_ethernet && (!read_bytes(skb, 0, &ethernet, sizeof(ethernet)) ||
+			      ethernet.h_proto != bpf_htons(ETH_P_IP))))
 		return false;
 	*offset = has_ethernet ? ETH_HLEN : 0;
-	/* With a tag in the frame it would be elsewhere. */
-	return read_bytes(skb, *offset, &ip, sizeof(ip)) && ip.version == 4 &&
-	       *offset + ip.ihl * 4 == packet->transport_offset;
+	return parse_packet(skb, has_ethernet, packet) == ZFW_PARSED_IP &&
+	       (packet->protocol == IPPROTO_UDP || packet->protocol == IPPROTO_TCP);
 }
 
 /* A socket of the daemon's, bound to the resolver's address and no other. */
@@ -126,7 +126,7 @@ __noinline int is_daemon(struct __sk_buff *skb, __u32 protocol, __u32 port)
 	struct docker_dns_config *set = settings();
 	struct docker_dns_daemon *known;
 	__u32 zero = 0;
-	__u16 *mine;
+	__u16 *mine, before;
 
 	known = bpf_map_lookup_elem(&daemon, &zero);
 	if (!set || !known)
@@ -134,9 +134,10 @@ __noinline int is_daemon(struct __sk_buff *skb, __u32 protocol, __u32 port)
 	if (port == set->resolver_port)
 		return true;
 	mine = protocol == IPPROTO_TCP ? &known->tcp_port : &known->udp_port;
-	if (*mine == port)
+	before = *mine;
+	if (before && before == port)
 		return true;
-	if ((*mine && has_daemon(skb, set, protocol, *mine)) ||
+	if ((before && has_daemon(skb, set, protocol, before)) ||
 	    !has_daemon(skb, set, protocol, port))
 		return false;
 	*mine = port;
@@ -292,6 +293,11 @@ int answer(struct __sk_buff *skb)
 	if (packet.tcp_flags & TCP_SYN)
 		bpf_check_mtu(skb, 0, &mtu, 0, 0);
 	if (!rewrite(skb, offset, &packet, &to) || !lower_mss(skb, &packet, mtu)) {
+		count(skb, DOCKER_DNS_OUTCOME_UNCHANGED);
+		return TC_ACT_SHOT;
+	}
+	/* It is a header of Ethernet's that bpf_redirect_neigh() takes away. */
+	if (!set->has_ethernet && bpf_skb_change_head(skb, ETH_HLEN, 0)) {
 		count(skb, DOCKER_DNS_OUTCOME_UNCHANGED);
 		return TC_ACT_SHOT;
 	}

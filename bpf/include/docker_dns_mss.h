@@ -42,6 +42,7 @@ static __always_inline bool lower_mss(struct __sk_buff *skb, const struct zfw_pa
 
 	if (!(packet->tcp_flags & TCP_SYN) || mtu <= MSS_HEADERS || mtu > 0xffff ||
 	    packet->tcp_header < sizeof(struct tcphdr) + sizeof(offered) ||
+	    packet->transport_length < sizeof(struct tcphdr) + sizeof(offered) ||
 	    !read_bytes(skb, place, &offered, sizeof(offered)) || offered.kind != TCP_OPTION_MSS ||
 	    offered.length != sizeof(offered) || bpf_ntohs(offered.size) <= mtu - MSS_HEADERS)
 		return true;
