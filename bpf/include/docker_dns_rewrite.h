@@ -26,6 +26,15 @@ struct docker_dns_ends {
 	__be16 destination_port;
 };
 
+static __always_inline bool has_checksum(struct __sk_buff *skb, const struct zfw_packet *packet,
+					 __u32 offset)
+{
+	__sum16 checksum;
+
+	return packet->protocol == IPPROTO_TCP ||
+	       (read_bytes(skb, offset, &checksum, sizeof(checksum)) && checksum);
+}
+
 /* offset: of the IP header. Later fragments have no ports. */
 static __always_inline bool rewrite(struct __sk_buff *skb, __u32 offset,
 				    const struct zfw_packet *packet,
@@ -37,18 +46,21 @@ static __always_inline bool rewrite(struct __sk_buff *skb, __u32 offset,
 	__be16 ports_after[2] = { to->source_port, to->destination_port };
 	bool has_ports = packet->fragment != ZFW_FRAGMENT_LATER;
 	__u32 transport = packet->transport_offset, checksum, old_ports, new_ports;
-	__u64 mangled = packet->protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
+	__u64 recompute, mangled = packet->protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
 	__s64 difference = bpf_csum_diff(before, sizeof(before), after, sizeof(after), 0);
 
 	checksum = transport + (packet->protocol == IPPROTO_TCP ? offsetof(struct tcphdr, check) :
 								  offsetof(struct udphdr, check));
 	if (has_ports) {
+		/* A sum that the device made of all the packet: no checksum evens the ports out. */
+		recompute = has_checksum(skb, packet, checksum) ? 0 : BPF_F_RECOMPUTE_CSUM;
 		__builtin_memcpy(&old_ports, ports_before, sizeof(old_ports));
 		__builtin_memcpy(&new_ports, ports_after, sizeof(new_ports));
 		if (bpf_l4_csum_replace(skb, checksum, 0, difference, mangled | BPF_F_PSEUDO_HDR) ||
 		    bpf_l4_csum_replace(skb, checksum, old_ports, new_ports,
 					mangled | sizeof(new_ports)) ||
-		    bpf_skb_store_bytes(skb, transport, ports_after, sizeof(ports_after), 0))
+		    bpf_skb_store_bytes(skb, transport, ports_after, sizeof(ports_after),
+					recompute))
 			return false;
 	}
 	return !bpf_l3_csum_replace(skb, offset + offsetof(struct iphdr, check), 0, difference,
