@@ -27,6 +27,7 @@ import pytest
 from scripts.build_bpf import compile_bpf
 from tests.support import frames
 from tests.support.netns import CLONE_NEWNS, Network
+from tests.support.tcx import tcx_programs
 from zfw_py import (
     Conflict,
     Firewall,
@@ -121,27 +122,6 @@ def machine(_machine: Network) -> Iterator[Network]:
 
 
 # What the kernel says
-
-
-def tcx_programs(interface: str, direction: str) -> list[int]:
-    """The ids of the programs that are attached by TCX, first to last."""
-    ids = (ctypes.c_uint32 * 64)()
-    # union bpf_attr of BPF_PROG_QUERY: target_ifindex, attach_type, query_flags,
-    # attach_flags, prog_ids, count, and what may be left out.
-    attribute = ctypes.create_string_buffer(
-        pack(
-            "=IIIIQI36x",
-            socket.if_nametoindex(interface),
-            {"ingress": bpf.TCX_INGRESS, "egress": bpf.TCX_EGRESS}[direction],
-            0,
-            0,
-            ctypes.addressof(ids),
-            len(ids),
-        )
-    )
-    libc = ctypes.CDLL(None, use_errno=True)
-    assert libc.syscall(bpf._number, 16, attribute, len(attribute)) == 0, ctypes.get_errno()
-    return list(ids[: unpack_from("=I", attribute, 24)[0]])
 
 
 def clsact_programs(interface: str, direction: str) -> list[int]:

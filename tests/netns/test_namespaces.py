@@ -16,7 +16,7 @@ import pytest
 from tests.support.netns import Namespace, Network
 from zfw_py import Firewall, NotFound, Prefix, Rule, RuleKey, UsageError, ZfwError
 from zfw_py.kernel.bpffs import published
-from zfw_py.kernel.namespaces import call_in, live_cookies
+from zfw_py.kernel.namespaces import call_in, find, live_cookies
 from zfw_py.kernel.netns import netns_cookie
 
 pytestmark = [
@@ -35,8 +35,12 @@ def test_a_namespace_that_a_thread_a_descriptor_or_a_mount_holds_is_live(
     live = live_cookies()
     assert live is not None
     assert {netns_cookie(), cookie} <= live
+    path = find(cookie)
+    assert path is not None
+    assert call_in(path, netns_cookie) == cookie
     held_by_descriptor.close()
     assert cookie not in (live_cookies() or ())
+    assert find(cookie) is None
 
 
 def test_state_of_a_namespace_that_is_gone_is_removed_by_the_next_first_attach(

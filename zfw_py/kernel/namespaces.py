@@ -38,6 +38,17 @@ def live_cookies() -> set[int] | None:
     """
     if os.readlink("/proc/self/ns/pid") != _FIRST_PID_NAMESPACE:
         return None
+    cookies = _seen()
+    return None if _UNSEEN in cookies else set(cookies)
+
+
+def find(cookie: int) -> str | None:
+    """A path that leads to the network namespace of a cookie, for now; None: none that is seen."""
+    return _seen().get(cookie)
+
+
+def _seen() -> dict[int, str]:
+    """By cookie a path to each network namespace that can be seen from here."""
     paths: dict[str, str] = {}
     for pattern in ("/proc/[0-9]*/task/[0-9]*/ns/net", "/proc/[0-9]*/fd/[0-9]*"):
         for path in iglob(pattern):
@@ -49,8 +60,7 @@ def live_cookies() -> set[int] | None:
                 paths.setdefault(target, path)
     for path in iglob("/proc/[0-9]*/mountinfo"):
         paths.update(_mounted(path))
-    cookies = _in_thread(lambda: _visit(list(paths.values())))
-    return None if _UNSEEN in cookies else cookies
+    return _in_thread(lambda: _visit(list(paths.values())))
 
 
 def call_in(path: str, function: Callable[[], _Result]) -> _Result:
@@ -114,15 +124,15 @@ def _mounted(mountinfo: str) -> dict[str, str]:
     return found
 
 
-def _visit(paths: list[str]) -> set[int]:
-    cookies = set()
+def _visit(paths: list[str]) -> dict[int, str]:
+    cookies = {}
     for path in paths:
         try:
             _enter(path)
         except PermissionDenied:
-            cookies.add(_UNSEEN)
+            cookies[_UNSEEN] = path
         except (NotFound, UsageError, KernelError):
             continue  # gone meanwhile
         else:
-            cookies.add(netns_cookie())
+            cookies[netns_cookie()] = path
     return cookies

@@ -35,7 +35,9 @@ sched_bpf.options.nla_map = (
 _PARENTS = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
 _ETH_P_ALL = 3
 _PREFERENCE = 1
-_HANDLE = 0x7A66  # "zf"
+# Of a system's filters: those of several can be on one interface.
+FIREWALL_HANDLE = 0x7A66  # "zf"
+DOCKER_DNS_HANDLE = 0x7A64  # "zd"
 _LOOPBACK_IFINDEX = 1
 _SCOPE_HOST = 254
 _IFA_F_NODAD = 0x02
@@ -93,7 +95,26 @@ def _has_clsact(route: IPRoute, ifindex: int) -> bool:
     )
 
 
-def attach_clsact(ifindex: int, direction: str, program_fd: int, name: str) -> None:
+def has_clsact(ifindex: int) -> bool:
+    """Whether an interface has the qdisc that filters hang from."""
+    with _route("read the qdiscs") as route:
+        return _has_clsact(route, ifindex)
+
+
+def remove_empty_clsact(ifindex: int) -> None:
+    """Remove the qdisc if no filter hangs from it, of whatever kind."""
+    with _route("remove clsact") as route:
+        if not _has_clsact(route, ifindex):
+            return
+        for parent in _PARENTS.values():
+            if list(route.get_filters(index=ifindex, parent=parent)):
+                return
+        route.tc("del", "clsact", ifindex)
+
+
+def attach_clsact(
+    ifindex: int, direction: str, program_fd: int, name: str, handle: int = FIREWALL_HANDLE
+) -> None:
     """Attach by a cls_bpf filter of ours, or exchange its program; other filters stay."""
     with _route(f"attach through clsact ({direction})") as route:
         try:
@@ -111,7 +132,7 @@ def attach_clsact(ifindex: int, direction: str, program_fd: int, name: str) -> N
                 "replace-filter",
                 "bpf",
                 ifindex,
-                handle=_HANDLE,
+                handle=handle,
                 fd=program_fd,
                 name=name,
                 parent=_PARENTS[direction],

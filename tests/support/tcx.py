@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What is attached by TCX, asked of the kernel itself: bpftool of Debian 12 knows nothing of it."""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+from struct import pack, unpack_from
+
+import pytest
+
+from zfw_py.kernel import bpf
+
+_PROG_QUERY = 16
+
+
+def tcx_programs(interface: str, direction: str) -> list[int]:
+    """The ids of the programs that are attached to an interface here, first to last."""
+    ids = (ctypes.c_uint32 * 64)()
+    # union bpf_attr of BPF_PROG_QUERY: target_ifindex, attach_type, query_flags,
+    # attach_flags, prog_ids, count, and what may be left out.
+    attribute = ctypes.create_string_buffer(
+        pack(
+            "=IIIIQI36x",
+            socket.if_nametoindex(interface),
+            {"ingress": bpf.TCX_INGRESS, "egress": bpf.TCX_EGRESS}[direction],
+            0,
+            0,
+            ctypes.addressof(ids),
+            len(ids),
+        )
+    )
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.syscall(bpf._number, _PROG_QUERY, attribute, len(attribute)) == 0, (
+        ctypes.get_errno()
+    )
+    return list(ids[: unpack_from("=I", attribute, 24)[0]])
+
+
+def skip_without_tcx() -> None:
+    """For tests of what a kernel below 6.6 has not."""
+    if not bpf.supports_tcx(1):
+        pytest.skip("no TCX in this kernel")

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A directory of pinned maps, each checked against its compiled layout as it is opened."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import msgspec
+
+from zfw_py.errors import LayoutMismatch, NotFound, raise_expected
+from zfw_py.kernel import bpf
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_Document = TypeVar("_Document", bound=msgspec.Struct)
+
+_ZERO = bytes(4)
+_ARRAY = 2
+_MAX_ENTRIES = 3  # index into a map's five numbers
+
+
+class Kind(NamedTuple):
+    """What the pins of a system are: ``maps`` is its layout's MAPS.
+
+    ``noun`` is what a directory is of, as in "no such guard"; ``remedy`` says how
+    another version's are removed. Those of ``sized`` have any number of entries.
+    """
+
+    maps: Mapping[str, tuple[int, int, int, int, int]]
+    noun: str
+    remedy: str
+    sized: frozenset[str] = frozenset()
+
+
+class Pins:
+    """The maps in a directory, opened as they are asked for."""
+
+    def __init__(self, directory: str, kind: Kind) -> None:
+        self.directory = directory
+        self._kind = kind
+        self._maps: dict[str, bpf.Map] = {}
+
+    def map(self, name: str) -> bpf.Map:
+        """The map of this name. Raises NotFound, PermissionDenied or LayoutMismatch."""
+        if name not in self._maps:
+            opened = self._open(name)
+            expected = self._kind.maps[name]
+            size = opened.max_entries if name in self._kind.sized else expected[_MAX_ENTRIES]
+            if opened.spec != (*expected[:_MAX_ENTRIES], size, *expected[_MAX_ENTRIES + 1 :]):
+                raise self.mismatch(name, f"{opened.spec}, not {expected}")
+            self._maps[name] = opened
+        return self._maps[name]
+
+    def _open(self, name: str) -> bpf.Map:
+        try:
+            return bpf.open_map(f"{self.directory}/{name}")
+        except FileNotFoundError:
+            identifier = self.directory.rpartition("/")[2]
+            raise NotFound(f"no such {self._kind.noun}: {identifier}") from None
+        except PermissionError as error:
+            raise_expected(error)
+        except OSError as error:
+            raise self.mismatch(name, error.strerror or str(error)) from None
+
+    def mismatch(self, name: str, what: str) -> LayoutMismatch:
+        """The error for a pin that is not what this version makes."""
+        return LayoutMismatch(
+            f"{self.directory}/{name} is of another version of zfw: {what}",
+            hint=self._kind.remedy,
+        )
+
+    def write_document(self, name: str, document: msgspec.Struct) -> None:
+        """Pin a document as JSON, in a map of its size. Once: it is not changed after."""
+        data = msgspec.json.encode(document)
+        made = bpf.create_map((_ARRAY, 4, len(data), 1, 0), name)
+        made.update(_ZERO, data)
+        bpf.pin(made.fd, f"{self.directory}/{name}")
+
+    def document(self, name: str, kind: type[_Document]) -> _Document:
+        """A document that was pinned. Raises LayoutMismatch if it is no such."""
+        data = self._open(name).lookup(_ZERO) or b""
+        try:
+            return msgspec.json.decode(data, type=kind)
+        except msgspec.DecodeError as error:
+            raise self.mismatch(name, str(error)) from None
