@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A file that objects are appended to, as JSON lines."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import syslog
+from json import dumps
+from typing import TYPE_CHECKING
+
+from zfw_py.cli import output
+from zfw_py.errors import KernelError, NotFound, PermissionDenied, UsageError, ZfwError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# Everybody who can write into the directory could lead us to another file by a link.
+_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class JsonLog:
+    """The file of an option ``--log``. Each line is one write, so those of several stay whole."""
+
+    def __init__(self, path: str, command: str) -> None:
+        """``command`` is whose it is.
+
+        Raises UsageError for what is no file, NotFound, PermissionDenied, KernelError.
+        """
+        self._path = path
+        self._command = command
+        try:
+            self._fd = os.open(path, _APPEND, 0o600)
+        except OSError as error:
+            raise _not_opened(path, error) from None
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+            os.close(self._fd)
+            raise UsageError(f"--log {path}: not a file")
+        self._is_failing = False
+        self._is_torn = False
+
+    def write(self, record: Mapping[str, object]) -> None:
+        """Append an object. A file that takes no more is told of once, and tried again."""
+        data = f"{dumps(record)}\n".encode()
+        if self._is_torn:
+            data = b"\n" + data
+        try:
+            written = os.write(self._fd, data)
+        except OSError as error:
+            self._complain(error.errno or 0)
+            return
+        # A file system that is about to be full takes the beginning.
+        self._is_torn = written < len(data) and (self._is_torn or written > 0)
+        if written < len(data):
+            self._complain(errno.ENOSPC)
+        else:
+            self._is_failing = False
+
+    def _complain(self, number: int) -> None:
+        if self._is_failing:
+            return
+        self._is_failing = True
+        text = f"--log {self._path}: {os.strerror(number)}; records are missing"
+        # In the background there is nobody to see it.
+        syslog.syslog(syslog.LOG_WARNING, f"{self._command}: {output.safe(text)}")
+        output.warning(text)
+
+
+def _not_opened(path: str, error: OSError) -> ZfwError:
+    number = error.errno or 0
+    if number == errno.ELOOP:
+        return UsageError(f"--log {path}: a link, which is not followed")
+    if number == errno.ENOENT:
+        return NotFound(f"--log {path}: no such directory")
+    why = f"--log {path}: {os.strerror(number)}"
+    # ENXIO: a FIFO that nobody reads.
+    if number in (errno.EISDIR, errno.ENOTDIR, errno.ENXIO, errno.ENAMETOOLONG):
+        return UsageError(why)
+    if number in (errno.EACCES, errno.EPERM):
+        return PermissionDenied(why)
+    return KernelError(f"--log {path}", number)
