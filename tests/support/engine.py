@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A stand-in of a container engine: as much of Docker's documented API as finds a container.
 
-https://docs.docker.com/reference/api/engine/version/v1.41/: GET /version and
-GET /containers/(id)/json. For what a real engine cannot be made to do: to be
-wrong, slow or gone. The real one is in tests/support/podman.py.
+https://docs.docker.com/reference/api/engine/version/v1.41/: GET /version,
+GET /containers/(id)/json and GET /events. For what a real engine cannot be made to
+do: to be wrong, slow or gone. The real one is in tests/support/podman.py.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
+from queue import Queue
 from socketserver import BaseRequestHandler, ThreadingUnixStreamServer
 from typing import TYPE_CHECKING, Any
 
@@ -109,3 +110,106 @@ def conversation(path: Path, speak: Callable[[socket.socket], object]) -> Iterat
 
     with _serving(path, Handler):
         yield
+
+
+class LiveEngine:
+    """An engine whose containers come and go, which it tells to whoever listens."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.containers: dict[str, dict[str, Any]] = {}
+        self.listeners: list[Queue[bytes | None]] = []
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """It is there, for the length of a with block."""
+        live = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                if self.path.startswith(f"/v{API}/events"):
+                    self.tell()
+                    return
+                status, body = live.answer(self.path)
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def tell(self) -> None:
+                self.close_connection = True
+                told: Queue[bytes | None] = Queue()
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                live.listen(told)
+                while (data := told.get()) is not None:
+                    self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+
+            def log_message(self, format: str, *arguments: object) -> None:
+                pass
+
+            def address_string(self) -> str:
+                return "unix"
+
+        with _serving(self.path, Handler):
+            try:
+                yield
+            finally:
+                self.hang_up()
+
+    def answer(self, path: str) -> tuple[int, bytes]:
+        """Of what is there now."""
+        if path == "/version":
+            return 200, json.dumps({"ApiVersion": API, "MinAPIVersion": "1.12"}).encode()
+        name = path.removeprefix(f"/v{API}/containers/").removesuffix("/json")
+        known = {
+            key: each for each in self.containers.values() for key in (each["Name"][1:], each["Id"])
+        }
+        if name not in known:
+            return 404, json.dumps({"message": f"No such container: {name}"}).encode()
+        return 200, json.dumps(known[name]).encode()
+
+    def listen(self, told: Queue[bytes | None]) -> None:
+        """Have whatever happens from now on put there."""
+        with self._changed:
+            self.listeners.append(told)
+            self._changed.notify_all()
+
+    def wait_for_listener(self, timeout: float) -> None:
+        """Until somebody listens."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self.listeners, timeout), "nobody listens"
+
+    def start(self, name: str, pid: int) -> None:
+        """A container starts."""
+        self.containers[name] = container(name, pid)
+        self.tell("start", name)
+
+    def end(self, name: str) -> None:
+        """A container ends; it is still known."""
+        self.containers[name] = container(name, 0, Status="exited", Running=False)
+        self.tell("die", name)
+
+    def tell(self, action: str, name: str, **more: object) -> None:
+        """As the documentation has an event."""
+        actor = {"ID": "ab" * 32, "Attributes": {"name": name, "image": "machine"}}
+        event = {"Type": "container", "Action": action, "Actor": actor, "time": 1, **more}
+        self.send(json.dumps(event).encode() + b"\n")
+
+    def send(self, data: bytes) -> None:
+        """To all who listen, as it is."""
+        for each in self.listeners:
+            each.put(data)
+
+    def hang_up(self) -> None:
+        """On all who listen."""
+        with self._changed:
+            for each in self.listeners:
+                each.put(None)
+            self.listeners = []

@@ -9,13 +9,15 @@ import os
 import socket
 import sys
 import threading
+from contextlib import ExitStack, contextmanager
+from queue import Queue
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.engine import container, conversation, engine
+from tests.support.engine import LiveEngine, container, conversation, engine
 from zfw_py import containers
-from zfw_py.containers import Container, find
+from zfw_py.containers import Container, Happening, NotRunning, Watch, find
 from zfw_py.errors import NotFound, PermissionDenied, UsageError, ZfwError
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ID = "ab" * 32
+PATIENCE = 60.0
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +92,7 @@ def test_what_is_no_name_is_not_asked_for(path: Path, name: str) -> None:
 )
 def test_a_container_without_a_process_here(path: Path, state: dict[str, Any], told: str) -> None:
     with engine(path, container("web", os.getpid(), **state)):
-        message = refusal(ZfwError)
+        message = refusal(NotRunning)
     assert message.removeprefix("container web").lstrip(": ") == told
 
 
@@ -301,3 +304,147 @@ def test_a_broken_configuration_of_docker_s_own_is_no_traceback(path: Path) -> N
     (path.parent / "config.json").write_text("[]")
     with engine(path, container("web", os.getpid())):
         assert refusal(ZfwError).startswith(f"container engine {path}: ")
+
+
+# What happens to a container
+
+
+@contextmanager
+def watching(name: str = "web") -> Iterator[tuple[Watch, Queue[Happening | ZfwError | None]]]:
+    """A watch in a thread of its own, and what it tells; None at its end. It has ended then."""
+    told: Queue[Happening | ZfwError | None] = Queue()
+    watch = Watch(name)
+
+    def listen() -> None:
+        try:
+            for happening in watch:
+                told.put(happening)
+        except ZfwError as error:
+            told.put(error)
+        told.put(None)
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    try:
+        yield watch, told
+    finally:
+        watch.close()
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+def told_next(told: Queue[Happening | ZfwError | None]) -> Any:
+    return told.get(timeout=PATIENCE)
+
+
+def test_starts_and_ends_are_told(path: Path) -> None:
+    live = LiveEngine(path)
+    live.containers["web"] = container("web", os.getpid())
+    with live.serving(), watching() as (_, told):
+        assert told_next(told) == Happening("runs", Container("web", ID, os.getpid()))
+        live.end("web")
+        ended = Happening("absent", reason="container web is not running: exited")
+        assert told_next(told) == ended
+        # Of others, or nothing that starts or ends it.
+        live.tell("start", "other", Actor={"ID": "cd" * 32, "Attributes": {"name": "other"}})
+        live.tell("exec_start: /bin/sh", "web")
+        live.tell("health_status: healthy", "web")
+        live.start("web", os.getppid())
+        assert told_next(told) == Happening("runs", Container("web", ID, os.getppid()))
+        assert told.empty()
+
+
+@pytest.mark.parametrize("name", ["web", ID, ID[:12]])
+def test_a_container_that_does_not_run_yet(path: Path, name: str) -> None:
+    live = LiveEngine(path)
+    with live.serving(), watching(name) as (_, told):
+        assert told_next(told) == Happening("absent", reason=f"no such container: {name}")
+        live.wait_for_listener(PATIENCE)
+        live.containers[name] = container("web", os.getpid())
+        live.containers[name]["Id"] = ID if name == "web" else name
+        live.tell("start", "web")
+        happening = told_next(told)
+        assert (happening.kind, happening.container.pid) == ("runs", os.getpid())
+
+
+def test_an_engine_that_is_started_again(path: Path) -> None:
+    """What has happened meanwhile is told when it is back."""
+    live = LiveEngine(path)
+    live.containers["web"] = container("web", os.getpid())
+    with ExitStack() as stack:
+        with live.serving():
+            _, told = stack.enter_context(watching())
+            assert told_next(told).kind == "runs"
+            live.wait_for_listener(PATIENCE)
+        lost = told_next(told)
+        assert lost == Happening("lost", reason=f"container engine {path} has ended the connection")
+        live.containers["web"] = container("web", os.getppid())
+        stack.enter_context(live.serving())
+        assert told_next(told) == Happening("back")
+        assert told_next(told).container.pid == os.getppid()
+
+
+def test_an_engine_that_stays_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containers, "_PATIENCE", 0.3)
+    live = LiveEngine(path)
+    with ExitStack() as stack:
+        with live.serving():
+            _, told = stack.enter_context(watching())
+            assert told_next(told).kind == "absent"
+            live.wait_for_listener(PATIENCE)
+        assert told_next(told).kind == "lost"
+        given_up = told_next(told)
+        assert isinstance(given_up, ZfwError)
+        assert str(given_up).startswith(
+            f"container engine {path}: No such file or directory; given up"
+        )
+        assert told_next(told) is None
+
+
+def test_there_is_no_engine_to_watch(path: Path) -> None:
+    with watching() as (_, told):
+        assert "No such file or directory" in str(told_next(told))
+        assert told_next(told) is None
+    with pytest.raises(UsageError):
+        Watch("no name")
+
+
+def test_a_watch_ends_while_it_waits_for_an_engine(path: Path) -> None:
+    live = LiveEngine(path)
+    with ExitStack() as stack:
+        with live.serving():
+            watch, told = stack.enter_context(watching())
+            assert told_next(told).kind == "absent"
+            live.wait_for_listener(PATIENCE)
+        assert told_next(told).kind == "lost"
+        watch.close()
+        assert told_next(told) is None
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"not JSON at all\n",
+        b"[]\n",
+        b'"start"\n',
+        b'{"Action": "start"}\n',
+        b'{"Action": "start", "Actor": {"ID": 7, "Attributes": {"name": "web"}}}\n',
+        b'{"Action": "start", "Actor": {"ID": "", "Attributes": ["web"]}}\n',
+        b"\xff\xfe\n",
+        b"[" * (1 << 21),
+        b"[" * 10_000 + b"\n",
+    ],
+)
+def test_events_that_are_none(path: Path, said: bytes) -> None:
+    """They are passed over, or the connection is begun anew; what follows is told."""
+    live = LiveEngine(path)
+    with live.serving(), watching() as (_, told):
+        assert told_next(told).kind == "absent"
+        live.wait_for_listener(PATIENCE)
+        live.send(said)
+        live.containers["web"] = container("web", os.getpid())
+        live.tell("start", "web")
+        kinds = []
+        while (happening := told_next(told)).kind != "runs":
+            kinds.append(happening.kind)
+        assert kinds in ([], ["lost", "back"])
