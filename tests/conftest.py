@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support import podman as engines
+from tests.support.docker_net import World as DockerWorld
+from tests.support.docker_net import docker_world
 from tests.support.guarded import World
 from tests.support.guarded import world as make_world
 from tests.support.netns import Namespace, Network, use_private_bpffs
@@ -159,6 +161,13 @@ def podman(
     if absent is not None:
         pytest.skip(absent)
     with engines.podman(tmp_path_factory.mktemp("podman")) as made:
+        yield made
+
+
+@pytest.fixture
+def docker(_private_bpffs: None, tmp_path: Path) -> Iterator[DockerWorld]:
+    """A container's network, with a daemon's resolver in it and a server outside."""
+    with docker_world(tmp_path) as made:
         yield made
 
 

@@ -15,7 +15,7 @@
 #define DOCKER_DNS_ABI_VERSION 1
 
 enum docker_dns_limit {
-	/* Queries whose answers are waited for, and connections. */
+	/* Sources of queries, and connections; fewer where there are few ports for them. */
 	DOCKER_DNS_FLOWS = 16384,
 	/* Datagrams that came in fragments. */
 	DOCKER_DNS_FRAGMENTS = 1024,

@@ -39,7 +39,7 @@ def loaded_by(*argv: str) -> set[str]:
 
 
 def commands_in(modules: set[str]) -> set[str]:
-    return {name for name in COMMANDS if f"zfw_py.cli.commands.{name}" in modules}
+    return {name for name in COMMANDS if f"zfw_py.cli.commands.{name.replace('-', '_')}" in modules}
 
 
 def test_a_command_loads_only_itself() -> None:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from typer._click.core import Command
 
-# Each is the function ``command`` of the module of its name in zfw_py.cli.commands. A
-# package there is a group, whose own COMMANDS are modules in it.
+# Each is the function ``command`` of the module of its name in zfw_py.cli.commands, with _
+# for a hyphen. A package there is a group, whose own COMMANDS are modules in it.
 COMMANDS = (
     "attach",
     "detach",
@@ -39,6 +39,7 @@ COMMANDS = (
     "flows",
     "set",
     "guard",
+    "docker-dns",
     "batch",
     "classic",
     "save",
@@ -69,7 +70,7 @@ class _Commands(TyperGroup):
         if cmd_name not in self.names:
             return None
         if cmd_name not in self.commands:
-            module = import_module(f"{self.package}.{cmd_name}")
+            module = import_module(f"{self.package}.{cmd_name.replace('-', '_')}")
             self.commands[cmd_name] = _made_of(cmd_name, module)
         return self.commands[cmd_name]
 

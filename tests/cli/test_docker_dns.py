@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""zfw docker-dns redirect, list and remove, and what of watch needs no engine."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.docker_net import ANY_ANSWER, BUILTIN_ANSWER, CONTAINER, RESOLVER, SERVER
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.cli.conftest import Zfw
+    from tests.support.docker_net import World
+
+
+@pytest.mark.kernel
+def test_redirect_list_and_remove(zfw: Zfw, docker: World) -> None:
+    assert zfw("docker-dns", "list") == (0, "no redirects\n", "")
+    assert zfw("docker-dns", "remove", "--all") == (0, "", "")
+    made = zfw("docker-dns", "redirect", "--netns", docker.network.path, "--to", SERVER)
+    assert (made.code, made.err) == (0, "")
+    number = made.out.strip()
+    assert docker.addresses("www.example") == [ANY_ANSWER]
+    docker.addresses("www.example", "+tcp")
+    listed = zfw("docker-dns", "list")
+    assert (listed.code, listed.err) == (0, "")
+    titles, cells = (line.split() for line in listed.out.splitlines())
+    assert titles == [
+        *("ID", "OF", "INTERFACE", "FROM", "TO", "DOMAINS", "TCP", "STATE"),
+        *("QUERIES", "ANSWERS", "BUILTIN", "DROPPED"),
+    ]
+    assert cells[:8] == [
+        *(number, docker.network.path, "eth0", f"{RESOLVER}:53", f"{SERVER}:53", "-"),
+        *("redirect", "redirecting"),
+    ]
+    queries, answers, builtin, dropped = map(int, cells[8:])
+    assert queries >= 6
+    assert answers >= 4
+    assert (builtin, dropped) == (0, 0)
+    assert zfw("docker-dns", "remove", number) == (0, f"removed {number}\n", "")
+    assert docker.addresses("www.example") == [BUILTIN_ANSWER]
+    gone = (5, "", f"zfw: no such redirect: {number}\n")
+    assert zfw("docker-dns", "remove", number) == gone
+
+
+@pytest.mark.kernel
+def test_list_as_json(zfw: Zfw, docker: World) -> None:
+    assert zfw("docker-dns", "list", "--json") == (0, "[]\n", "")
+    options = ("--only-domain", "b.example", "--only-domain", "A.example", "--mode", "clsact")
+    path = f"/proc/{os.getpid()}/fd/{docker.container.fd}"
+    made = zfw("docker-dns", "redirect", "--netns", path, "--to", f"{SERVER}:53", *options)
+    assert made.code == 0
+    assert docker.addresses("www.a.example") == [ANY_ANSWER]
+    assert docker.addresses("c.example") == [BUILTIN_ANSWER]
+    result = zfw("docker-dns", "list", "--json")
+    assert (result.code, result.err) == (0, "")
+    (listed,) = json.loads(result.out)
+    created = listed.pop("created")
+    assert created > 1_600_000_000
+    outcomes = listed.pop("outcomes")
+    udp, tcp = docker.daemon.ports
+    assert listed == {
+        "id": made.out.strip(),
+        "container": None,
+        "container_id": None,
+        "netns": path,
+        "interface": "eth0",
+        "source": CONTAINER,
+        "from": f"{RESOLVER}:53",
+        "to": f"{SERVER}:53",
+        "domains": ["b.example", "a.example"],
+        "tcp": "builtin",
+        "mode": "clsact",
+        "watcher_pid": None,
+        "problem": None,
+        "daemon_ports": {"udp": udp, "tcp": tcp},
+        "lost_events": 0,
+    }
+    assert {name: value["packets"] for name, value in outcomes.items() if value["packets"]} == {
+        "query": 1,
+        "answer": 1,
+        "builtin_name": 1,
+    }
+    assert outcomes["query"]["bytes"] > 40
+    assert zfw("docker-dns", "remove", "--all").out == f"removed {made.out}"
+
+
+@pytest.mark.kernel
+def test_what_is_wrong_is_listed(zfw: Zfw, docker: World) -> None:
+    number = docker.redirect().id
+    docker.container.run(*f"ip address delete {CONTAINER}/16 dev eth0".split())
+    listed = zfw("docker-dns", "list")
+    assert listed.code == 0
+    assert listed.out.splitlines()[1].split()[7] == "broken"
+    assert listed.err == (
+        f"zfw: warning: redirect {number}:"
+        f" packets to {SERVER} do not leave from {CONTAINER} any more\n"
+    )
+
+
+@pytest.mark.kernel
+def test_what_is_in_the_way(zfw: Zfw, docker: World) -> None:
+    place = ("docker-dns", "redirect", "--netns", docker.network.path)
+    assert zfw(*place, "--to", SERVER, "--interface", "eth7") == (
+        5,
+        "",
+        "zfw: no interface eth7 in the network namespace\nhint: it has eth0, lo\n",
+    )
+    assert zfw(*place, "--to", f"{SERVER}:54").code == 1
+    made = zfw(*place, "--to", f"{SERVER}:54", "--no-probe", "--daemon-ports", "1,2")
+    assert made.code == 0
+    assert zfw(*place, "--to", SERVER) == (
+        6,
+        "",
+        f"zfw: its queries are redirected already, to {SERVER}:54\n"
+        f"hint: zfw docker-dns remove {made.out}",
+    )
+    (listed,) = json.loads(zfw("docker-dns", "list", "--json").out)
+    assert listed["daemon_ports"] == {"udp": 1, "tcp": 2}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (("redirect",), 2, "Missing option '--to'"),
+        (("redirect", "--to", SERVER), 2, "one of --docker, --pid and --netns says whose queries"),
+        (("redirect", "--to", SERVER, "--pid", "1", "--netns", "/x"), 2, "one of --docker"),
+        (("redirect", "--to", SERVER, "--pid", "0"), 2, "--pid: not a process id: 0"),
+        (("redirect", "--to", SERVER, "--pid", str(1 << 30)), 5, "no such process"),
+        (("redirect", "--to", SERVER, "--netns", "/nosuch"), 5, "no such network namespace"),
+        (("redirect", "--to", "::1", "--pid", "1"), 2, "--to: IPv6 is unsupported"),
+        (("redirect", "--to", SERVER, "--docker", "a b"), 2, "not a container's name: 'a b'"),
+        (("redirect", "--to", SERVER, "--docker", "web"), 1, "container engine "),
+        (("redirect", "--to", SERVER, "--pid", "1", "--tcp", "x"), 2, "'x' is not one of"),
+        (
+            ("redirect", "--to", SERVER, "--pid", "1", "--daemon-ports", "53"),
+            2,
+            "--daemon-ports: not two ports, UDP,TCP: '53'",
+        ),
+        (
+            ("redirect", "--to", SERVER, "--pid", "1", "--daemon-ports", "1,65536"),
+            2,
+            "--daemon-ports: not two ports",
+        ),
+        (("remove",), 2, "an ID or --all says which redirect"),
+        (("remove", "7", "--all"), 2, "an ID or --all says which redirect"),
+        (("remove", "../x"), 5, "no such redirect: '../x'"),
+        (("watch", "--to", SERVER), 2, "Missing option '--docker'"),
+        (("watch", "--to", SERVER, "--docker", "web"), 1, "container engine "),
+        (("watch", "--to", SERVER, "--docker", "w", "--log", "/nosuch/x"), 1, "--log /nosuch/x"),
+    ],
+)
+def test_a_line_that_makes_no_sense(
+    zfw: Zfw,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    code: int,
+    told: str,
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nosuch.sock")
+    result = zfw("docker-dns", *arguments)
+    assert (result.code, result.out) == (code, "")
+    assert told in result.err
+    assert result.err.count("\n") == 1

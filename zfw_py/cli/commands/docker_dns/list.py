@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""zfw docker-dns list."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from zfw_py.cli import output
+
+if TYPE_CHECKING:
+    from zfw_py.docker_dns.redirect import Status
+
+COLUMNS = (
+    output.Column("ID"),
+    output.Column("OF"),
+    output.Column("INTERFACE"),
+    output.Column("FROM"),
+    output.Column("TO"),
+    output.Column("DOMAINS"),
+    output.Column("TCP"),
+    output.Column("STATE"),
+    output.Column("QUERIES", is_number=True),
+    output.Column("ANSWERS", is_number=True),
+    output.Column("BUILTIN", is_number=True),
+    output.Column("DROPPED", is_number=True),
+)
+_DROPPED = ("no_port", "unchanged")
+
+
+def command(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="An array of objects, with all counters.")
+    ] = False,
+) -> None:
+    """List the redirects, with what became of packets, and say what is wrong with any."""
+    from zfw_py.docker_dns import redirect
+
+    found = redirect.redirects()
+    if as_json:
+        output.json_array(map(as_object, found))
+        return
+    if not found:
+        output.line("no redirects")
+        return
+    output.table(COLUMNS, found, _cells)
+    for status in found:
+        if status.problem:
+            output.warning(f"redirect {status.about.id}: {status.problem}")
+
+
+def as_object(status: Status) -> dict[str, object]:
+    """A redirect as JSON has it."""
+    about = status.about
+    return {
+        "id": about.id,
+        "container": about.container or None,
+        "container_id": about.container_id or None,
+        "netns": about.path,
+        "interface": about.interface,
+        "source": about.source,
+        "from": about.resolver,
+        "to": about.server,
+        "domains": about.domains,
+        "tcp": about.tcp,
+        "mode": about.mode,
+        "created": about.created,
+        "watcher_pid": about.watcher.pid if about.watcher else None,
+        "problem": status.problem or None,
+        "daemon_ports": {"udp": status.daemon.udp_port, "tcp": status.daemon.tcp_port},
+        "outcomes": {
+            outcome: {"packets": packets, "bytes": size}
+            for outcome, (packets, size) in status.outcomes.items()
+        },
+        "lost_events": status.lost,
+    }
+
+
+def _cells(status: Status) -> tuple[str | int, ...]:
+    about = status.about
+    packets = {outcome: count for outcome, (count, _) in status.outcomes.items()}
+    state = "watched" if about.watcher else "redirecting"
+    return (
+        about.id,
+        about.container or about.path,
+        about.interface,
+        about.resolver,
+        about.server,
+        ",".join(about.domains),
+        about.tcp,
+        "broken" if status.problem else state,
+        packets["query"],
+        packets["answer"],
+        sum(count for outcome, count in packets.items() if outcome.startswith("builtin")),
+        sum(packets[outcome] for outcome in _DROPPED),
+    )

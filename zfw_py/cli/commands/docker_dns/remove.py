@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""zfw docker-dns remove."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from zfw_py.cli import output
+from zfw_py.errors import UsageError
+
+
+def command(
+    identifier: Annotated[
+        str | None, typer.Argument(metavar="[ID]", help="The redirect's, as list has it.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All redirects.")] = False,
+) -> None:
+    """Take a redirect away: the built-in resolver answers again, and all is as it was."""
+    from zfw_py.docker_dns import redirect
+
+    if every == (identifier is not None):
+        raise UsageError("an ID or --all says which redirect")
+    if identifier is None:
+        gone = redirect.remove_all()
+    else:
+        redirect.remove(identifier)
+        gone = [identifier]
+    for each in gone:
+        output.line(f"removed {each}")

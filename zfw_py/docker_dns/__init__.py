@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A container's DNS, answered by another server than the engine's."""
