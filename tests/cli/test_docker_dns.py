@@ -152,7 +152,7 @@ def test_what_is_in_the_way(zfw: Zfw, docker: World) -> None:
         (("remove", "../x"), 5, "no such redirect: '../x'"),
         (("watch", "--to", SERVER), 2, "Missing option '--docker'"),
         (("watch", "--to", SERVER, "--docker", "web"), 1, "container engine "),
-        (("watch", "--to", SERVER, "--docker", "w", "--log", "/nosuch/x"), 1, "--log /nosuch/x"),
+        (("watch", "--to", SERVER, "--docker", "w", "--log", "/nosuch/x"), 5, "--log /nosuch/x"),
     ],
 )
 def test_a_line_that_makes_no_sense(

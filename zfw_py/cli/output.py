@@ -59,7 +59,7 @@ class Events:
     """
 
     def __init__(self, stream: TextIO) -> None:
-        self._fd = stream.fileno()
+        self._stream = stream
         self._left_out = 0
 
     def write(self, text: str) -> None:
@@ -68,12 +68,13 @@ class Events:
         if self._left_out:
             lines.insert(0, f"zfw: {counted(self._left_out, 'line')} left out")
         poll = select.poll()
-        poll.register(self._fd, select.POLLOUT)
+        poll.register(self._stream, select.POLLOUT)
         if not poll.poll(0):
             self._left_out += 1
             return
         try:
-            os.write(self._fd, "".join(f"{each}\n" for each in lines).encode(errors="replace"))
+            text = "".join(f"{each}\n" for each in lines)
+            os.write(self._stream.fileno(), text.encode(errors="replace"))
         except OSError:
             self._left_out += 1
         else:
