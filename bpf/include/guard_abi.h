@@ -72,6 +72,7 @@ enum guard_flag {
 	GUARD_LOG_ONLY = 1, /* decide, tell, and let pass */
 	GUARD_DEFAULT_ALLOW = 2,
 	GUARD_REDIRECT_ONLY = 4, /* judge nothing but DNS */
+	GUARD_TELL_ALL = 8, /* else denials alone */
 };
 
 /* What a prefix says of the ports that it does not list. */

@@ -52,10 +52,14 @@ static __always_inline void tell(struct guard_socket *socket, __u64 cgroup, enum
 				 enum guard_reason reason, __u16 protocol,
 				 const struct guard_end *to, const struct guard_end *redirected)
 {
+	bool is_denied = verdict_of(reason) == GUARD_VERDICT_DENY;
 	struct guard_event *event;
+	__u32 flags = flags_of();
 	__u32 zero = 0;
 	__u64 *missed;
 
+	if (!is_denied && !(flags & GUARD_TELL_ALL))
+		return;
 	if (socket && is_told(socket, to, hook, reason))
 		return;
 	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
@@ -78,7 +82,7 @@ static __always_inline void tell(struct guard_socket *socket, __u64 cgroup, enum
 	event->hook = hook;
 	event->verdict = verdict_of(reason);
 	event->reason = reason;
-	event->is_log_only = (flags_of() & GUARD_LOG_ONLY) != 0;
+	event->is_log_only = (flags & GUARD_LOG_ONLY) != 0;
 	if (socket) {
 		event->netns_cookie = socket->netns_cookie;
 		event->pid = socket->pid;

@@ -64,7 +64,7 @@ def run(installation: Installation, work: Path, *, quick: bool) -> Section:
             asked.measure(section, seconds * 2, order)
             _measure_commands(section, bed, order)
         section.add(ADMITTING, measured.admit_seconds / MANY * 1e6)
-        section.add(EVENTS_LOST, few.tables.lost())
+        section.add(EVENTS_LOST, measured.guards[sockets.LOGGED].tables.lost())
     _fill(section)
     return section
 

@@ -107,14 +107,14 @@ class Bed:
         path.mkdir()
         return path
 
-    def attach(self, cgroup: Path, allow: Sequence[str]) -> Guard:
+    def attach(self, cgroup: Path, allow: Sequence[str], *log: str) -> Guard:
         """Guard a cgroup by ``zfw guard attach``, from now on."""
         policy, told = self._work / "policy.toml", self._work / "told"
         entries = "".join(f'"{entry}",\n' for entry in allow)
         policy.write_text(f"allow = [\n{entries}]\n")
         command = (self.zfw, "guard", "attach", "--cgroup", str(cgroup), "--policy", str(policy))
         with self.network.client.entered():
-            done = run_command(*command, "--dns-upstream", UPSTREAM, output=told)
+            done = run_command(*command, "--dns-upstream", UPSTREAM, *log, output=told)
         identifier = told.read_text().strip()
         try:
             return _opened(identifier, cgroup, done.seconds)
@@ -122,9 +122,9 @@ class Bed:
             guard.detach(identifier)
             raise
 
-    def stay(self, cgroup: Path, allow: Sequence[str]) -> Guard:
+    def stay(self, cgroup: Path, allow: Sequence[str], *log: str) -> Guard:
         """Guard a cgroup until the bed is taken away."""
-        made = self.attach(cgroup, allow)
+        made = self.attach(cgroup, allow, *log)
         self._stack.callback(detach, made)
         return made
 

@@ -39,8 +39,8 @@ PACKET_SIZE = 64
 # Of the many addresses so many are sent to in turn: each is another than the one before.
 SENT_TO = 8192
 
-# No guard, and what a guard allows the many addresses by.
-NONE, FEW = "none", "1 prefix"
+# No guard, and what a guard allows the many addresses by. Allowed ones are told to a log alone.
+NONE, FEW, LOGGED = "none", "1 prefix", "1 prefix, with a log"
 PREFIXES, LEARNT = f"{MANY:,} prefixes", f"{MANY:,} learnt addresses"
 
 # Nanoseconds a call.
@@ -55,7 +55,12 @@ FLOW = "UDP packets/s, one flow"
 BULK = "TCP bulk, Gb/s"
 SCATTERED = "packets/s, scattered"
 # With which guards each is measured.
-RATES = {CONNECTIONS: [FEW], FLOW: [FEW], BULK: [FEW], SCATTERED: [FEW, PREFIXES, LEARNT]}
+RATES = {
+    CONNECTIONS: [FEW, LOGGED],
+    FLOW: [FEW],
+    BULK: [FEW],
+    SCATTERED: [FEW, PREFIXES, LEARNT],
+}
 
 # A row's name, and the names of its two figures.
 COMPARED = [
@@ -70,7 +75,7 @@ COMPARED = [
 EMPTY = "egress: an empty program"
 ADMITTED = "egress: where the socket was let before"
 ALLOWED = {name: f"egress: allowed, {name}" for name in RATES[SCATTERED]}
-TOLD, REFUSED = "egress: allowed, 1 prefix, and told of", "egress: denied"
+TOLD, REFUSED = f"egress: allowed, {LOGGED}", "egress: denied"
 
 NS = "; ns a run"
 
@@ -89,7 +94,7 @@ class _Run(NamedTuple):
 
 
 class Sockets:
-    """The same programs and sockets in a cgroup without a guard, and in three with one."""
+    """The same programs and sockets in a cgroup without a guard, and in four with one."""
 
     def __init__(self, bed: Bed, work: Path, stack: ExitStack) -> None:
         self._bed, self._stack = bed, stack
@@ -99,6 +104,7 @@ class Sockets:
         own = [*DOMAINS, SERVER, SERVER6]
         self.guards = {
             FEW: bed.stay(bed.cgroup("few"), [*own, AROUND]),
+            LOGGED: bed.stay(bed.cgroup("logged"), [*own, AROUND], "--log", str(work / "log")),
             PREFIXES: bed.stay(bed.cgroup("prefixes"), [*own, *many]),
             LEARNT: bed.stay(bed.cgroup("names"), own),
         }
@@ -111,7 +117,8 @@ class Sockets:
         self._listen()
         self._flows = {name: self._flow(name, SERVER) for name in (NONE, *RATES[FLOW])}
         self._streams = {name: self._stream(name) for name in (NONE, *RATES[BULK])}
-        self._scattered = {name: self._scatter(path) for name, path in self._cgroups.items()}
+        scattered = (NONE, *RATES[SCATTERED])
+        self._scattered = {name: self._scatter(self._cgroups[name]) for name in scattered}
         self._runs = self._make_runs(work)
 
     def _listen(self) -> None:
@@ -148,7 +155,7 @@ class Sockets:
         return Sender(self._stack.enter_context(sender), packets, self._destinations)
 
     def _make_runs(self, work: Path) -> dict[str, _Run]:
-        few = self.guards[FEW]
+        few, logged = self.guards[FEW], self.guards[LOGGED]
         egress = few.programs["egress"]
 
         def hook(name: str, load: Callable[[float], object], reason: str = "") -> _Run:
@@ -158,11 +165,15 @@ class Sockets:
             return partial(self._call, few.cgroup, arguments)
 
         connect_tcp = partial(self._connect, FEW)
+        connect_logged = partial(self._connect, LOGGED)
         denied = self._flow(FEW, DENIED)
-        told = self._scatter(few.cgroup, _UDP)
+        told = self._scatter(logged.cgroup, _UDP)
         return {
             "sock_create": hook("sock_create", call("socket")),
             "connect4: TCP, allowed": hook("connect4", connect_tcp, "prefix"),
+            f"connect4: TCP, allowed, {LOGGED}": _Run(
+                logged.programs["connect4"], connect_logged, logged, "connect4", "prefix"
+            ),
             "connect4: UDP": hook("connect4", call("connect", SERVER, UDP_PORT)),
             "connect6: UDP": hook("connect6", call("connect", SERVER6, UDP_PORT)),
             "connect4: DNS, redirected": hook(
@@ -181,9 +192,10 @@ class Sockets:
                     "egress",
                     "name" if name == LEARNT else "prefix",
                 )
-                for name, guard in self.guards.items()
+                for name in RATES[SCATTERED]
+                for guard in [self.guards[name]]
             },
-            TOLD: hook("egress", told.send, "prefix"),
+            TOLD: _Run(logged.programs["egress"], told.send, logged, "egress", "prefix"),
             REFUSED: hook("egress", denied.send, "not_allowed"),
         }
 
@@ -221,14 +233,18 @@ class Sockets:
         for name, guards in RATES.items():
             for guard in (NONE, *guards)[::order]:
                 section.add(f"{name}; {guard}", methods[name](guard, seconds))
-                self.guards[FEW].settle()
+                self._settle()
 
     def measure_runs(self, section: Section, seconds: float) -> None:
         """Nanoseconds a run of each program, by the kernel's run-time statistics."""
         with run_time_statistics(), on_first_cpu():
             for name, run in self._runs.items():
                 section.add(f"{name}{NS}", _cost(name, run, seconds))
-                self.guards[FEW].settle()
+                self._settle()
+
+    def _settle(self) -> None:
+        for name in (FEW, LOGGED):
+            self.guards[name].settle()
 
     def _call(self, path: Path, arguments: tuple[object, ...], seconds: float) -> float:
         name, *rest = map(str, arguments)

@@ -105,7 +105,8 @@ def _compare(network: Network, seed: int, count: int) -> Counter[str]:
     for _ in range(POLICIES_PER_SEED):
         rules = random_rules(rng)
         mismatches = []
-        with _judge(rng, rules) as judge:
+        tells_all = rng.choice((True, True, False))
+        with _judge(rng, rules, tells_all=tells_all) as judge:
             for _ in range(max(count // POLICIES_PER_SEED, 1)):
                 leaving = random_packet(rng, rules)
                 while not is_testable(ethernet(leaving.packet, leaving.ethertype)):
@@ -113,7 +114,7 @@ def _compare(network: Network, seed: int, count: int) -> Counter[str]:
                 # Packets to loopback leave by loopback, those that are no martians.
                 ifindex = rng.choice((_LOOPBACK, _LOOPBACK, outside))
                 repeat = rng.choice((1, 1, 2, 3))
-                wanted, decisions = _expected(leaving, rules, ifindex, repeat)
+                wanted, decisions = _expected(leaving, rules, ifindex, repeat, tells_all=tells_all)
                 got = judge.ask(leaving, ifindex, repeat, decisions[0])
                 seen.update(wanted.reasons)
                 if got != wanted:
@@ -132,7 +133,7 @@ def _compare(network: Network, seed: int, count: int) -> Counter[str]:
 
 
 def _expected(
-    leaving: Leaving, rules: Rules, ifindex: int, repeat: int
+    leaving: Leaving, rules: Rules, ifindex: int, repeat: int, *, tells_all: bool
 ) -> tuple[Answer, list[Decision]]:
     used = Socket("older")  # for it was never made
     decisions = [
@@ -145,7 +146,7 @@ def _expected(
     for one in decisions:
         # What is allowed is told of once, and of a connection when it is begun.
         is_told = one.reason in DENIALS or (
-            one.reason not in ("proxy", "socket") and one.protocol != TCP
+            tells_all and one.reason not in ("proxy", "socket") and one.protocol != TCP
         )
         if not is_told or (told and told[-1].reason == one.reason):
             continue
@@ -222,7 +223,7 @@ class _Judge:
 
 
 @contextmanager
-def _judge(rng: Random, rules: Rules) -> Iterator[_Judge]:
+def _judge(rng: Random, rules: Rules, *, tells_all: bool) -> Iterator[_Judge]:
     policy = policy_of(rng, rules)
     bpffs.make_root()
     directory = bpffs.new_directory(bpffs.ROOT)
@@ -237,6 +238,7 @@ def _judge(rng: Random, rules: Rules) -> Iterator[_Judge]:
             tables.write_prefixes(policy.flatten())
             flags = layout.LOG_ONLY * policy.is_log_only
             flags |= layout.DEFAULT_ALLOW * policy.is_allowed_by_default
+            flags |= layout.TELL_ALL * tells_all
             tables.write_config(flags)
             tables.write_proxy(0, proxy_of(rules))
             write_learnt(tables.map("learnt"), rules)

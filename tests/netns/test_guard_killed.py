@@ -19,6 +19,7 @@ from tests.support.guarded import UPSTREAM, ZFW
 from tests.support.killed import killed_at
 from tests.support.waiting import wait_until
 from zfw_py.guard import guard, listing
+from zfw_py.guard.records import Teller
 from zfw_py.kernel import cgroup
 from zfw_py.model.policy import Policy, parse_entry, parse_server
 
@@ -43,8 +44,11 @@ def ignore(_: object) -> None:
     pass
 
 
+NOBODY = Teller(ignore, has_all=False)
+
+
 def run(*command: str) -> int:
-    return guard.run(command, POLICY, ignore, ignore)
+    return guard.run(command, POLICY, NOBODY, ignore)
 
 
 def each_step(
@@ -122,7 +126,7 @@ def in_force_or_nothing(world: World) -> None:
 @pytest.mark.parametrize("is_maker", [True, False], ids=["zfw", "its process"])
 def test_attach_and_detach(world: World, is_maker: bool) -> None:
     def action() -> None:
-        made = guard.attach(guard.of_cgroup(str(world.cgroup)), POLICY, ignore)
+        made = guard.attach(guard.of_cgroup(str(world.cgroup)), POLICY, NOBODY)
         guard.detach(made.id)
 
     # The process that is killed is in what it guards, and so in a cgroup of its own beside it.
@@ -136,7 +140,7 @@ def test_attach_to_a_process_that_is_moved(world: World) -> None:
     with world.bystander() as pid:
 
         def action() -> None:
-            made = guard.attach(guard.of_process(pid, is_moved=True), POLICY, ignore)
+            made = guard.attach(guard.of_process(pid, is_moved=True), POLICY, NOBODY)
             guard.detach(made.id)
 
         assert len(each_step(world, action, lambda: in_force_or_nothing(world), stride=3)) > 20
@@ -166,7 +170,7 @@ def test_a_guard_around_one_whose_process_is_elsewhere(world: World) -> None:
     identifier = world.zfw(*attach, str(inner)).stdout.strip()
 
     def action() -> None:
-        made = guard.attach(guard.of_cgroup(str(inner.parent)), POLICY, ignore)
+        made = guard.attach(guard.of_cgroup(str(inner.parent)), POLICY, NOBODY)
         guard.detach(made.id)
 
     def check() -> None:

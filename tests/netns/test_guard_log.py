@@ -197,6 +197,20 @@ print("passed")
     assert " would be denied: tcp 10.9.0.13:80" in done.stderr
 
 
+def test_lines_come_in_the_order_of_what_happened(world: World) -> None:
+    """Though what the kernel decided and what was asked come by different ways."""
+    code = """
+for number in range(50):
+    s = socket(AF_INET, SOCK_DGRAM)
+    head = number.to_bytes(2) + b"\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0"
+    s.sendto(head + b"\\4both\\7example\\0\\0\\1\\0\\1", ("10.9.0.1", 53))
+    s.recv(512)
+    s.close()
+"""
+    records = logged(world, ["--allow", "both.example"], *python(code))
+    assert [record["hook"] for record in records] == ["sendmsg4", "dns"] * 50
+
+
 def test_hostile_names_do_not_reach_the_terminal(world: World) -> None:
     name = b"\x1b[2J\n\x07\xff\xe2\x80\xaezfw"  # clears, breaks the line, rings, turns round
     code = f"""
@@ -321,19 +335,35 @@ def test_a_full_disk_stops_nobody(world: World, small: Path) -> None:
 
 
 def test_events_that_nobody_takes_are_counted(world: World) -> None:
+    log = world.folder / "log"
+    status = decided_while_nobody_listens(world, UNNAMED[0], "--log", str(log))
+    # Port 53 is no destination like others.
+    assert sum(status.decisions["connect4"].values()) == 4000
+    assert status.lost > 0
+    assert len(records_of(log)) == 4000 - status.lost
+
+
+def test_what_nobody_wants_to_know_takes_no_room(world: World) -> None:
+    """Only denials are told where there is no log."""
+    status = decided_while_nobody_listens(world, "127.0.0.1")
+    assert status.decisions["connect4"]["prefix"] == 3999
+    assert status.lost == 0
+
+
+def decided_while_nobody_listens(world: World, address: str, *log: str) -> listing.Status:
+    """What is so after connections to 4,000 ports while the guard's process was stopped."""
     code = f"""
 import sys
 sys.stdin.readline()
 for port in range(1, 4001):
     s = socket(AF_INET, SOCK_STREAM)
-    try: s.connect(("{UNNAMED[0]}", port))
-    except PermissionError: pass
+    try: s.connect(("{address}", port))
+    except OSError: pass
     s.close()
 print("done", flush=True)
 sys.stdin.readline()
 """
-    log = world.folder / "log"
-    command = (str(ZFW), "guard", "run", "-q", "--log", str(log), "--dns-upstream", UPSTREAM, "--")
+    command = (str(ZFW), "guard", "run", "-q", *log, "--dns-upstream", UPSTREAM, "--")
     with world.start(*command, *python(code), stdin=subprocess.PIPE) as process:
         assert wait_until(lambda: [status.processes for status in listing.guards()[0]] == [1])
         [status], _ = listing.guards()
@@ -351,7 +381,4 @@ sys.stdin.readline()
         process.stdin.write("\n")
         process.stdin.close()
         assert process.wait(60) == 0
-    # Port 53 is no destination like others.
-    assert sum(status.decisions["connect4"].values()) == 4000
-    assert status.lost > 0
-    assert len(records_of(log)) == 4000 - status.lost
+    return status

@@ -36,7 +36,7 @@ def installed(policy: Policy, proxies: Mapping[int, Proxy]) -> Iterator[tuple[Pa
             servers=[],
             policy=policy.as_object(),
         )
-        tables, about = attaching.build(about, attaching.Rules.of(policy))
+        tables, about = attaching.build(about, attaching.Rules.of(policy), tells_all=True)
         for cookie, proxy in proxies.items():
             tables.write_proxy(cookie, proxy)
         attaching.put_in_force(tables, about)

@@ -41,7 +41,7 @@ OTHERWISE = {
 
 
 class Config(NamedTuple):
-    """What the programs go by: ``flags`` is of LOG_ONLY, DEFAULT_ALLOW, REDIRECT_ONLY."""
+    """What the programs go by: ``flags`` is of LOG_ONLY, DEFAULT_ALLOW and others."""
 
     abi_version: int
     flags: int

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING
 from zfw_py.cli.json_log import JsonLog
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from zfw_py.cli import output
-    from zfw_py.guard.records import End, Record
+    from zfw_py.guard.records import End, Record, Teller
 
 _DONE = {"allow": "allowed", "deny": "denied", "redirect": "redirected"}
 
@@ -66,8 +64,10 @@ def _end_text(end: End | None) -> str:
 
 def teller(
     log: str | None, events: output.Events | None, *, has_all: bool, has_time: bool
-) -> Callable[[Record], None]:
-    """A function that tells records: to the file, and as lines all or denials alone."""
+) -> Teller:
+    """What tells records: all to the file, and as lines all or denials alone."""
+    from zfw_py.guard.records import Teller
+
     file = None if log is None else JsonLog(log, "zfw guard")
 
     def tell(record: Record) -> None:
@@ -76,7 +76,7 @@ def teller(
         if events is not None and (has_all or record.verdict == "deny"):
             events.write(_with_time(record) if has_time else f"zfw guard: {line(record)}")
 
-    return tell
+    return Teller(tell, has_all=file is not None or (events is not None and has_all))
 
 
 def _with_time(record: Record) -> str:

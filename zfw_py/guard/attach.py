@@ -79,11 +79,11 @@ class Rules(NamedTuple):
         return cls(policy.flatten(), policy.is_log_only, policy.is_allowed_by_default)
 
 
-def build(about: About, rules: Rules | None) -> tuple[Tables, About]:
+def build(about: About, rules: Rules | None, *, tells_all: bool) -> tuple[Tables, About]:
     """Make all that a guard is, attached to nothing yet; the caller holds the lock.
 
-    Without rules: for DNS alone. Raises Conflict if the cgroup is guarded already;
-    whatever is raised, nothing is left.
+    Without rules: for DNS alone; without ``tells_all`` only denials are told. Raises
+    Conflict if the cgroup is guarded already; whatever is raised, nothing is left.
     """
     for other in identifiers():
         found = _about(directory_of(other))
@@ -96,7 +96,7 @@ def build(about: About, rules: Rules | None) -> tuple[Tables, About]:
         tables.write_about(about)
         about = _make_cgroups(about)
         tables.write_about(about)
-        _load(tables, rules)
+        _load(tables, rules, tells_all=tells_all)
     except BaseException as error:
         dismantle(tables.directory)
         if isinstance(error, OSError):
@@ -113,7 +113,7 @@ def _make_cgroups(about: About) -> About:
     return replace(about, cgroup_id=cgroup.identifier(about.cgroup))
 
 
-def _load(tables: Tables, rules: Rules | None) -> None:
+def _load(tables: Tables, rules: Rules | None, *, tells_all: bool) -> None:
     with BpfObject(OBJECT) as loaded:
         if rules is not None:
             loaded.size_map("prefixes", max(1, len(rules.flat)))
@@ -129,6 +129,8 @@ def _load(tables: Tables, rules: Rules | None) -> None:
         flags = layout.LOG_ONLY if rules.is_log_only else 0
         if rules.is_allowed_by_default:
             flags |= layout.DEFAULT_ALLOW
+    if tells_all:
+        flags |= layout.TELL_ALL
     tables.write_config(flags)
     # Until it has a process of its own.
     tables.write_keeper(processes.this_process())

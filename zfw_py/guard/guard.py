@@ -21,6 +21,7 @@ from zfw_py.guard import background, cgroups, command, keeper, processes
 from zfw_py.guard.dns.upstream import Server as Upstream
 from zfw_py.guard.dns.upstream import system_upstreams
 from zfw_py.guard.keeper import Kept
+from zfw_py.guard.records import Teller
 from zfw_py.guard.tables import About, Tables, directory_of, exists, identifiers, locked, make_root
 from zfw_py.kernel import cgroup
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from zfw_py.guard.background import Background
     from zfw_py.guard.foreign_sockets import ForeignSocket
     from zfw_py.guard.listeners import Listeners
-    from zfw_py.guard.records import Record
     from zfw_py.kernel.lock import Lock
     from zfw_py.model.policy import Policy, Server
 
@@ -90,7 +90,7 @@ def _made(
     about: About,
     policy: Policy | None,
     upstreams: list[Upstream],
-    tell: Callable[[Record], None],
+    teller: Teller,
     start: Callable[[Kept, Lock], _Started],
 ) -> Iterator[tuple[Kept, _Started]]:
     """Put a guard in force; should the body fail, take it away again.
@@ -104,8 +104,8 @@ def _made(
     try:
         with locked(is_exclusive=True) as lock:
             attachment.collect()
-            tables, about = attachment.build(_beside(about), rules)
-            kept = Kept(tables, about, policy, upstreams, tell)
+            tables, about = attachment.build(_beside(about), rules, tells_all=teller.has_all)
+            kept = Kept(tables, about, policy, upstreams, teller)
             try:
                 started = start(kept, lock)
                 attachment.put_in_force(tables, about)
@@ -216,10 +216,10 @@ def _entered(target: Target, about: About) -> Made:
     return Made(about.id, about.cgroup, foreign_sockets(pids, about.cgroup))
 
 
-def attach(target: Target, policy: Policy, tell: Callable[[Record], None]) -> Made:
+def attach(target: Target, policy: Policy, teller: Teller) -> Made:
     """Guard a cgroup; a process in the background answers its DNS and tells what is decided.
 
-    ``tell`` is called there. Raises NotFound, Conflict, UsageError, KernelError; then
+    ``teller`` is called there. Raises NotFound, Conflict, UsageError, KernelError; then
     nothing is changed.
     """
     upstreams = _upstreams(policy)
@@ -228,7 +228,7 @@ def attach(target: Target, policy: Policy, tell: Callable[[Record], None]) -> Ma
         about,
         policy,
         upstreams,
-        tell,
+        teller,
         lambda kept, lock: _start(kept, lock, target, has_stderr=False),
     ) as (kept, keeping):
         made = _entered(target, kept.about)
@@ -239,7 +239,7 @@ def attach(target: Target, policy: Policy, tell: Callable[[Record], None]) -> Ma
 def attach_here(
     target: Target,
     policy: Policy,
-    tell: Callable[[Record], None],
+    teller: Teller,
     on_made: Callable[[Made], None],
 ) -> None:
     """The same in the foreground: until SIGINT, SIGTERM or SIGHUP, and then it is taken away."""
@@ -255,7 +255,7 @@ def attach_here(
                 at_end.callback(each.close)
             return opened
 
-        with _made(about, policy, upstreams, tell, open_here) as (kept, opened):
+        with _made(about, policy, upstreams, teller, open_here) as (kept, opened):
             made = _entered(target, kept.about)
             _keep(kept, opened, lambda: on_made(made), _ends())
         _forget(about.id)
@@ -287,11 +287,11 @@ def _redirect_entry(servers: Sequence[Server]) -> ProxyEntry:
 
 @contextmanager
 def _redirected(
-    target: Target, servers: Sequence[Server], tell: Callable[[Record], None]
+    target: Target, servers: Sequence[Server], teller: Teller
 ) -> Iterator[tuple[Kept, Made]]:
     entry = _redirect_entry(servers)
     about = _about("redirect", target, servers)
-    with _made(about, None, [], tell, lambda kept, _: kept.tables.write_proxy(0, entry)) as (
+    with _made(about, None, [], teller, lambda kept, _: kept.tables.write_proxy(0, entry)) as (
         kept,
         _,
     ):
@@ -303,18 +303,18 @@ def redirect(target: Target, servers: Sequence[Server]) -> Made:
 
     DNS of a family without a server is refused.
     """
-    with _redirected(target, servers, lambda _: None) as (_, made):
+    with _redirected(target, servers, Teller(lambda _: None, has_all=False)) as (_, made):
         return made
 
 
 def redirect_here(
     target: Target,
     servers: Sequence[Server],
-    tell: Callable[[Record], None],
+    teller: Teller,
     on_made: Callable[[Made], None],
 ) -> None:
     """The same in the foreground: tells what is redirected until a signal takes it away."""
-    with _redirected(target, servers, tell) as (kept, made):
+    with _redirected(target, servers, teller) as (kept, made):
         _keep(kept, [], lambda: on_made(made), _ends())
     _forget(made.id)
 
@@ -325,14 +325,14 @@ def redirect_here(
 def run(
     arguments: Sequence[str],
     policy: Policy,
-    tell: Callable[[Record], None],
+    teller: Teller,
     note: Callable[[str], None],
     user: command.User | None = None,
 ) -> int:
     """Run a command that is guarded from its first instruction; what waitpid(2) says of it.
 
     What it leaves running stays guarded; a process in the background keeps the guard
-    until the last of it has ended. ``tell`` is called there, ``note`` here, with
+    until the last of it has ended. ``teller`` is called there, ``note`` here, with
     what a user should know. Raises command.NotStarted and as ``attach`` does.
     """
     target = Target(cgroup.of_process(os.getpid()), is_ours=True)
@@ -342,7 +342,7 @@ def run(
             _about("run", target, upstreams, policy),
             policy,
             upstreams,
-            tell,
+            teller,
             lambda kept, lock: _start(kept, lock, target, has_stderr=True),
         ) as (kept, keeping):
             about = kept.about

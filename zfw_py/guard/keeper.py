@@ -31,13 +31,16 @@ if TYPE_CHECKING:
     from zfw_py.guard.dns.proxy import Asked
     from zfw_py.guard.dns.upstream import Server
     from zfw_py.guard.listeners import Listeners
-    from zfw_py.guard.records import Record
+    from zfw_py.guard.records import Teller
     from zfw_py.guard.tables import About, Tables
     from zfw_py.model.policy import Policy
 
 # Expired addresses are forgotten, and a guard or a cgroup that is gone is noticed, this often.
 _SWEEP = 30.0  # seconds
 _GONE = 1.0
+# A wake-up costs whoever is guarded more than all else about an event. The first of several is
+# told at once, the others after so long: the ring buffer wakes nobody while it holds some.
+_BURST = 0.02
 # Looking into a network namespace takes a thread, and whoever is guarded causes it.
 _FOLLOW_AGAIN = 1.0  # seconds
 _MOST_FOLLOWED = 4096
@@ -50,7 +53,7 @@ class Kept(NamedTuple):
     about: About
     policy: Policy | None
     upstreams: list[Server]
-    tell: Callable[[Record], None]
+    teller: Teller
 
 
 def open_sockets(kept: Kept, pids: Iterable[int]) -> list[Listeners]:
@@ -94,6 +97,7 @@ class _Keeper:
     def __init__(self, kept: Kept, opened: list[Listeners], maker: int | None) -> None:
         self._kept = kept
         self._maker = maker
+        self._ring: RingBuffer | None = None
         self._proxy: Proxy | None = None
         is_log_only = False
         if kept.policy is not None:
@@ -121,17 +125,19 @@ class _Keeper:
         for number in stops:
             loop.add_signal_handler(number, self._stop.set)
         with ExitStack() as open_until_the_end:
-            ring = open_until_the_end.enter_context(
+            self._ring = ring = open_until_the_end.enter_context(
                 RingBuffer(self._kept.tables.map("events").fd, self._on_event)
             )
             population = open_until_the_end.enter_context(
                 cgroup.Population(self._kept.about.cgroup)
             )
-            loop.add_reader(ring.fileno(), self._guarded(ring.consume))
             loop.add_reader(population.fileno(), self._guarded(self._on_change), population)
             if self._maker is not None:
                 loop.add_reader(self._maker, self._guarded(self._on_end_of_maker), population)
-            sweeping = loop.create_task(self._sweep(population))
+            tasks = [
+                loop.create_task(self._take_events(ring)),
+                loop.create_task(self._sweep(population)),
+            ]
             ready()
             try:
                 if self._proxy is None:
@@ -139,10 +145,11 @@ class _Keeper:
                 else:
                     await self._proxy.run(self._stop)
             finally:
-                sweeping.cancel()
+                for task in tasks:
+                    task.cancel()
                 loop.remove_reader(ring.fileno())
                 loop.remove_reader(population.fileno())
-                await asyncio.gather(sweeping, return_exceptions=True)
+                await asyncio.gather(*tasks, return_exceptions=True)
             ring.consume()
         if self._failure is not None:
             raise self._failure
@@ -170,21 +177,37 @@ class _Keeper:
 
     # What is told
 
+    async def _take_events(self, ring: RingBuffer) -> None:
+        loop = asyncio.get_running_loop()
+        has_some = asyncio.Event()
+        while True:
+            loop.add_reader(ring.fileno(), has_some.set)
+            await has_some.wait()
+            loop.remove_reader(ring.fileno())
+            has_some.clear()
+            self._guarded(ring.consume)()
+            await asyncio.sleep(_BURST)
+
     def _on_event(self, data: bytes) -> None:
         event = Event.decode(data)
-        self._kept.tell(self._recorder.of_event(event))
+        self._kept.teller.tell(self._recorder.of_event(event))
         if event.reason == "no_proxy" and self._proxy is not None:
             self._follow(event.pid, event.netns_cookie)
 
     def _on_question(self, asked: Asked) -> None:
         self._recorder.remember(asked.name, asked.addresses)
+        if asked.verdict == "allow" and not self._kept.teller.has_all:
+            return
+        # What was decided before this question is told before it.
+        if self._ring is not None:
+            self._ring.consume()
         protocol = TRANSPORTS[asked.transport]
         address, port = asked.client
         askers = (
             self._kept.tables.asker(cookie, port, protocol, is_ipv6=":" in address)
             for cookie in self._here
         )
-        self._kept.tell(self._recorder.of_question(asked, next(filter(None, askers), None)))
+        self._kept.teller.tell(self._recorder.of_question(asked, next(filter(None, askers), None)))
 
     def _follow(self, pid: int, cookie: int) -> None:
         """Somebody asked where we are not, or not for that family: be there for the next time.

@@ -12,7 +12,7 @@ from zfw_py.errors import NotFound
 from zfw_py.kernel import cgroup
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from zfw_py.abi.guard_codec import Asker, Event
     from zfw_py.guard.dns.proxy import Asked
@@ -54,6 +54,13 @@ class Record(NamedTuple):
     verdict: str
     reason: str
     is_enforced: bool
+
+
+class Teller(NamedTuple):
+    """Who is told of decisions. Without ``has_all``: denials are all that has to be told."""
+
+    tell: Callable[[Record], None]
+    has_all: bool
 
 
 def end_of(address: bytes, port: int) -> End:
