@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import ExitStack, contextmanager, suppress
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -110,6 +111,8 @@ class Tables:
         """``directory`` has the pins; see ``directory_of``."""
         self.directory = directory
         self._maps: dict[str, bpf.Map] = {}
+        # Of what was admitted here: until when at least, and its key. One for each key.
+        self._expiries: list[tuple[int, bytes]] = []
 
     def map(self, name: str) -> bpf.Map:
         """The map of this name. Raises NotFound, PermissionDenied or LayoutMismatch."""
@@ -204,7 +207,7 @@ class Tables:
         """Let addresses be reached for so many seconds; without ports, on any.
 
         What is let longer stays so. Raises OSError (E2BIG) if the table is full
-        of what still counts.
+        of what still counts. It is one process that admits.
         """
         until = time.monotonic_ns() + int(lifetime * _NANOSECONDS)
         table = self.map("learnt")
@@ -212,22 +215,39 @@ class Tables:
             for port in ports or (0,):
                 key = learnt_key(address, port)
                 known = table.lookup(key)
-                if known is None or time_of(known) < until:
-                    self._put(table, key, time_value(until))
+                if known is None:
+                    self._add(table, key, until)
+                elif time_of(known) < until:
+                    table.update(key, time_value(until))
 
-    def _put(self, table: bpf.Map, key: bytes, value: bytes) -> None:
+    def _add(self, table: bpf.Map, key: bytes, until: int) -> None:
         try:
-            table.update(key, value)
+            table.update(key, time_value(until))
         except OSError:
             if not self.forget_expired():
                 raise
-            table.update(key, value)
+            table.update(key, time_value(until))
+        heappush(self._expiries, (until, key))
 
     def forget_expired(self) -> int:
-        """Remove the addresses that no longer count; how many."""
+        """Remove the addresses admitted here that no longer count; how many.
+
+        Without a look at the others: a full table is big, and this may be asked for with
+        each answer.
+        """
         now = time.monotonic_ns()
         table = self.map("learnt")
-        return sum(table.delete(key) for key, value in list(table.items()) if time_of(value) <= now)
+        forgotten = 0
+        while self._expiries and self._expiries[0][0] <= now:
+            _, key = heappop(self._expiries)
+            value = table.lookup(key)
+            if value is None:
+                continue
+            if time_of(value) > now:
+                heappush(self._expiries, (time_of(value), key))  # admitted again meanwhile
+            else:
+                forgotten += table.delete(key)
+        return forgotten
 
     def learnt(self) -> list[tuple[bytes, int]]:
         """Addresses of names that may be reached now, each with its port, 0 for any."""
