@@ -410,9 +410,12 @@ def test_nobody_reads_what_it_prints(world: World) -> None:
     assert world.left() == []
 
 
-def test_nobody_reads_what_it_has_to_say(world: World) -> None:
+@pytest.mark.parametrize("is_buffered", [False, True])
+def test_nobody_reads_what_it_has_to_say(world: World, is_buffered: bool) -> None:
     """What it left running stays guarded all the same."""
-    script = f"{RUN_LINE} sh -c 'sleep 1000 > /dev/null 2>&1 & sleep 0.5; exit 3' 2>&1 | true"
+    environment = "env -u PYTHONUNBUFFERED" if is_buffered else "env PYTHONUNBUFFERED=1"
+    leaving = "sleep 1000 > /dev/null 2>&1 & sleep 0.5; exit 3"
+    script = f"{environment} {RUN_LINE} sh -c '{leaving}' 2>&1 | true"
     done = world.run("bash", "-c", f"{script}; echo ${{PIPESTATUS[0]}}")
     assert (done.stdout, done.stderr) == ("3\n", "")
     [left], _ = listing.guards()

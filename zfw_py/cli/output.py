@@ -82,18 +82,28 @@ class Events:
 
 
 def warning(text: str) -> None:
-    """Something to know, on stderr; if nobody reads that any more, nothing comes of it."""
-    try:
-        print(f"zfw: warning: {safe(text)}", file=sys.stderr, flush=True)
-    except OSError:
-        pass
+    """Something to know, on stderr."""
+    _tell(f"zfw: warning: {safe(text)}")
 
 
 def error(text: str, hint: str | None = None) -> None:
     """What went wrong, on stderr."""
-    print(f"zfw: {safe(text)}", file=sys.stderr)
+    _tell(f"zfw: {safe(text)}")
     if hint:
-        print(f"hint: {safe(hint)}", file=sys.stderr)
+        _tell(f"hint: {safe(hint)}")
+
+
+def _tell(text: str) -> None:
+    """A line on stderr; if nobody reads that any more, nothing comes of it."""
+    if sys.stderr is None:
+        return
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        # The buffer keeps it, and would fail at the end again: with that as the exit code.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stderr.fileno())
+        os.close(null)
 
 
 def counted(count: int, noun: str) -> str:

@@ -26,7 +26,7 @@ from zfw_py.kernel.netns import netns_cookie
 
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from zfw_py.guard.dns.proxy import Asked
     from zfw_py.guard.dns.upstream import Server
@@ -220,11 +220,10 @@ class _Keeper:
         if len(self._followed) >= _MOST_FOLLOWED:
             self._followed.clear()
         self._followed[cookie] = now
-        path = f"/proc/{pid}/ns/net"
-        # The process may have ended, and its id be another's: perhaps the next one leads there.
-        # Or there are no descriptors, or no room in the table.
+        # There may be no descriptors, or no room in the table: perhaps the next time.
         with suppress(ZfwError, OSError):
-            if listeners.cookie_in(path) != cookie:
+            path = listeners.namespace_of(cookie, self._likely(pid))
+            if path is None:
                 return
             opened = listeners.open_in(path)
             known = self._here.get(cookie)
@@ -238,6 +237,14 @@ class _Keeper:
                 raise
             self._serve(opened)
             self._here[cookie] = opened
+
+    def _likely(self, pid: int) -> Iterator[int]:
+        """Who may be where this process is, which is told by its id in the initial PID namespace.
+
+        It may have ended, or have another id here.
+        """
+        yield pid
+        yield from cgroup.processes(self._kept.about.cgroup, is_recursive=True)
 
     # When it ends
 

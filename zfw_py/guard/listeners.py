@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.abi.guard_codec import Proxy
@@ -70,9 +70,20 @@ def open_in(path: str) -> Listeners:
     return call_in(path, open_here)
 
 
-def cookie_in(path: str) -> int:
-    """The cookie of a network namespace."""
-    return call_in(path, netns_cookie)
+def namespace_of(cookie: int, pids: Iterable[int]) -> str | None:
+    """A file for the network namespace of this cookie, if one of these processes is in it."""
+    others = set()
+    for pid in pids:
+        path = f"/proc/{pid}/ns/net"
+        # It may have ended, or not be ours to look into.
+        with suppress(ZfwError, OSError):
+            name = os.readlink(path)
+            if name in others:
+                continue
+            if call_in(path, netns_cookie) == cookie:
+                return path
+            others.add(name)
+    return None
 
 
 def open_for(pids: Iterable[int]) -> list[Listeners]:
