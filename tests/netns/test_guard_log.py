@@ -346,7 +346,7 @@ def test_a_full_disk_stops_nobody(world: World, small: Path) -> None:
 
 def test_events_that_nobody_takes_are_counted(world: World) -> None:
     log = world.folder / "log"
-    status = decided_while_nobody_listens(world, UNNAMED[0], "--log", str(log))
+    status = decided_while_nobody_listens(world, UNNAMED[0], log)
     # Port 53 is no destination like others.
     assert sum(status.decisions["connect4"].values()) == 4000
     assert status.lost > 0
@@ -360,7 +360,9 @@ def test_what_nobody_wants_to_know_takes_no_room(world: World) -> None:
     assert status.lost == 0
 
 
-def decided_while_nobody_listens(world: World, address: str, *log: str) -> listing.Status:
+def decided_while_nobody_listens(
+    world: World, address: str, log: Path | None = None
+) -> listing.Status:
     """What is so after connections to 4,000 ports while the guard's process was stopped."""
     code = f"""
 import sys
@@ -373,7 +375,8 @@ for port in range(1, 4001):
 print("done", flush=True)
 sys.stdin.readline()
 """
-    command = (str(ZFW), "guard", "run", "-q", *log, "--dns-upstream", UPSTREAM, "--")
+    logging = () if log is None else ("--log", str(log))
+    command = (str(ZFW), "guard", "run", "-q", *logging, "--dns-upstream", UPSTREAM, "--")
     with world.start(*command, *python(code), stdin=subprocess.PIPE) as process:
         assert wait_until(lambda: [status.processes for status in listing.guards()[0]] == [1])
         [status], _ = listing.guards()
@@ -388,6 +391,9 @@ sys.stdin.readline()
             [status], _ = listing.guards()
         finally:
             os.kill(status.keeper_pid or 0, signal.SIGCONT)
+        # Whoever ends the guard does not wait for long.
+        told = 4000 - status.lost
+        assert log is None or wait_until(lambda: log.read_bytes().count(b"\n") == told)
         process.stdin.write("\n")
         process.stdin.close()
         assert process.wait(60) == 0
