@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import select
 import signal
 import stat
 import subprocess
@@ -358,6 +359,35 @@ def test_what_nobody_wants_to_know_takes_no_room(world: World) -> None:
     status = decided_while_nobody_listens(world, "127.0.0.1")
     assert status.decisions["connect4"]["prefix"] == 3999
     assert status.lost == 0
+
+
+def test_more_denials_than_can_be_told_keep_nobody_from_asking(world: World) -> None:
+    """Nor the guard from being taken away: its process does not have to be killed."""
+    code = f"""
+from itertools import cycle
+s = socket(AF_INET, SOCK_DGRAM)
+for port in cycle(range(1000, 1100)):
+    try: s.sendto(b"x", ("{UNNAMED[0]}", port))
+    except PermissionError: pass
+"""
+    cgroup = world.new_cgroup()
+    enter = ("sh", "-c", f'echo 0 > {cgroup}/cgroup.procs; exec "$@"', "sh")
+    log = world.folder / "log"
+    made = world.attach(cgroup, "--allow", "both.example", "--log", str(log))
+    with world.bystander(*enter, *python(code)):
+        assert wait_until(lambda: listing.guards()[0][0].lost > 0)
+        dig = ("dig", "+short", "+tries=1", "+time=10", f"@{UPSTREAM}", "both.example")
+        for _ in range(5):
+            assert world.run(*enter, *dig).stdout == "10.9.0.10\n"
+        [status], _ = listing.guards()
+        assert status.keeper_pid is not None
+        keeper = os.pidfd_open(status.keeper_pid)
+        try:
+            signal.pidfd_send_signal(keeper, signal.SIGTERM)
+            assert select.select([keeper], [], [], 60)[0]
+        finally:
+            os.close(keeper)
+    assert world.zfw("detach", made.id).returncode == 0
 
 
 def decided_while_nobody_listens(

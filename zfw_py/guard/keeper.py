@@ -12,6 +12,7 @@ import os
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
+from zfw_py.abi import guard_layout as layout
 from zfw_py.abi.guard_codec import Event
 from zfw_py.errors import ZfwError
 from zfw_py.guard import background, listeners, processes
@@ -41,6 +42,8 @@ _GONE = 1.0
 # A wake-up costs whoever is guarded more than all else about an event. The first of several is
 # told at once, the others after so long: the ring buffer wakes nobody while it holds some.
 _BURST = 0.02
+# So many events, and then it is the turn of all else: more may come than can be told.
+_AT_ONCE = layout.EVENT_BYTES // layout.EVENT_SIZE
 # Looking into a network namespace takes a thread, and whoever is guarded causes it.
 _FOLLOW_AGAIN = 1.0  # seconds
 _MOST_FOLLOWED = 4096
@@ -150,7 +153,7 @@ class _Keeper:
                 loop.remove_reader(ring.fileno())
                 loop.remove_reader(population.fileno())
                 await asyncio.gather(*tasks, return_exceptions=True)
-            ring.consume()
+            ring.consume(_AT_ONCE)
         if self._failure is not None:
             raise self._failure
         return self._is_of_no_use
@@ -185,7 +188,7 @@ class _Keeper:
             await has_some.wait()
             loop.remove_reader(ring.fileno())
             has_some.clear()
-            self._guarded(ring.consume)()
+            self._guarded(ring.consume)(_AT_ONCE)
             await asyncio.sleep(_BURST)
 
     def _on_event(self, data: bytes) -> None:
@@ -200,7 +203,7 @@ class _Keeper:
             return
         # What was decided before this question is told before it.
         if self._ring is not None:
-            self._ring.consume()
+            self._ring.consume(_AT_ONCE)
         protocol = TRANSPORTS[asked.transport]
         address, port = asked.client
         askers = (

@@ -144,6 +144,7 @@ class RingBuffer:
         """``take`` is called with each record from within ``consume``. Raises KernelError."""
         self._lib = library()
         self._failure: BaseException | None = None
+        self._left: int | None = None
 
         def on_record(_context: int | None, data: int, size: int) -> int:
             try:
@@ -151,7 +152,9 @@ class RingBuffer:
             except BaseException as error:  # noqa: BLE001 - it cannot pass through C
                 self._failure = error
                 return -1
-            return 0
+            if self._left is not None:
+                self._left -= 1
+            return -1 if self._left == 0 else 0
 
         # Kept: the library calls it for as long as the buffer is there.
         self._on_record = _SAMPLE(on_record)
@@ -174,11 +177,15 @@ class RingBuffer:
         """The descriptor to poll."""
         return int(self._lib.ring_buffer__epoll_fd(self._ring))
 
-    def consume(self) -> None:
-        """Take all records that are there. Raises what ``take`` raised."""
+    def consume(self, most: int | None = None) -> None:
+        """Take the records that are there, and those that come meanwhile, or at most so many.
+
+        Raises what ``take`` raised.
+        """
+        self._left = most
         done = self._lib.ring_buffer__consume(self._ring)
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
-        if done < 0:
+        if done < 0 and self._left != 0:
             raise KernelError("read the ring buffer", -done)
