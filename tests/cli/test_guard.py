@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -129,6 +131,25 @@ TRY = "Try 'zfw guard {} --help'."
 )
 def test_bad_input_is_told_in_a_line(zfw: Zfw, arguments: str, code: int, message: str) -> None:
     assert zfw("guard", *arguments.split()) == (code, "", f"zfw: {message}\n")
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_an_error_that_nobody_reads_keeps_its_exit_code(is_closed: bool) -> None:
+    """Also where stderr has a buffer, which would fail once more when the interpreter ends."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    environment = {name: each for name, each in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = f"exec {ZFW} guard detach ../../etc {'2>&-' if is_closed else ''}"
+    with os.fdopen(write_end, "w") as pipe:
+        done = subprocess.run(
+            ["sh", "-c", command],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=pipe,
+            timeout=60,
+            check=False,
+        )
+    assert (done.returncode, done.stdout) == (5, b"")
 
 
 POLICIES = {
