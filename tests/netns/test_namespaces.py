@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -41,6 +42,28 @@ def test_a_namespace_that_a_thread_a_descriptor_or_a_mount_holds_is_live(
     held_by_descriptor.close()
     assert cookie not in (live_cookies() or ())
     assert find(cookie) is None
+
+
+def test_a_namespace_is_found_while_threads_come_and_go_in_it(namespace: Namespace) -> None:
+    held = Namespace()
+    with held.entered():
+        cookie = netns_cookie()
+    stop = threading.Event()
+
+    def visit() -> None:
+        while not stop.is_set():
+            call_in(f"/proc/self/fd/{held.fd}", netns_cookie)
+
+    thread = threading.Thread(target=visit)
+    thread.start()
+    try:
+        for _ in range(100):
+            assert find(cookie) is not None
+            assert cookie in (live_cookies() or ())
+    finally:
+        stop.set()
+        thread.join()
+        held.close()
 
 
 def test_state_of_a_namespace_that_is_gone_is_removed_by_the_next_first_attach(

@@ -24,6 +24,12 @@ _Result = TypeVar("_Result")
 _CLONE_NEWNET = 0x40000000
 # Stands among the cookies for a namespace that could not be entered; none has it.
 _UNSEEN = 0
+# What has a namespace. Those that last come first: a path that was found is used later on.
+_PATTERNS = (
+    "/proc/[0-9]*/ns/net",
+    "/proc/[0-9]*/fd/[0-9]*",
+    "/proc/[0-9]*/task/[0-9]*/ns/net",
+)
 # PROC_PID_INIT_INO, include/linux/proc_ns.h
 _FIRST_PID_NAMESPACE = "pid:[4026531836]"
 
@@ -49,18 +55,19 @@ def find(cookie: int) -> str | None:
 
 def _seen() -> dict[int, str]:
     """By cookie a path to each network namespace that can be seen from here."""
-    paths: dict[str, str] = {}
-    for pattern in ("/proc/[0-9]*/task/[0-9]*/ns/net", "/proc/[0-9]*/fd/[0-9]*"):
+    paths: dict[str, list[str]] = {}
+    for pattern in _PATTERNS:
         for path in iglob(pattern):
             try:
                 target = os.readlink(path)
             except OSError:
                 continue  # it ended meanwhile, or is shielded even from root
             if target.startswith("net:["):
-                paths.setdefault(target, path)
-    for path in iglob("/proc/[0-9]*/mountinfo"):
-        paths.update(_mounted(path))
-    return _in_thread(lambda: _visit(list(paths.values())))
+                paths.setdefault(target, []).append(path)
+    for mountinfo in iglob("/proc/[0-9]*/mountinfo"):
+        for target, path in _mounted(mountinfo).items():
+            paths.setdefault(target, []).append(path)
+    return _in_thread(lambda: _visit(paths))
 
 
 def call_in(path: str, function: Callable[[], _Result]) -> _Result:
@@ -124,15 +131,23 @@ def _mounted(mountinfo: str) -> dict[str, str]:
     return found
 
 
-def _visit(paths: list[str]) -> dict[int, str]:
+def _visit(paths: dict[str, list[str]]) -> dict[int, str]:
     cookies = {}
-    for path in paths:
-        try:
-            _enter(path)
-        except PermissionDenied:
-            cookies[_UNSEEN] = path
-        except (NotFound, UsageError, KernelError):
-            continue  # gone meanwhile
+    for target, candidates in paths.items():
+        is_denied = False
+        # The first may be of a thread that has ended meanwhile; another has the namespace still.
+        for path in candidates:
+            try:
+                _enter(path)
+            except PermissionDenied:
+                is_denied = True
+            except (NotFound, UsageError, KernelError):
+                continue
+            else:
+                if os.readlink("/proc/thread-self/ns/net") == target:
+                    cookies[netns_cookie()] = path
+                    break
         else:
-            cookies[netns_cookie()] = path
+            if is_denied:
+                cookies[_UNSEEN] = target
     return cookies
