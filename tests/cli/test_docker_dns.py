@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.docker_net import ANY_ANSWER, BUILTIN_ANSWER, CONTAINER, RESOLVER, SERVER
+from tests.support.engine import container, engine
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,6 +89,44 @@ def test_list_as_json(zfw: Zfw, docker: World) -> None:
     }
     assert outcomes["query"]["bytes"] > 40
     assert zfw("docker-dns", "remove", "--all").out == f"removed {made.out}"
+
+
+@pytest.mark.kernel
+def test_of_a_container_and_of_a_process(
+    zfw: Zfw, docker: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/engine.sock")
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    ended = container("old", 0, Status="exited", Running=False)
+    with (
+        docker.first_process() as pid,
+        engine(
+            tmp_path / "engine.sock", container("web", pid), container("host", os.getpid()), ended
+        ),
+    ):
+        for options, name, identifier in (
+            (("--docker", "web"), "web", "ab" * 32),
+            (("--pid", str(pid)), None, None),
+        ):
+            made = zfw("docker-dns", "redirect", *options, "--to", SERVER)
+            assert (made.code, made.err) == (0, "")
+            assert docker.addresses("www.example") == [ANY_ANSWER]
+            (listed,) = json.loads(zfw("docker-dns", "list", "--json").out)
+            assert listed["netns"] == f"/proc/{pid}/ns/net"
+            assert (listed["container"], listed["container_id"]) == (name, identifier)
+            cells = zfw("docker-dns", "list").out.splitlines()[1].split()
+            assert cells[1] == (name or listed["netns"])
+            assert zfw("docker-dns", "remove", "--all").out == f"removed {made.out}"
+        for name, code, told in (
+            ("webb", 5, "no such container: webb"),
+            ("old", 1, "container old is not running: exited"),
+            ("host", 2, "container host shares this network namespace, whose DNS is not the"),
+        ):
+            result = zfw("docker-dns", "redirect", "--docker", name, "--to", SERVER)
+            assert (result.code, result.out) == (code, "")
+            assert result.err.startswith(f"zfw: {told}")
+            assert result.err.count("\n") == 1
+        assert zfw("docker-dns", "list").out == "no redirects\n"
 
 
 @pytest.mark.kernel

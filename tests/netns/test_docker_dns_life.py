@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from struct import pack
 from typing import TYPE_CHECKING, Any
 
 import dns.message
@@ -25,14 +26,17 @@ from tests.support.docker_net import (
     SERVER,
     DockerNetwork,
     dnsmasq,
+    docker_world,
 )
+from tests.support.killed import killed_at
 from tests.support.tcx import skip_without_tcx, tcx_programs
+from tests.support.waiting import wait_until
 from zfw_py import Firewall
+from zfw_py.abi import docker_dns_layout as layout
 from zfw_py.abi.docker_dns_codec import Daemon as Ports
-from zfw_py.docker_dns import attach as attachment
 from zfw_py.docker_dns import redirect as redirects
 from zfw_py.docker_dns.attach import OBJECT
-from zfw_py.docker_dns.tables import ROOT
+from zfw_py.docker_dns.tables import ROOT, directory_of
 from zfw_py.errors import Conflict, NotFound, UsageError, ZfwError
 from zfw_py.kernel import bpf, bpffs, netlink
 from zfw_py.kernel.libbpf import BpfObject
@@ -142,6 +146,30 @@ def test_a_socket_on_the_resolver_s_address_that_no_query_comes_to(docker: World
 # Another server, and no more
 
 
+def test_containers_are_told_apart(docker: World, tmp_path: Path) -> None:
+    """Two with the same addresses; one goes its own way, and the other's is taken away."""
+    folder = tmp_path / "other"
+    folder.mkdir()
+    with docker_world(folder) as other:
+        ours, theirs = docker.redirect(), other.redirect("corp.example")
+        assert [each.about.id for each in redirects.redirects()] == [ours.id, theirs.id]
+        assert docker.addresses("www.example") == [ANY_ANSWER]
+        assert other.addresses("www.example") == [BUILTIN_ANSWER]
+        assert other.addresses("www.corp.example") == [ANY_ANSWER]
+        counted = {
+            each.about.id: {name: count for name, (count, _) in each.outcomes.items() if count}
+            for each in redirects.redirects()
+        }
+        assert counted == {
+            ours.id: {"query": 1, "answer": 1},
+            theirs.id: {"query": 1, "answer": 1, "builtin_name": 1},
+        }
+        redirects.remove(theirs.id)
+        assert other.addresses("www.corp.example") == [BUILTIN_ANSWER]
+        assert docker.addresses("www.example") == [ANY_ANSWER]
+        assert state_names() == [ours.id]
+
+
 def test_one_redirect_a_namespace(docker: World) -> None:
     about = docker.redirect()
     with pytest.raises(Conflict, match=f"^its queries are redirected already, to {SERVER}:53$"):
@@ -218,10 +246,45 @@ def state_of(namespace: Namespace) -> dict[str, Any]:
     return found
 
 
+# enum bpf_cmd: what gives a descriptor of a program, a map or a link by its id
+_BY_ID = {"prog_type:": 13, "map_type:": 14, "link_type:": 30}
+
+
+def pinned_objects(identifier: str) -> list[tuple[str, int, int]]:
+    """All that a redirect has in the kernel: a name, the command that finds it, its id."""
+    found = []
+    for pin in Path(directory_of(identifier)).iterdir():
+        fd = bpf.open_pin(str(pin))
+        try:
+            (command,) = (
+                _BY_ID[line.split()[0]]
+                for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
+                if line.startswith(tuple(_BY_ID))
+            )
+            found.append((pin.name, command, bpf.object_id(fd)))
+        finally:
+            os.close(fd)
+    return found
+
+
+def still_there(objects: list[tuple[str, int, int]]) -> list[str]:
+    """Those that the kernel has, whoever may hold them."""
+    names = []
+    for name, command, number in objects:
+        try:
+            os.close(bpf._bpf(command, bpf._attribute(pack("=III", number, 0, 0))))
+        except FileNotFoundError:
+            continue
+        names.append(name)
+    return names
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_removal_restores_the_first_state(docker: World, mode: str) -> None:
     before = state_of(docker.container)
     about = docker.redirect("corp.example", mode=mode)
+    objects = pinned_objects(about.id)
+    assert len(still_there(objects)) == len(objects) >= len(layout.MAPS) + 2
     assert docker.addresses("www.corp.example") == [ANY_ANSWER]
     changed = state_of(docker.container)
     assert {name for name in before if before[name] != changed[name]} == (
@@ -231,6 +294,8 @@ def test_removal_restores_the_first_state(docker: World, mode: str) -> None:
     assert state_of(docker.container) == before
     assert state_names() == []
     assert docker.addresses("www.corp.example") == [BUILTIN_ANSWER]
+    # The kernel lets go of them a grace period later.
+    assert wait_until(lambda: not still_there(objects)), still_there(objects)
 
 
 def others_programs(docker: World, mode: str) -> None:
@@ -309,86 +374,49 @@ def test_a_namespace_that_goes_is_collected(docker: World, mode: str, tmp_path: 
         redirects.remove(about.id)
 
 
-STAGES = {
-    "a directory is made": (bpffs, "new_directory", 1),
-    "maps are pinned": (bpf, "pin", 5),
-    "settings are written": (attachment, "_attach", 1),
-    "answer is attached": (bpf, "create_link", 1),
-    "answer is pinned": (bpf, "pin", 13),
-    "query is attached": (bpf, "create_link", 2),
-    "query is pinned": (bpf, "pin", 14),
-    "it is published": (bpffs, "publish", 1),
-    "answer is filtered": (netlink, "attach_clsact", 1),
-    "query is filtered": (netlink, "attach_clsact", 2),
-}
+def killed(number: int, action: Callable[[], object]) -> str | None:
+    """Before its n-th change, in a process of its own; None if it has not so many."""
+    return killed_at(number, action, lambda: None, is_maker=True)
 
 
-def kill_after(module: object, name: str, count: int) -> None:
-    """Have this process be killed as it returns from a function for the count-th time."""
-    function = getattr(module, name)
-    left = [count]
-
-    def call(*arguments: Any, **options: Any) -> Any:
-        result = function(*arguments, **options)
-        left[0] -= 1
-        if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-
-    setattr(module, name, call)
-
-
-def killed(action: Callable[[], object]) -> None:
-    """Run an action in a process of its own, which is killed in the middle of it."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            action()
-        finally:
-            os._exit(0)
-    _, status = os.waitpid(pid, 0)
-    assert os.WIFSIGNALED(status), "it came to its end"
-    assert os.WTERMSIG(status) == signal.SIGKILL
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_killed_while_it_is_made(docker: World, stage: str) -> None:
-    module, name, count = STAGES[stage]
-    mode = "clsact" if name == "attach_clsact" else "tcx"
+@pytest.mark.parametrize("mode", MODES)
+def test_killed_while_it_is_made(docker: World, mode: str) -> None:
+    """Before each thing that it changes."""
     if mode == "tcx":
         skip_without_tcx()
-
-    def make() -> None:
-        kill_after(module, name, count)
-        docker.redirect(mode=mode)
-
     before = state_of(docker.container)
-    killed(make)
-    # Whatever is in force, somebody answers.
-    assert docker.addresses("www.example") in ([ANY_ANSWER], [BUILTIN_ANSWER])
-    redirects.remove_all()
-    assert state_of(docker.container) == before
-    assert state_names() == []
-    # And another can be made, at once.
-    docker.redirect(mode=mode)
+    number = 0
+    while at := killed(number, partial(docker.redirect, "example", mode=mode)):
+        # Whatever is in force, somebody answers.
+        assert docker.addresses("www.example") in ([ANY_ANSWER], [BUILTIN_ANSWER]), at
+        if number % 4 == 0:
+            # Another can be made, at once.
+            docker.redirect(mode=mode)
+            assert docker.addresses("www.example") == [ANY_ANSWER], at
+        redirects.remove_all()
+        assert state_of(docker.container) == before, at
+        assert state_names() == [], at
+        number += 1
+    assert number >= 25
     assert docker.addresses("www.example") == [ANY_ANSWER]
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("count", [1, 2])
-def test_killed_while_it_is_removed(docker: World, mode: str, count: int) -> None:
+def test_killed_while_it_is_removed(docker: World, mode: str) -> None:
+    """Before each thing that it changes."""
     before = state_of(docker.container)
-    docker.redirect(mode=mode)
-    place = (bpf, "detach_link") if mode == "tcx" else (netlink, "delete_filter")
-
-    def remove() -> None:
-        kill_after(*place, count)
+    number = 0
+    while True:
+        docker.redirect("example", mode=mode)
+        if not (at := killed(number, redirects.remove_all)):
+            break
+        assert docker.addresses("www.example") in ([ANY_ANSWER], [BUILTIN_ANSWER]), at
         redirects.remove_all()
-
-    killed(remove)
-    redirects.remove_all()
+        assert state_of(docker.container) == before, at
+        assert state_names() == [], at
+        number += 1
+    assert number >= 15
     assert state_of(docker.container) == before
-    assert state_names() == []
     assert docker.addresses("www.example") == [BUILTIN_ANSWER]
 
 

@@ -51,17 +51,6 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LiveEngine:
     return made
 
 
-@contextmanager
-def running(world: World) -> Iterator[int]:
-    """The first process of the container."""
-    process = world.container.start("/usr/bin/sleep", "1000")
-    try:
-        yield process.pid
-    finally:
-        process.kill()
-        process.wait()
-
-
 class Watching:
     """``zfw docker-dns watch``, and the lines that it prints, without their times."""
 
@@ -125,7 +114,7 @@ def watching(*arguments: str) -> Iterator[Watching]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_what_it_makes_it_takes_away(docker: World, engine: LiveEngine, number: int) -> None:
-    with engine.serving(), running(docker) as pid:
+    with engine.serving(), docker.first_process() as pid:
         engine.start("web", pid)
         with watching() as watch:
             assert watch.next() == f"web: redirected to {SERVER}:53"
@@ -144,7 +133,7 @@ def test_what_it_makes_it_takes_away(docker: World, engine: LiveEngine, number: 
 
 def test_queries_are_told(docker: World, engine: LiveEngine, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    with engine.serving(), running(docker) as pid:
+    with engine.serving(), docker.first_process() as pid:
         engine.start("web", pid)
         with watching("--only-domain", "corp.example", "--log", str(log)) as watch:
             assert watch.next() == f"web: redirected to {SERVER}:53"
@@ -188,7 +177,7 @@ def test_a_container_that_starts_again(engine: LiveEngine, tmp_path: Path) -> No
         for number in range(3):
             folder = tmp_path / str(number)
             folder.mkdir()
-            with docker_world(folder) as world, running(world) as pid:
+            with docker_world(folder) as world, world.first_process() as pid:
                 engine.start("web", pid)
                 assert watch.next() == f"web: redirected to {SERVER}:53"
                 (status,) = redirects.redirects()
@@ -204,7 +193,7 @@ def test_a_container_that_starts_again(engine: LiveEngine, tmp_path: Path) -> No
 def test_an_engine_that_is_started_again(docker: World, engine: LiveEngine) -> None:
     """What is redirected stays so; what has happened to the container meanwhile is made up for."""
     with ExitStack() as stack:
-        pid = stack.enter_context(running(docker))
+        pid = stack.enter_context(docker.first_process())
         with engine.serving():
             engine.start("web", pid)
             watch = stack.enter_context(watching())
@@ -226,7 +215,7 @@ def test_an_engine_that_is_started_again(docker: World, engine: LiveEngine) -> N
 
 def test_an_interface_that_comes_back(docker: World, engine: LiveEngine) -> None:
     """As when the engine takes a container off a network, and puts it on again."""
-    with engine.serving(), running(docker) as pid:
+    with engine.serving(), docker.first_process() as pid:
         engine.start("web", pid)
         with watching() as watch:
             assert watch.next() == f"web: redirected to {SERVER}:53"
@@ -243,7 +232,7 @@ def test_an_interface_that_comes_back(docker: World, engine: LiveEngine) -> None
 
 
 def test_the_first_redirect_has_to_be_made(docker: World, engine: LiveEngine) -> None:
-    with engine.serving(), running(docker) as pid:
+    with engine.serving(), docker.first_process() as pid:
         engine.start("web", pid)
         with watching("--interface", "eth7") as watch:
             assert watch.errors() == (
@@ -260,26 +249,31 @@ def test_the_first_redirect_has_to_be_made(docker: World, engine: LiveEngine) ->
         assert watch.process.returncode == 1
 
 
-def test_a_watch_that_was_killed_is_taken_over_from(docker: World, engine: LiveEngine) -> None:
-    with engine.serving(), running(docker) as pid:
+@pytest.mark.parametrize("mode", ["auto", "clsact"])
+def test_a_watch_that_was_killed_is_taken_over_from(
+    docker: World, engine: LiveEngine, mode: str
+) -> None:
+    before = docker.container.run("tc", "qdisc").stdout
+    with engine.serving(), docker.first_process() as pid:
         engine.start("web", pid)
-        with watching() as watch:
+        with watching("--mode", mode) as watch:
             assert watch.next() == f"web: redirected to {SERVER}:53"
-            with watching() as second:
+            with watching("--mode", mode) as second:
                 assert second.errors().startswith("zfw: its queries are redirected already")
             watch.end(signal.SIGKILL)
         (status,) = redirects.redirects()
         assert status.problem == "its watcher has died: it stays as it is"
         assert docker.addresses("www.example") == [ANY_ANSWER]
-        with watching() as watch:
+        with watching("--mode", mode) as watch:
             assert watch.next() == f"web: redirected to {SERVER}:53"
             assert docker.addresses("www.example") == [ANY_ANSWER]
             assert watch.end() == 0
         assert redirects.redirects() == []
+        assert docker.container.run("tc", "qdisc").stdout == before
 
 
 def test_somebody_else_takes_it_away(docker: World, engine: LiveEngine) -> None:
-    with engine.serving(), running(docker) as pid:
+    with engine.serving(), docker.first_process() as pid:
         engine.start("web", pid)
         with watching() as watch:
             assert watch.next() == f"web: redirected to {SERVER}:53"

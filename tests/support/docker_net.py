@@ -281,6 +281,16 @@ class World(NamedTuple):
         command = ("dig", f"@{RESOLVER}", "+time=3", "+tries=3", *arguments)
         return self.container.run(*command, check=False)
 
+    @contextmanager
+    def first_process(self) -> Iterator[int]:
+        """What an engine would call the container's; its id."""
+        process = self.container.start("/usr/bin/sleep", "1000")
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+            process.wait()
+
     def outcomes(self) -> dict[str, int]:
         """How many packets had what outcome, of those that occurred."""
         (status,) = redirects.redirects()

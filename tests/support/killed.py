@@ -9,8 +9,10 @@ import signal
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
+from pyroute2 import IPRoute
+
 from zfw_py.errors import ZfwError
-from zfw_py.kernel import bpf, cgroup
+from zfw_py.kernel import bpf, cgroup, netlink
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,6 +86,13 @@ def _kill_before(number: int, tell: int, maker: int | None) -> None:
         for name in ("mkdir", "rename", "unlink", "rmdir", "fork"):
             patch.object(module, name, counted(name, getattr(posix, name))).start()
     patch.object(cgroup, "move", counted("move", cgroup.move)).start()
+
+    def counted_route() -> Any:
+        made = IPRoute()
+        made.tc = counted("tc", made.tc)
+        return made
+
+    patch.object(netlink, "IPRoute", counted_route).start()
     original = bpf._bpf
 
     def counted_bpf(command: int, attribute: Any) -> int:

@@ -142,10 +142,11 @@ def redirect(target: Target, asked: Redirect, making: Making = Making()) -> Abou
         with locked(is_exclusive=True):
             attachment.collect()
             _check_free(cookie, making)
+            # What a watcher that was killed has left.
+            attachment.remove(str(cookie))
+            # Now that nothing of ours is there any more: what is will stay.
             about = _about(target, asked, making, found, path)
             config = _config(asked, making, found)
-            # What a watcher that was killed has left.
-            attachment.remove(about.id)
             attachment.install(about, config, found.daemon, asked.domains, path)
             return about
 
@@ -182,6 +183,9 @@ def _about(
     path: str,
 ) -> About:
     mode = _mode(making.mode, path)
+    made_clsact = []
+    if mode == "clsact":
+        made_clsact = call_in(path, lambda: surroundings.without_clsact(found.ifindex))
     container = target.container
     return About(
         id=str(found.cookie),
@@ -196,7 +200,7 @@ def _about(
         domains=list(asked.domains),
         tcp=asked.tcp,
         mode=mode,
-        made_clsact=found.without_clsact if mode == "clsact" else [],
+        made_clsact=made_clsact,
         created=time.time(),
         watcher=Watcher(os.getpid(), start_time(os.getpid()) or 0) if making.is_watched else None,
     )

@@ -39,10 +39,7 @@ _RECURSION_DESIRED, _RESPONSE = 0x0100, 0x8000
 
 
 class Surroundings(NamedTuple):
-    """What was found. Ports are from ``first_port`` on, ``port_count`` of them.
-
-    ``without_clsact`` has those of lo and the uplink that no clsact is on.
-    """
+    """What was found. Ports are from ``first_port`` on, ``port_count`` of them."""
 
     cookie: int
     ifindex: int
@@ -51,7 +48,6 @@ class Surroundings(NamedTuple):
     first_port: int
     port_count: int
     daemon: Daemon
-    without_clsact: list[int]
 
 
 def look(asked: Redirect, daemon: Daemon | None) -> Surroundings:
@@ -71,12 +67,14 @@ def look(asked: Redirect, daemon: Daemon | None) -> Surroundings:
         first_port=first_port,
         port_count=port_count,
         daemon=find_daemon(asked.resolver) if daemon is None else daemon,
-        without_clsact=[
-            ifindex
-            for ifindex in (LOOPBACK_IFINDEX, uplink.ifindex)
-            if not netlink.has_clsact(ifindex)
-        ],
     )
+
+
+def without_clsact(uplink_ifindex: int) -> list[int]:
+    """Those of lo and the uplink that no clsact is on."""
+    return [
+        ifindex for ifindex in (LOOPBACK_IFINDEX, uplink_ifindex) if not netlink.has_clsact(ifindex)
+    ]
 
 
 def _uplink(name: str) -> routing.Interface:
