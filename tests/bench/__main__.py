@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from scripts.build_bpf import BuildError, compile_bpf
-from tests.bench import flows, guard, packets, path, report, rules, startup
+from tests.bench import docker_dns, flows, guard, packets, path, report, rules, startup
 from tests.bench.chart import Bar, svg
 from tests.bench.installation import Installation, installed
 from tests.support.netns import use_private_bpffs
@@ -39,11 +39,13 @@ PARTS = {
     "path": "connections, datagrams and throughput, against nftables TPROXY",
     "flows": "what leaves and what is forwarded, against nftables ct state; a million flows",
     "guard": "what a guarded program's calls, packets and DNS cost it",
+    "docker-dns": "a container's DNS redirected, against Docker's NAT rules",
 }
 _NEEDED = {
     "path": ("nft", "iperf3", "ip"),
     "flows": ("nft", "iperf3", "ip"),
     "guard": ("dnsmasq", "ip"),
+    "docker-dns": ("dnsmasq", "nft", "ip"),
 }
 
 
@@ -65,6 +67,8 @@ class _Bench:
             return path.run(self._work, quick=self._is_quick)
         if part == "flows":
             return flows.run(self._work, quick=self._is_quick)
+        if part == "docker-dns":
+            return docker_dns.run(self._work, quick=self._is_quick)
         if self._installation is None:
             self._installation = self._stack.enter_context(installed(self._work))
         if part == "startup":
@@ -157,6 +161,8 @@ def _panels(sections: dict[str, Section]) -> dict[str, list[Bar]]:
             panels[measure] = bars
     if "guard" in sections:
         panels |= guard.panels(sections["guard"])
+    if "docker-dns" in sections:
+        panels |= docker_dns.panels(sections["docker-dns"])
     return panels
 
 

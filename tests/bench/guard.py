@@ -52,7 +52,7 @@ def run(installation: Installation, work: Path, *, quick: bool) -> Section:
         _measure_attaching(section, bed, attaches)
         measured = sockets.Sockets(bed, work, stack)
         few = measured.guards[sockets.FEW]
-        server = stack.enter_context(dns.dnsmasq(bed, work))
+        server = stack.enter_context(dns.dnsmasq(bed.network.gateway, work, UPSTREAM))
         asked = dns.Dns(bed, few, server, work)
         for number_of_round in range(rounds):
             progress(f"guard: round {number_of_round + 1} of {rounds}")

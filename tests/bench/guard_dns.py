@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from tests.bench.guard_bed import Bed, Guard
     from tests.bench.report import Section
+    from tests.support.netns import Namespace
 
 DNSMASQ, PROXY = "dnsmasq", "proxy"
 # How many names are asked for in turn; 0: each only once.
@@ -76,15 +77,17 @@ class Dns:
 
 
 @contextmanager
-def dnsmasq(bed: Bed, work: Path) -> Iterator[subprocess.Popen[str]]:
-    """The server, on the gateway: with the names of one domain, and all below the other."""
+def dnsmasq(
+    namespace: Namespace, work: Path, address: str, port: int = 53
+) -> Iterator[subprocess.Popen[str]]:
+    """The server, in a namespace: with the names of one domain, and all below the other."""
     program = shutil.which("dnsmasq")
     if program is None:
         raise FileNotFoundError("no dnsmasq")
     known, wild = DOMAINS
     hosts = work / "hosts"
     hosts.write_text("".join(f"10.20.{n >> 8}.{n & 255} n{n}.{known}\n" for n in range(_NAMES)))
-    process = bed.network.gateway.start(
+    process = namespace.start(
         program,
         "--keep-in-foreground",
         "--conf-file=/dev/null",
@@ -92,7 +95,8 @@ def dnsmasq(bed: Bed, work: Path) -> Iterator[subprocess.Popen[str]]:
         "--no-resolv",
         "--no-hosts",
         "--bind-interfaces",
-        f"--listen-address={UPSTREAM}",
+        f"--listen-address={address}",
+        f"--port={port}",
         f"--local-ttl={_TTL}",
         "--user=root",
         f"--addn-hosts={hosts}",
@@ -100,7 +104,7 @@ def dnsmasq(bed: Bed, work: Path) -> Iterator[subprocess.Popen[str]]:
         preexec_fn=_end_with_us,
     )
     with ended(process):
-        _wait(bed, process)
+        _wait(namespace, process, (address, port))
         yield process
 
 
@@ -108,12 +112,12 @@ def _end_with_us() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _wait(bed: Bed, process: subprocess.Popen[str]) -> None:
-    with bed.network.gateway.entered():
+def _wait(namespace: Namespace, process: subprocess.Popen[str], server: tuple[str, int]) -> None:
+    with namespace.entered():
         probe = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with probe:
         probe.settimeout(0.1)
-        probe.connect((UPSTREAM, 53))
+        probe.connect(server)
         deadline = time.monotonic() + 30
         while process.poll() is None and time.monotonic() < deadline:
             try:

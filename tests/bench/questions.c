@@ -3,10 +3,11 @@
  * DNS questions over UDP, so many at a time: prints answers a second, the median of
  * the microseconds that they took, how many questions had none, and all answers.
  *
- *   questions ADDRESS SECONDS AT_A_TIME NAMES
+ *   questions ADDRESS SECONDS AT_A_TIME NAMES [new]
  *
  * They are for the A records of n0.bench.example and so many names in turn, each of
  * which is asked for once before the clock starts; 0: of new names below wild.example.
+ * By one socket, or "new": by a new one for each, as C libraries do.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -14,10 +15,12 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/socket.h>
@@ -38,7 +41,10 @@ static float times[MAX_TIMES];
 static long answered, asked, lost;
 static unsigned long names;
 static uint64_t fresh;
-static int fd;
+static struct sockaddr_in server = { .sin_family = AF_INET };
+/* The one socket; or those of the questions, by id, and what waits for all of them. */
+static int fd = -1, sockets[MAX_AT_A_TIME], waiting = -1;
+static bool is_new;
 
 static double now(void)
 {
@@ -46,6 +52,47 @@ static double now(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &time);
 	return time.tv_sec + time.tv_nsec / 1e9;
+}
+
+static int open_socket(void)
+{
+	/* Short, so that those that are lost are seen also while others are answered. */
+	const struct timeval wait = { .tv_usec = 100000 };
+	int made = socket(AF_INET, SOCK_DGRAM, 0);
+
+	if (made < 0 || setsockopt(made, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof(wait)) ||
+	    connect(made, (struct sockaddr *)&server, sizeof(server)))
+		err(1, "socket");
+	return made;
+}
+
+/* The socket that a question goes by. */
+static int socket_of(unsigned id)
+{
+	struct epoll_event event = { .events = EPOLLIN, .data.u32 = id };
+
+	if (!is_new)
+		return fd;
+	if (sockets[id])
+		close(sockets[id]);
+	sockets[id] = open_socket();
+	if (epoll_ctl(waiting, EPOLL_CTL_ADD, sockets[id], &event))
+		err(1, "epoll_ctl");
+	return sockets[id];
+}
+
+/* A socket that has an answer, or -1. */
+static int answered_socket(void)
+{
+	struct epoll_event event;
+	int count;
+
+	if (!is_new)
+		return fd;
+	count = epoll_wait(waiting, &event, 1, 100);
+	if (count < 0)
+		err(1, "epoll_wait");
+	return count ? sockets[event.data.u32] : -1;
 }
 
 static void put_label(unsigned char **end, const char *label)
@@ -74,8 +121,9 @@ static void ask(unsigned id)
 	memcpy(end, type_a_class_in, sizeof(type_a_class_in));
 	end += sizeof(type_a_class_in);
 	asked++;
+	/* What a new socket takes is of the question's time. */
 	sent[id] = now();
-	if (send(fd, message, end - message, 0) < 0)
+	if (send(socket_of(id), message, end - message, 0) < 0)
 		err(1, "send");
 }
 
@@ -97,11 +145,12 @@ static void give_up(unsigned at_a_time)
 static unsigned receive(unsigned at_a_time)
 {
 	unsigned char message[MAX_MESSAGE];
-	ssize_t length = recv(fd, message, sizeof(message), 0);
+	int from = answered_socket();
+	ssize_t length = from < 0 ? -1 : recv(from, message, sizeof(message), 0);
 	unsigned id;
 
 	if (length < 0) {
-		if (errno != EAGAIN)
+		if (from >= 0 && errno != EAGAIN)
 			err(1, "recv");
 		give_up(at_a_time);
 		return at_a_time;
@@ -127,26 +176,25 @@ static int compare(const void *a, const void *b)
 
 int main(int argc, char **argv)
 {
-	/* Short, so that those that are lost are seen also while others are answered. */
-	const struct timeval wait = { .tv_usec = 100000 };
-	struct sockaddr_in server = { .sin_family = AF_INET, .sin_port = htons(DNS_PORT) };
 	double started, ended, checked;
 	unsigned at_a_time, id;
 	long count, before;
 
-	if (argc != 5 || !inet_aton(argv[1], &server.sin_addr) || atoi(argv[3]) < 1 ||
+	is_new = argc == 6 && !strcmp(argv[5], "new");
+	if (argc != 5 + is_new || !inet_aton(argv[1], &server.sin_addr) || atoi(argv[3]) < 1 ||
 	    atoi(argv[3]) > MAX_AT_A_TIME)
 		errx(2, "see the source for its arguments");
+	server.sin_port = htons(DNS_PORT);
 	at_a_time = atoi(argv[3]);
 	names = strtoul(argv[4], NULL, 10);
 	/* Nothing is left behind by a bench that was killed. */
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (getrandom(&fresh, sizeof(fresh), 0) != sizeof(fresh))
 		err(1, "getrandom");
-	fd = socket(AF_INET, SOCK_DGRAM, 0);
-	if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof(wait)) ||
-	    connect(fd, (struct sockaddr *)&server, sizeof(server)))
-		err(1, "socket");
+	if (is_new)
+		waiting = epoll_create1(0);
+	else
+		fd = open_socket();
 
 	for (id = 0; id < at_a_time; id++)
 		ask(id);

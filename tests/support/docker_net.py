@@ -101,6 +101,26 @@ class DockerNetwork:
                 namespace.close()
 
 
+def nft_rules(udp: int, tcp: int) -> str:
+    """Docker's rules, for a daemon at these ports."""
+    return f"""
+        table ip docker-dns {{}}
+        delete table ip docker-dns
+        table ip docker-dns {{
+            chain dns-dnat {{
+                type nat hook output priority -100; policy accept;
+                ip daddr {RESOLVER} udp dport 53 counter dnat to {RESOLVER}:{udp}
+                ip daddr {RESOLVER} tcp dport 53 counter dnat to {RESOLVER}:{tcp}
+            }}
+            chain dns-snat {{
+                type nat hook postrouting priority srcnat; policy accept;
+                ip saddr {RESOLVER} udp sport {udp} counter snat to :53
+                ip saddr {RESOLVER} tcp sport {tcp} counter snat to :53
+            }}
+        }}
+        """
+
+
 class Daemon:
     """The engine's resolver: sockets in the container, held by a process outside of it."""
 
@@ -152,7 +172,7 @@ class Daemon:
         """As resolver_unix.go of Docker's libnetwork writes them."""
         udp, tcp = self.ports
         if self.backend == "nft":
-            self._nft(udp, tcp)
+            self.container.run("nft", "-f", "-", input=nft_rules(udp, tcp))
             return
         if self.iptables("-S", check=False).returncode != 0:
             pytest.skip(f"no {self.backend} in this kernel")
@@ -176,29 +196,6 @@ class Daemon:
     def iptables(self, *arguments: str, check: bool = True) -> Any:
         """Change or show its rules."""
         return self.container.run(self.backend, "-w", "-t", "nat", *arguments, check=check)
-
-    def _nft(self, udp: int, tcp: int) -> None:
-        self.container.run(
-            "nft",
-            "-f",
-            "-",
-            input=f"""
-            table ip docker-dns {{}}
-            delete table ip docker-dns
-            table ip docker-dns {{
-                chain dns-dnat {{
-                    type nat hook output priority -100; policy accept;
-                    ip daddr {RESOLVER} udp dport 53 counter dnat to {RESOLVER}:{udp}
-                    ip daddr {RESOLVER} tcp dport 53 counter dnat to {RESOLVER}:{tcp}
-                }}
-                chain dns-snat {{
-                    type nat hook postrouting priority srcnat; policy accept;
-                    ip saddr {RESOLVER} udp sport {udp} counter snat to :53
-                    ip saddr {RESOLVER} tcp sport {tcp} counter snat to :53
-                }}
-            }}
-            """,
-        )
 
     def _serve(self) -> None:
         open_connections: list[socket.socket] = []
