@@ -6,40 +6,28 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from queue import Queue
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.docker_dns_watching import watching
 from tests.support.docker_net import (
     ANY_ANSWER,
     BUILTIN_ANSWER,
     PATIENCE,
     RESOLVER,
     SERVER,
-    Daemon,
-    DockerNetwork,
-    dnsmasq,
     docker_world,
-    joined,
 )
 from tests.support.engine import LiveEngine
 from zfw_py.docker_dns import redirect as redirects
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.support.docker_net import World
-    from tests.support.podman import Podman
 
 pytestmark = pytest.mark.kernel
-
-ZFW = Path(sys.executable).parent / "zfw"
 
 
 @pytest.fixture
@@ -49,67 +37,6 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LiveEngine:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{made.path}")
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
     return made
-
-
-class Watching:
-    """``zfw docker-dns watch``, and the lines that it prints, without their times."""
-
-    def __init__(self, *arguments: str) -> None:
-        command = [str(ZFW), "docker-dns", "watch", "--docker", "web", "--to", SERVER, *arguments]
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        self.lines: Queue[str] = Queue()
-        self._thread = threading.Thread(target=self._read)
-        self._thread.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.put(line.partition(" ")[2].rstrip("\n"))
-        self.lines.put("")
-
-    def next(self) -> str:
-        """The next line that is not about a query."""
-        while "from 1" in (line := self.lines.get(timeout=PATIENCE)):
-            pass
-        assert line, self.errors()
-        return line
-
-    def next_query(self) -> str:
-        """The next line that is."""
-        while "from 1" not in (line := self.lines.get(timeout=PATIENCE)):
-            assert line, self.errors()
-        return line
-
-    def end(self, number: int = signal.SIGINT) -> int:
-        """Signal it, and wait for it; its exit code."""
-        self.process.send_signal(number)
-        return self.process.wait(PATIENCE)
-
-    def errors(self) -> str:
-        """What it has written to stderr, once it has ended."""
-        assert self.process.stderr is not None
-        self.process.wait(PATIENCE)
-        return self.process.stderr.read()
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        self._thread.join()
-        for stream in (self.process.stdout, self.process.stderr):
-            assert stream is not None
-            stream.close()
-
-
-@contextmanager
-def watching(*arguments: str) -> Iterator[Watching]:
-    made = Watching(*arguments)
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -290,38 +217,3 @@ def test_a_container_on_the_host_s_network(docker: World, engine: LiveEngine) ->
                 "zfw: container web shares this network namespace, whose DNS is not the engine's\n"
             )
             assert watch.process.returncode == 2
-
-
-def test_with_a_real_engine(
-    podman: Podman, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its containers have no network but lo; Docker's is laid out in each as it starts."""
-    monkeypatch.setenv("DOCKER_HOST", f"unix://{podman.socket}")
-    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
-    sleep = ("/usr/bin/sleep", "1000")
-    ask = ("exec", "web", "/usr/bin/dig", f"@{RESOLVER}", "+short", "www.example")
-    with ExitStack() as stack:
-        watch = stack.enter_context(watching())
-        assert watch.next().endswith("; waiting for its start")
-        stack.enter_context(podman.container(*sleep, name="web"))
-        for number in range(2):
-            assert watch.next() == "web: no interface eth0 in the network namespace; trying again"
-            with ExitStack() as of_this_start:
-                pid = int(podman.run("inspect", "--format", "{{.State.Pid}}", "web").stdout)
-                network = DockerNetwork(joined(f"/proc/{pid}/ns/net"))
-                of_this_start.callback(network.close)
-                of_this_start.callback(Daemon(network.container).close)
-                folder = tmp_path / str(number)
-                folder.mkdir()
-                of_this_start.enter_context(dnsmasq(network.server, folder))
-                while (line := watch.next()).endswith("; trying again"):
-                    pass
-                assert line == f"web: redirected to {SERVER}:53"
-                assert podman.run(*ask).stdout.split() == [ANY_ANSWER]
-                assert watch.next_query().startswith("web: www.example (udp from 127.0.0.1:")
-                podman.run("kill", "web")
-                assert "; waiting for its next start" in watch.next()
-            if number == 0:
-                podman.run("start", "web")
-        assert watch.end() == 0
-    assert redirects.redirects() == []

@@ -50,44 +50,48 @@ _MS_BIND = 0x1000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class DockerNetwork:
-    """The three namespaces, joined; NAT rules come with the daemon."""
+class Outside:
+    """A host of containers, and the server beyond it."""
 
-    def __init__(self, container: Namespace | None = None) -> None:
-        """``container`` may be one that is there already, of a real engine."""
+    def __init__(self) -> None:
         self.host, self.server = Namespace(), Namespace()
-        self.container = container or Namespace()
-        for namespace in (self.host, self.server, self.container):
-            with namespace.entered():
-                # No packets of IPv6 in what a test compares.
-                Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text("1")
-                Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1")
+        for namespace in (self.host, self.server):
+            _disable_ipv6(namespace)
         with self.host.entered():
             Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
-        self._run(self.host, "link add br0 type bridge", "link set br0 up")
-        self._run(self.host, f"address add {HOST}/16 dev br0")
-        self.add_uplink()
         self._pair("out0", self.server)
-        self._run(self.host, "address add 10.77.0.1/24 dev out0")
-        self._run(self.server, f"address add {SERVER}/24 dev eth0", "link set eth0 up")
-        self._run(self.server, "route add default via 10.77.0.1")
+        _ip(self.host, "address add 10.77.0.1/24 dev out0")
+        _ip(self.server, f"address add {SERVER}/24 dev eth0", "link set eth0 up")
+        _ip(self.server, "route add default via 10.77.0.1")
+
+    def _pair(self, name: str, peer: Namespace) -> None:
+        place = f"/proc/{os.getpid()}/fd/{peer.fd}"
+        _ip(self.host, f"link add {name} type veth peer name eth0 netns {place}")
+        _ip(self.host, f"link set {name} up")
+
+    def close(self) -> None:
+        """Both go."""
+        for namespace in (self.host, self.server):
+            namespace.close()
+
+
+class DockerNetwork(Outside):
+    """The three namespaces, joined; NAT rules come with the daemon."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.container = Namespace()
+        _disable_ipv6(self.container)
+        _ip(self.host, "link add br0 type bridge", "link set br0 up")
+        _ip(self.host, f"address add {HOST}/16 dev br0")
+        self.add_uplink()
 
     def add_uplink(self) -> None:
         """The container's eth0, and the way out by it."""
         self._pair("veth1", self.container)
-        self._run(self.host, "link set veth1 master br0")
-        self._run(self.container, f"address add {CONTAINER}/16 dev eth0", "link set eth0 up")
-        self._run(self.container, f"route add default via {HOST}")
-
-    def _pair(self, name: str, peer: Namespace) -> None:
-        place = f"/proc/{os.getpid()}/fd/{peer.fd}"
-        self._run(self.host, f"link add {name} type veth peer name eth0 netns {place}")
-        self._run(self.host, f"link set {name} up")
-
-    @staticmethod
-    def _run(namespace: Namespace, *commands: str) -> None:
-        for command in commands:
-            namespace.run("ip", *command.split())
+        _ip(self.host, "link set veth1 master br0")
+        _ip(self.container, f"address add {CONTAINER}/16 dev eth0", "link set eth0 up")
+        _ip(self.container, f"route add default via {HOST}")
 
     @property
     def path(self) -> str:
@@ -96,9 +100,20 @@ class DockerNetwork:
 
     def close(self) -> None:
         """All three go."""
-        for namespace in (self.container, self.host, self.server):
-            if namespace.fd >= 0:
-                namespace.close()
+        self.container.close()
+        super().close()
+
+
+def _disable_ipv6(namespace: Namespace) -> None:
+    """No packets of it in what a test compares."""
+    with namespace.entered():
+        for name in ("all", "default"):
+            Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1")
+
+
+def _ip(namespace: Namespace, *commands: str) -> None:
+    for command in commands:
+        namespace.run("ip", *command.split())
 
 
 def nft_rules(udp: int, tcp: int) -> str:

@@ -26,7 +26,7 @@ import socket
 import subprocess
 import tarfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -50,7 +50,11 @@ runtime = "runc"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
 lock_type = "file"
+[network]
+network_config_dir = "{directory}/networks"
 """
+# Where plugins of CNI, which podman 4 may use, keep what they have given out.
+_CNI_STATE = Path("/var/lib/cni")
 
 _numbers = itertools.count(1)
 
@@ -95,7 +99,8 @@ class Podman:
         """A running container, for the length of a with block.
 
         ``network`` is ``none``, for a network namespace of its own with ``lo`` alone; or
-        ``ns:PATH``, to join one that the test has made; or ``host``, that of the caller.
+        ``ns:PATH``, to join one that the test has made; or ``host``, that of the caller; or
+        what ``network()`` gives.
         ``options`` are more of ``podman run``: ``("-v", f"{file}:/etc/resolv.conf:ro")``.
         """
         name = name or f"test{next(_numbers)}"
@@ -114,11 +119,25 @@ class Podman:
             # Also when only half of it came to be.
             self.run("rm", "--force", "--ignore", "--time", "0", name)
 
+    @contextmanager
+    def network(self) -> Iterator[str]:
+        """A bridge of the engine's, and its name. It is where the caller is, who stays there."""
+        name = f"zfw-test-{os.getpid()}-{next(_numbers)}"
+        try:
+            self.run("network", "create", "--disable-dns", name)
+            yield name
+        finally:
+            self.run("network", "rm", "--force", name, check=False)
+            shutil.rmtree(_CNI_STATE / "networks" / name, ignore_errors=True)
+            for place in (_CNI_STATE / "networks", _CNI_STATE / "results", _CNI_STATE):
+                with suppress(OSError):
+                    place.rmdir()  # if nobody else has anything there
+
 
 @contextmanager
 def podman(directory: Path) -> Iterator[Podman]:
     """An engine whose state is in a directory that is empty now; it ends with the with block."""
-    (directory / "containers.conf").write_text(CONFIGURATION)
+    (directory / "containers.conf").write_text(CONFIGURATION.format(directory=directory))
     image = directory / "image.tar"
     _write_image(image)
     _podman(directory, "import", "--quiet", str(image), IMAGE)
