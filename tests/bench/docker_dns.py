@@ -164,7 +164,7 @@ class _Measured:
 
 def run(work: Path, *, quick: bool) -> Section:
     """Rates and latencies of each way, and what the programs take of them."""
-    rounds, seconds = (3, 0.15) if quick else (9, 0.2)
+    rounds, seconds = (3, 0.15) if quick else (7, 0.2)
     section = Section(
         "docker-dns: a container's questions to its built-in resolver",
         [

@@ -172,6 +172,8 @@ def _rich_table(
             justify="right" if column.is_number else "left",
             # An address with an ellipsis is no address.
             overflow="fold",
+            # Nor is half a number one.
+            no_wrap=column.is_number,
         )
     for item in items:
         made.add_row(

@@ -12,19 +12,16 @@ from zfw_py.cli import output
 if TYPE_CHECKING:
     from zfw_py.docker_dns.redirect import Status
 
+# What fits; all else is in the JSON.
 COLUMNS = (
     output.Column("ID"),
     output.Column("OF"),
-    output.Column("INTERFACE"),
-    output.Column("FROM"),
     output.Column("TO"),
     output.Column("DOMAINS"),
-    output.Column("TCP"),
     output.Column("STATE"),
     output.Column("QUERIES", is_number=True),
     output.Column("ANSWERS", is_number=True),
     output.Column("BUILTIN", is_number=True),
-    output.Column("DROPPED", is_number=True),
 )
 _DROPPED = ("no_port", "unchanged")
 
@@ -34,7 +31,11 @@ def command(
         bool, typer.Option("--json", help="An array of objects, with all counters.")
     ] = False,
 ) -> None:
-    """List the redirects, with what became of packets, and say what is wrong with any."""
+    """List the redirects, and what became of packets.
+
+    Says what is wrong with any. QUERIES went to the server, ANSWERS came back, BUILTIN is what was
+    left to the built-in resolver.
+    """
     from zfw_py.docker_dns import redirect
 
     found = redirect.redirects()
@@ -48,6 +49,8 @@ def command(
     for status in found:
         if status.problem:
             output.warning(f"redirect {status.about.id}: {status.problem}")
+        if dropped := sum(status.outcomes[outcome][0] for outcome in _DROPPED):
+            output.warning(f"redirect {status.about.id}: {dropped} packets were dropped")
 
 
 def as_object(status: Status) -> dict[str, object]:
@@ -80,18 +83,19 @@ def as_object(status: Status) -> dict[str, object]:
 def _cells(status: Status) -> tuple[str | int, ...]:
     about = status.about
     packets = {outcome: count for outcome, (count, _) in status.outcomes.items()}
-    state = "watched" if about.watcher else "redirecting"
+    state = "watched" if about.watcher else "active"
     return (
         about.id,
         about.container or about.path,
-        about.interface,
-        about.resolver,
-        about.server,
-        ",".join(about.domains),
-        about.tcp,
+        about.server.removesuffix(":53"),
+        _domains(about.domains),
         "broken" if status.problem else state,
         packets["query"],
         packets["answer"],
         sum(count for outcome, count in packets.items() if outcome.startswith("builtin")),
-        sum(packets[outcome] for outcome in _DROPPED),
     )
+
+
+def _domains(names: list[str]) -> str:
+    """The first one, and how many more there are."""
+    return f"{names[0]} +{len(names) - 1}" if len(names) > 1 else "".join(names)

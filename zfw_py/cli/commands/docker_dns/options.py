@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 To = Annotated[
     str,
-    typer.Option("--to", metavar="ADDR[:PORT]", help="The server that is to answer, port 53."),
+    typer.Option(
+        "--to",
+        metavar="ADDR[:PORT]",
+        help="The server that is to answer; its port is 53 by default.",
+    ),
 ]
 From = Annotated[
     str | None,

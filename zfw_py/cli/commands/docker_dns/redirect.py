@@ -14,15 +14,17 @@ from zfw_py.cli.commands.docker_dns import options
 def command(
     to: options.To,
     docker: Annotated[
-        str | None, typer.Option("--docker", metavar="NAME", help="Of a running container.")
+        str | None, typer.Option("--docker", metavar="NAME", help="Those of a running container.")
     ] = None,
     pid: Annotated[
         int | None,
-        typer.Option("--pid", metavar="PID", help="Of the network namespace of a process."),
+        typer.Option("--pid", metavar="PID", help="Those of a process's network namespace."),
     ] = None,
     netns: Annotated[
         str | None,
-        typer.Option("--netns", metavar="PATH", help="Of a network namespace, as /run/netns/NAME."),
+        typer.Option(
+            "--netns", metavar="PATH", help="Those of a network namespace: /run/netns/NAME."
+        ),
     ] = None,
     resolver: options.From = None,
     interface: options.Interface = "eth0",
@@ -32,11 +34,12 @@ def command(
     no_probe: options.NoProbe = False,
     mode: options.Mode = "auto",
 ) -> None:
-    """Redirect queries, until they are no longer to be or the container ends.
+    """Redirect a container's queries from now on.
 
-    Prints the redirect's id. Nothing is left running. A container that starts again has another
-    network namespace: see zfw docker-dns watch. Queries of up to the interface's MTU are sent on,
-    answers of any size come back; IPv6 servers are not supported.
+    Until zfw docker-dns remove, or the container ends: one that starts again has another network
+    namespace, see zfw docker-dns watch. Prints the redirect's id, and leaves nothing running.
+    Queries of up to the interface's MTU are sent on, answers of any size come back; IPv6 servers
+    are not supported.
     """
     from zfw_py.docker_dns import redirect
     from zfw_py.model.dns_redirect import parse_redirect

@@ -17,7 +17,10 @@ def command(
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="All redirects.")] = False,
 ) -> None:
-    """Take a redirect away: the built-in resolver answers again, and all is as it was."""
+    """Take a redirect away.
+
+    The built-in resolver answers again, and all is as it was.
+    """
     from zfw_py.docker_dns import redirect
 
     if every == (identifier is not None):

@@ -30,11 +30,11 @@ def command(
     mode: options.Mode = "auto",
     log: options.Log = None,
 ) -> None:
-    """Redirect a container's queries now and each time that it starts, and print what they are.
+    """Redirect a container's queries each time that it starts.
 
-    Stays until Ctrl-C or SIGTERM, and then takes its redirect away. An engine that goes is waited
-    for, for two minutes. What keeps the first redirect from being made ends the command; what is in
-    the way later is printed, and tried again.
+    Now as well, if it runs; and prints what they are. Stays until Ctrl-C or SIGTERM, and then takes
+    its redirect away. An engine that goes is waited for, for two minutes. What keeps the first
+    redirect from being made ends the command; what is in the way later is printed, and tried again.
     """
     from zfw_py.docker_dns.watch import watch
     from zfw_py.model.dns_redirect import parse_redirect
