@@ -29,20 +29,27 @@ from zfw_py.abi.guard_codec import (
     time_value,
     total,
 )
-from zfw_py.errors import LayoutMismatch, NotFound, raise_expected
-from zfw_py.kernel import bpf, bpffs
+from zfw_py.errors import NotFound, raise_expected
+from zfw_py.kernel import bpffs
 from zfw_py.kernel.lock import Lock
+from zfw_py.kernel.pins import Kind, Pins
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    from zfw_py.kernel import bpf
     from zfw_py.model.policy import Reach
 
 ROOT = f"{bpffs.ROOT}/guard"
 ABOUT, _NEW_ABOUT = "about", "new_about"
-_ARRAY = 2  # BPF_MAP_TYPE_ARRAY
-_MAX_ENTRIES = 3  # index into a map's five numbers
 _NANOSECONDS = 1_000_000_000
+_KIND = Kind(
+    layout.MAPS,
+    "guard",
+    "that version's zfw guard detach removes it, or rm -r {directory}",
+    # The trie is sized to its policy.
+    frozenset({"prefixes"}),
+)
 
 
 class About(msgspec.Struct, frozen=True):
@@ -104,78 +111,33 @@ def _is_identifier(name: str) -> bool:
     return name.isalnum() and name.isascii()
 
 
-class Tables:
-    """The maps of a guard, opened as they are asked for."""
+class Tables(Pins):
+    """The maps of a guard."""
 
     def __init__(self, directory: str) -> None:
         """``directory`` has the pins; see ``directory_of``."""
-        self.directory = directory
-        self._maps: dict[str, bpf.Map] = {}
+        super().__init__(directory, _KIND)
         # Of what was admitted here: until when at least, and its key. One for each key.
         self._expiries: list[tuple[int, bytes]] = []
-
-    def map(self, name: str) -> bpf.Map:
-        """The map of this name. Raises NotFound, PermissionDenied or LayoutMismatch."""
-        if name not in self._maps:
-            opened = self._open(name)
-            expected = layout.MAPS[name]
-            # The trie is sized to its policy.
-            size = opened.max_entries if name == "prefixes" else expected[_MAX_ENTRIES]
-            if opened.spec != (*expected[:_MAX_ENTRIES], size, *expected[_MAX_ENTRIES + 1 :]):
-                raise self._mismatch(name, f"{opened.spec}, not {expected}")
-            self._maps[name] = opened
-        return self._maps[name]
-
-    def open_all(self) -> None:
-        """Open them all: they stay at hand when the directory gets its name, or goes."""
-        for name in layout.MAPS:
-            self.map(name)
-
-    def _open(self, name: str) -> bpf.Map:
-        try:
-            return bpf.open_map(f"{self.directory}/{name}")
-        except FileNotFoundError:
-            if os.path.isdir(self.directory):
-                raise self._mismatch(name, "it is missing") from None
-            raise NotFound(f"no such guard: {os.path.basename(self.directory)}") from None
-        except PermissionError as error:
-            raise_expected(error)
-        except OSError as error:
-            raise self._mismatch(name, error.strerror or str(error)) from None
-
-    def _mismatch(self, name: str, what: str) -> LayoutMismatch:
-        return LayoutMismatch(
-            f"{self.directory}/{name} is of another version of zfw: {what}",
-            hint=f"that version's zfw guard detach removes it, or rm -r {self.directory}",
-        )
 
     # What it is
 
     def write_about(self, about: About) -> None:
         """Pin it, in the place of an earlier one."""
-        data = msgspec.json.encode(about)
-        made = bpf.create_map((_ARRAY, len(ZERO), len(data), 1, 0), ABOUT)
-        made.update(ZERO, data)
         with suppress(FileNotFoundError):
             os.unlink(f"{self.directory}/{_NEW_ABOUT}")  # of one who was killed here
-        bpf.pin(made.fd, f"{self.directory}/{_NEW_ABOUT}")
+        self.write_document(_NEW_ABOUT, about)
         os.rename(f"{self.directory}/{_NEW_ABOUT}", f"{self.directory}/{ABOUT}")
 
     def about(self) -> About:
         """What was pinned."""
-        opened = self._open(ABOUT)
-        if (opened.type, opened.key_size) != (_ARRAY, len(ZERO)):
-            raise self._mismatch(ABOUT, f"{opened.spec}")
-        try:
-            return msgspec.json.decode(opened.lookup(ZERO) or b"", type=About)
-        except msgspec.DecodeError as error:
-            raise self._mismatch(ABOUT, str(error)) from None
+        return self.document(ABOUT, About)
 
     def config(self) -> Config:
         """What the programs go by. Raises LayoutMismatch if another version wrote it."""
         config = Config.decode(self.map("config").lookup(ZERO) or bytes(layout.CONFIG_SIZE))
         if config.abi_version != layout.ABI_VERSION:
-            raise self._mismatch("config", f"version {config.abi_version}")
+            raise self.mismatch("config", f"version {config.abi_version}")
         return config
 
     def write_config(self, flags: int) -> None:

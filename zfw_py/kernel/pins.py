@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
@@ -23,8 +24,8 @@ _MAX_ENTRIES = 3  # index into a map's five numbers
 class Kind(NamedTuple):
     """What the pins of a system are: ``maps`` is its layout's MAPS.
 
-    ``noun`` is what a directory is of, as in "no such guard"; ``remedy`` says how
-    another version's are removed. Those of ``sized`` have any number of entries.
+    ``noun`` is what a directory is of, as in "no such guard"; ``remedy`` says how another
+    version's are removed, {directory}. Those of ``sized`` have any number of entries.
     """
 
     maps: Mapping[str, tuple[int, int, int, int, int]]
@@ -52,10 +53,17 @@ class Pins:
             self._maps[name] = opened
         return self._maps[name]
 
+    def open_all(self) -> None:
+        """Open them all: they stay at hand when the directory gets its name, or goes."""
+        for name in self._kind.maps:
+            self.map(name)
+
     def _open(self, name: str) -> bpf.Map:
         try:
             return bpf.open_map(f"{self.directory}/{name}")
         except FileNotFoundError:
+            if os.path.isdir(self.directory):
+                raise self.mismatch(name, "it is missing") from None
             identifier = self.directory.rpartition("/")[2]
             raise NotFound(f"no such {self._kind.noun}: {identifier}") from None
         except PermissionError as error:
@@ -67,20 +75,22 @@ class Pins:
         """The error for a pin that is not what this version makes."""
         return LayoutMismatch(
             f"{self.directory}/{name} is of another version of zfw: {what}",
-            hint=self._kind.remedy,
+            hint=self._kind.remedy.format(directory=self.directory),
         )
 
     def write_document(self, name: str, document: msgspec.Struct) -> None:
         """Pin a document as JSON, in a map of its size. Once: it is not changed after."""
         data = msgspec.json.encode(document)
-        made = bpf.create_map((_ARRAY, 4, len(data), 1, 0), name)
+        made = bpf.create_map((_ARRAY, len(_ZERO), len(data), 1, 0), name)
         made.update(_ZERO, data)
         bpf.pin(made.fd, f"{self.directory}/{name}")
 
     def document(self, name: str, kind: type[_Document]) -> _Document:
         """A document that was pinned. Raises LayoutMismatch if it is no such."""
-        data = self._open(name).lookup(_ZERO) or b""
+        opened = self._open(name)
+        if (opened.type, opened.key_size) != (_ARRAY, len(_ZERO)):
+            raise self.mismatch(name, f"{opened.spec}")
         try:
-            return msgspec.json.decode(data, type=kind)
+            return msgspec.json.decode(opened.lookup(_ZERO) or b"", type=kind)
         except msgspec.DecodeError as error:
             raise self.mismatch(name, str(error)) from None
