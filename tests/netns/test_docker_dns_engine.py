@@ -70,8 +70,16 @@ def shown(podman: Podman, what: str) -> str:
 
 
 def addresses(podman: Podman) -> set[str]:
-    """What a program in the container is told, by the resolver that it knows of."""
-    found = podman.run("exec", "web", *ADDRESSES).stdout
+    """What a program in the container is told, by the resolver that it knows of.
+
+    Not by ``podman exec``: where all of this is in a chroot, that leads out of it.
+    """
+    pid = shown(podman, PID)
+    namespace = joined(f"/proc/{pid}/ns/net")
+    try:
+        found = namespace.run("/usr/sbin/chroot", f"/proc/{pid}/root", *ADDRESSES).stdout
+    finally:
+        namespace.close()
     return {line.split()[0] for line in found.splitlines()}
 
 
