@@ -6,6 +6,7 @@
  */
 #include "docker_dns_abi.h"
 #include "guard_abi.h"
+#include "steer_abi.h"
 #include "zfw_abi.h"
 
 enum zfw_limit limit;
@@ -83,3 +84,24 @@ struct docker_dns_fragment docker_dns_fragment;
 struct docker_dns_domain_key docker_dns_domain_key;
 struct docker_dns_counter docker_dns_counter;
 struct docker_dns_event docker_dns_event;
+
+enum steer_limit steer_limit;
+enum steer_class steer_class;
+enum steer_config_flag steer_config_flag;
+enum steer_mapping_flag steer_mapping_flag;
+enum steer_trouble steer_trouble;
+enum steer_kind steer_kind;
+
+struct steer_config steer_config;
+struct steer_mapping_key steer_mapping_key;
+struct steer_mapping steer_mapping;
+struct steer_segments steer_segments;
+struct steer_address steer_address;
+struct steer_target steer_target;
+struct steer_socket_key steer_socket_key;
+struct steer_listener steer_listener;
+struct steer_flow_key steer_flow_key;
+struct steer_flow steer_flow;
+struct steer_slot steer_slot;
+struct steer_counter steer_counter;
+struct steer_event steer_event;

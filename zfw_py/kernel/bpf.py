@@ -28,11 +28,13 @@ _PROG_TEST_RUN = 10
 _MAP_GET_FD_BY_ID = 14
 _OBJ_GET_INFO_BY_FD = 15
 _PROG_QUERY = 16
+_RAW_TRACEPOINT_OPEN = 17
 _MAP_LOOKUP_BATCH = 24
 _MAP_UPDATE_BATCH = 26
 _MAP_DELETE_BATCH = 27
 _LINK_CREATE = 28
 _LINK_UPDATE = 29
+_ITER_CREATE = 33
 _LINK_DETACH = 34
 
 # enum bpf_map_type
@@ -44,15 +46,23 @@ ANY = 0
 # enum bpf_attach_type; TCX since 6.6 (e420bed02507)
 CGROUP_INET_EGRESS = 1
 CGROUP_INET_SOCK_CREATE = 2
+CGROUP_SOCK_OPS = 3
+CGROUP_INET4_BIND = 8
+CGROUP_INET6_BIND = 9
 CGROUP_INET4_CONNECT = 10
 CGROUP_INET6_CONNECT = 11
+CGROUP_INET4_POST_BIND = 12
+CGROUP_INET6_POST_BIND = 13
 CGROUP_UDP4_SENDMSG = 14
 CGROUP_UDP6_SENDMSG = 15
 CGROUP_UDP4_RECVMSG = 19
 CGROUP_UDP6_RECVMSG = 20
 CGROUP_SETSOCKOPT = 22
+_TRACE_ITER = 28
 CGROUP_INET4_GETPEERNAME = 29
 CGROUP_INET6_GETPEERNAME = 30
+CGROUP_INET_SOCK_RELEASE = 34
+SK_LOOKUP = 36
 TCX_INGRESS = 46
 TCX_EGRESS = 47
 
@@ -345,6 +355,25 @@ def supports_tcx(ifindex: int) -> bool:
     return True
 
 
+def attached_to_netns(target: int, attach_type: int) -> list[int]:
+    """The ids of the programs on a network namespace (its descriptor), in the order they run in."""
+    room = 16
+    while True:
+        ids = ctypes.create_string_buffer(4 * room)
+        attribute = _attribute(
+            Struct("=IIIIQI28x").pack(target, attach_type, 0, 0, ctypes.addressof(ids), room)
+        )
+        try:
+            _bpf(_PROG_QUERY, attribute)
+        except OSError as error:
+            if error.errno != _ENOSPC:
+                raise
+            room *= 2
+            continue
+        (count,) = _u32.unpack_from(attribute, 24)
+        return [number for (number,) in _u32.iter_unpack(ids.raw[: 4 * count])]
+
+
 def attached_to_cgroup(target: int, attach_type: int) -> tuple[int, int]:
     """How many programs are attached to a cgroup itself, and with which flags."""
     # target_fd, attach_type, query_flags, attach_flags, prog_ids, prog_cnt
@@ -358,10 +387,37 @@ def create_link(program_fd: int, target: int, attach_type: int) -> int:
     """Attach a program by a link; the descriptor of the link.
 
     The target is an interface's index for TCX, a directory's descriptor for a cgroup,
-    where other programs' links stay as they are.
+    a network namespace's for sk_lookup. Other programs' links stay as they are.
     """
     data = Struct("=IIII32x").pack(program_fd, target, attach_type, 0)
     return _bpf(_LINK_CREATE, _attribute(data))
+
+
+def attach_tracing(program_fd: int) -> int:
+    """Attach a program to the tracepoint that it was made for; the descriptor of the link.
+
+    Such a link keeps its program: it is exchanged by attaching the new one beside it.
+    """
+    return _bpf(_RAW_TRACEPOINT_OPEN, _attribute(Struct("=QIxxxx").pack(0, program_fd)))
+
+
+def run_iterator(program_fd: int) -> bytes:
+    """Run an iterator's program for all that there is; what it wrote.
+
+    Of sockets: those of the network namespace that the caller is in.
+    """
+    link = create_link(program_fd, 0, _TRACE_ITER)
+    try:
+        reader = _bpf(_ITER_CREATE, _attribute(Struct("=II").pack(link, 0)))
+    finally:
+        posix.close(link)
+    written = []
+    try:
+        while data := posix.read(reader, 1 << 16):
+            written.append(data)
+    finally:
+        posix.close(reader)
+    return b"".join(written)
 
 
 def update_link(link_fd: int, program_fd: int) -> None:
@@ -397,19 +453,57 @@ def run_packet(
     ``room`` is how many bytes the packet may have then, or ENOSPC. Of more runs than one
     each has the packet that the run before it has left. ``flags``: BPF_F_TEST_*.
     """
+    return _run(program_fd, data, context, room, repeat, flags)
+
+
+def test_run_lookup(
+    program_fd: int,
+    context: bytes,
+    repeat: int = 1,  # noqa: PT028 - no test
+) -> tuple[int, bytes]:
+    """BPF_PROG_TEST_RUN of a socket look-up, since 5.14 (7c32e8f8bc33): likewise.
+
+    ``context`` is a struct bpf_sk_lookup, whose cookie is that of the socket that was
+    chosen, or 0, afterwards. One of a reuseport group cannot be told: EOPNOTSUPP.
+    """
+    result, _, context_out, _ = _run(program_fd, b"", context, 0, repeat, 0)
+    return result, context_out
+
+
+def call(program_fd: int, argument: bytes) -> tuple[int, bytes]:
+    """Call a program of the type syscall, since 5.14 (79a7f8bdb159).
+
+    Its result as an unsigned number, and the argument as it left it.
+    """
+    given = ctypes.create_string_buffer(argument, len(argument))
+    attribute = _attribute(
+        _test.pack(
+            program_fd, 0, 0, 0, 0, 0, 0, 0, len(argument), 0, ctypes.addressof(given), 0, 0, 0, 0
+        )
+    )
+    _bpf(_PROG_TEST_RUN, attribute)
+    return _u32.unpack_from(attribute, 4)[0], given.raw
+
+
+# prog_fd, retval, data_size_in, data_size_out, data_in, data_out, repeat,
+# duration, ctx_size_in, ctx_size_out, ctx_in, ctx_out, flags, cpu, batch_size
+_test = Struct("=IIIIQQIIIIQQIIIxxxx")
+
+
+def _run(
+    program_fd: int, data: bytes, context: bytes, room: int, repeat: int, flags: int
+) -> tuple[int, bytes, bytes, int]:
     data_in = ctypes.create_string_buffer(data, len(data))
     data_out = ctypes.create_string_buffer(room)
     context_in = ctypes.create_string_buffer(context, len(context))
     context_out = ctypes.create_string_buffer(len(context))
-    # prog_fd, retval, data_size_in, data_size_out, data_in, data_out, repeat,
-    # duration, ctx_size_in, ctx_size_out, ctx_in, ctx_out, flags, cpu, batch_size
     attribute = _attribute(
-        Struct("=IIIIQQIIIIQQIIIxxxx").pack(
+        _test.pack(
             program_fd,
             0,
             len(data),
             room,
-            ctypes.addressof(data_in),
+            ctypes.addressof(data_in) if data else 0,
             ctypes.addressof(data_out) if room else 0,
             repeat,
             0,

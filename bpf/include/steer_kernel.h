@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What is read of the kernel's own structures: libbpf puts in where the running kernel
+ * has these fields.
+ */
+#ifndef STEER_KERNEL_H
+#define STEER_KERNEL_H
+
+#include <linux/types.h>
+#include <bpf/bpf_core_read.h>
+
+/* include/net/tcp_states.h; UDP has ESTABLISHED for connected, CLOSE otherwise. */
+#define STEER_TCP_ESTABLISHED 1
+#define STEER_TCP_CLOSE 7
+#define STEER_TCP_LISTEN 10
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct net {
+	__u64 net_cookie;
+};
+
+typedef struct {
+	struct net *net;
+} possible_net_t;
+
+struct in6_addr {
+	union {
+		__be32 u6_addr32[4];
+	} in6_u;
+};
+
+struct sock_common {
+	__be32 skc_rcv_saddr;
+	__u16 skc_num;
+	unsigned short skc_family;
+	volatile unsigned char skc_state;
+	int skc_bound_dev_if;
+	possible_net_t skc_net;
+	struct in6_addr skc_v6_rcv_saddr;
+};
+
+struct sock {
+	struct sock_common __sk_common;
+	__u16 sk_protocol;
+};
+
+struct inet_sock {
+	struct sock sk;
+};
+
+struct udp_sock {
+	struct inet_sock inet;
+};
+
+struct bpf_iter__tcp {
+	struct sock_common *sk_common;
+};
+
+struct bpf_iter__udp {
+	struct udp_sock *udp_sk;
+};
+
+#pragma clang attribute pop
+
+#endif
