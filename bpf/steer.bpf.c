@@ -139,6 +139,13 @@ static __always_inline void read_address(struct steer_listener *listener,
 	set_ipv6(listener->at.address, sk->skc_v6_rcv_saddr.in6_u.u6_addr32);
 }
 
+static __always_inline bool is_mptcp(void *sk)
+{
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+
+	return tcp && bpf_core_field_exists(tcp->is_mptcp) && tcp->is_mptcp;
+}
+
 static __always_inline bool is_steered(__u64 netns_cookie)
 {
 	const struct steer_config *found = config_of();
@@ -165,6 +172,7 @@ int set_state(__u64 *ctx)
 		return 0;
 	}
 	read_address(&listener, &sk->__sk_common);
+	listener.is_mptcp = is_mptcp(sk);
 	note_process(&listener);
 	note_listener(bpf_get_socket_cookie(sk), &listener);
 	return 0;
@@ -186,7 +194,8 @@ int adopt(struct bpf_sock_ops *ctx)
 	if (!listener)
 		return STEER_PROCEED;
 	key.target = target_of(&listener->at);
-	if (key.target != STEER_NO_TARGET) {
+	/* Linux 6.18 refuses to take that into a map; earlier it may not, and does no good. */
+	if (key.target != STEER_NO_TARGET && !listener->is_mptcp) {
 		is_adopted = take_place(key.target, &key.slot) &&
 			     !bpf_sock_hash_update(ctx, &sockets, &key, BPF_ANY);
 		if (!is_adopted)
@@ -325,6 +334,7 @@ int scan_tcp(struct bpf_iter__tcp *ctx)
 	if (!sk || sk->skc_state != STEER_TCP_LISTEN || !is_steered(sk->skc_net.net->net_cookie))
 		return 0;
 	read_address(&listener, sk);
+	listener.is_mptcp = is_mptcp(sk);
 	note_listener(bpf_get_socket_cookie(sk), &listener);
 	return 0;
 }

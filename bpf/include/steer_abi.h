@@ -142,7 +142,8 @@ struct steer_listener {
 	__u32 pid; /* of whoever made it listen; 0: before we looked */
 	__u8 family; /* 4 or 6: of the socket */
 	__u8 is_exact; /* it is counted in listeners */
-	__u16 pad;
+	__u8 is_mptcp; /* the TCP half of one: no map of sockets takes it */
+	__u8 pad;
 	char command[STEER_COMMAND_LENGTH];
 };
 

@@ -6,6 +6,7 @@
 #ifndef STEER_KERNEL_H
 #define STEER_KERNEL_H
 
+#include <stdbool.h>
 #include <linux/types.h>
 #include <bpf/bpf_core_read.h>
 
@@ -51,6 +52,11 @@ struct inet_sock {
 
 struct udp_sock {
 	struct inet_sock inet;
+};
+
+/* Since Linux 5.6, of kernels with MPTCP. */
+struct tcp_sock {
+	bool is_mptcp;
 };
 
 struct bpf_iter__tcp {

@@ -7,9 +7,9 @@
  * - config first; set_state, the cgroup's hooks, then a scan; lookup is attached last. A
  *   scan may meet a UDP socket that is just being closed: the sockets of listening that
  *   a dump of all sockets, begun afterwards, does not have are to be forgotten.
- * - A target: its element of targets is taken as it is (its slots have to be empty);
- *   what listens already goes into sockets, then target_ids is set, so that a daemon
- *   that comes meanwhile is the newer one. The slot of a socket is what take_slot says.
+ * - A target: its slots in sockets have to be empty. target_ids is set, from when on its
+ *   daemon is adopted as it comes; then what listens already and is in no slot is put into
+ *   sockets, in the slot that take_slot says.
  * - All mappings at once: the idle table and the idle half of segments are filled, then
  *   active is switched, then the old table is taken out of tables, which waits until
  *   nobody reads it or the old half of segments. Only then targets may be taken away.

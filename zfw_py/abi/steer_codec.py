@@ -219,13 +219,14 @@ class Listener(NamedTuple):
     pid: int
     family: int  # of the socket
     is_exact: bool
+    is_mptcp: bool  # never adopted: no map of sockets takes it
     command: str
 
     @classmethod
     def decode(cls, data: bytes) -> Listener:
         """From what the map has."""
-        at, pid, family, is_exact, command = _listener.unpack(data)
-        return cls(Address.decode(at), pid, family, bool(is_exact), _text(command))
+        at, pid, family, is_exact, is_mptcp, command = _listener.unpack(data)
+        return cls(Address.decode(at), pid, family, bool(is_exact), bool(is_mptcp), _text(command))
 
 
 class Event(NamedTuple):
