@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""UDP that is steered: clients get their answers from where they asked, or an error."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from ipaddress import IPv4Address
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.sockets import error_of
+from tests.support.steer_packets import context_of
+from tests.support.steer_reference import Mapping, Packet
+from tests.support.steered import cookie_of, packed, steered
+from zfw_py.abi import steer_codec as codec
+from zfw_py.abi import steer_layout as layout
+from zfw_py.abi.steer_codec import Counter as Counts
+from zfw_py.kernel import bpf
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.netns import Network
+    from tests.support.steered import Steered
+
+pytestmark = pytest.mark.kernel
+
+UDP = socket.IPPROTO_UDP
+DNS, OTHER = 0, 1
+# include/uapi/linux/in.h; not in Python's socket.
+IP_PKTINFO = 8
+
+
+@pytest.fixture
+def programs(network: Network) -> Iterator[Steered]:
+    """In force on the gateway, which has two addresses of each family for its clients."""
+    for address in ("fd00::7/128", "10.9.0.11/24", "fd09::11/64"):
+        device = "lo" if address.startswith("fd00") else network.interface
+        network.gateway.run("ip", "address", "add", address, "dev", device)
+    with steered() as made:
+        yield made
+        assert made.troubles() == {}
+
+
+def _bound(address: str, port: int) -> socket.socket:
+    made = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
+    made.bind((address, port))
+    made.settimeout(20)
+    return made
+
+
+def _client(network: Network, address: str, port: int) -> socket.socket:
+    """A socket beyond the gateway's interface that hears from there and nowhere else."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with network.client.entered():
+        made = socket.socket(family, socket.SOCK_DGRAM)
+    made.settimeout(20)
+    made.connect((address, port))
+    return made
+
+
+def _mapping(number: int, target: int, port: int | None, **flags: bool) -> Mapping:
+    return Mapping(number, UDP, None, None if port is None else (port, port), target, **flags)
+
+
+def _answer(daemon: socket.socket) -> None:
+    """As plain daemons do: back to whom it came from."""
+    question, client = daemon.recvfrom(100)
+    daemon.sendto(question.upper(), client)
+
+
+@pytest.mark.parametrize(
+    ("daemon", "asked"),
+    [
+        ("127.0.0.5", "10.9.0.1"),
+        ("127.0.0.5", "10.9.0.11"),
+        ("::ffff:127.0.0.5", "10.9.0.11"),
+        ("0.0.0.0", "10.9.0.1"),
+        ("0.0.0.0", "10.9.0.11"),
+        ("::", "10.9.0.11"),
+        ("::", "fd09::11"),
+        ("fd00::7", "fd09::1"),
+        ("fd00::7", "fd09::11"),
+    ],
+)
+def test_an_answer_comes_from_where_was_asked(
+    programs: Steered, network: Network, daemon: str, asked: str
+) -> None:
+    programs.apply([_mapping(1, DNS, 53)])
+    with _bound(daemon, 53) as server, _client(network, asked, 53) as client:
+        programs.put(DNS, server)
+        for question in (b"first", b"second"):
+            client.send(question)
+            _answer(server)
+            assert client.recv(100) == question.upper()
+    assert programs.counter(1) == Counts(lookups=2, kept=0, no_socket=0)
+
+
+def test_without_the_hook_a_daemon_on_loopback_cannot_answer(
+    programs: Steered, network: Network
+) -> None:
+    """Why it is there."""
+    programs.apply([_mapping(1, DNS, 53)])
+    os.close(programs.links.pop("sendmsg4"))
+    with _bound("127.0.0.5", 53) as server, _client(network, "10.9.0.1", 53) as client:
+        programs.put(DNS, server)
+        client.send(b"question")
+        assert error_of(lambda: _answer(server)) == "EINVAL"
+
+
+def test_two_clients_and_two_addresses_are_told_apart(programs: Steered, network: Network) -> None:
+    programs.apply([_mapping(1, DNS, 53)])
+    with (
+        _bound("127.0.0.5", 53) as server,
+        _client(network, "10.9.0.1", 53) as one,
+        _client(network, "10.9.0.11", 53) as other,
+    ):
+        programs.put(DNS, server)
+        one.send(b"one")
+        other.send(b"other")
+        for _ in range(2):
+            _answer(server)
+        assert one.recv(100) == b"ONE"
+        assert other.recv(100) == b"OTHER"
+
+
+def test_what_a_daemon_sends_unasked_leaves_as_it_always_did(
+    programs: Steered, network: Network
+) -> None:
+    programs.apply([_mapping(1, DNS, 53)])
+    with _bound("0.0.0.0", 53) as server, _client(network, "10.9.0.11", 53) as client:
+        programs.put(DNS, server)
+        client.send(b"question")
+        _answer(server)
+        assert client.recv(100) == b"QUESTION"
+        with network.client.entered():
+            third = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with third:
+            third.bind(("0.0.0.0", 0))
+            third.settimeout(20)
+            server.sendto(b"news", (network.client_ipv4, third.getsockname()[1]))
+            assert third.recvfrom(100) == (b"news", ("10.9.0.1", 53))
+
+
+def test_a_daemon_may_say_itself_from_where(programs: Steered, network: Network) -> None:
+    """With IP_PKTINFO, as unbound and dnsmasq do: steer then leaves the address alone."""
+    programs.apply([_mapping(1, DNS, 53)])
+    with network.client.entered():
+        client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with _bound("0.0.0.0", 53) as server, client:
+        programs.put(DNS, server)
+        client.settimeout(20)
+        client.sendto(b"question", ("10.9.0.11", 53))
+        _, sender = server.recvfrom(100)
+        info = struct.pack("=I4s4s", 0, socket.inet_aton("10.9.0.1"), bytes(4))
+        server.sendmsg([b"answer"], [(socket.IPPROTO_IP, IP_PKTINFO, info)], 0, sender)
+        assert client.recvfrom(100) == (b"answer", ("10.9.0.1", 53))
+
+
+def test_connected_sockets_keep_what_is_theirs(programs: Steered, network: Network) -> None:
+    """They are found before any look-up, whatever a mapping says."""
+    programs.apply([_mapping(1, DNS, None, is_override=True)])
+    with (
+        _bound("127.0.0.5", 53) as server,
+        _client(network, "10.9.0.1", 7000) as client,
+        _bound("10.9.0.1", 7000) as theirs,
+    ):
+        programs.put(DNS, server)
+        theirs.connect((network.client_ipv4, client.getsockname()[1]))
+        client.send(b"to the connected one")
+        assert theirs.recv(100) == b"to the connected one"
+        theirs.send(b"and back")
+        assert client.recv(100) == b"and back"
+    assert programs.counter(1) == Counts(lookups=0, kept=0, no_socket=0)
+
+
+def test_whoever_is_bound_there_exactly_keeps_it(programs: Steered, network: Network) -> None:
+    programs.apply([_mapping(1, DNS, None)])
+    with (
+        _bound("127.0.0.5", 53) as server,
+        _bound("10.9.0.1", 7000) as exact,
+        _client(network, "10.9.0.1", 7000) as client,
+        _client(network, "10.9.0.11", 7000) as elsewhere,
+    ):
+        programs.put(DNS, server)
+        client.send(b"exact")
+        assert exact.recv(100) == b"exact"
+        elsewhere.send(b"steered")
+        assert server.recv(100) == b"steered"
+    assert programs.counter(1) == Counts(lookups=2, kept=1, no_socket=0)
+
+
+def test_without_its_daemon_a_client_is_told_so(programs: Steered, network: Network) -> None:
+    """By ICMP; and whoever is bound to all addresses does not get it instead."""
+    programs.apply([_mapping(1, DNS, 7000)])
+    with _bound("0.0.0.0", 7000) as wild, _client(network, "10.9.0.1", 7000) as client:
+        client.send(b"anybody?")
+        assert error_of(lambda: client.recv(100)) == "ECONNREFUSED"
+        wild.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            wild.recv(100)
+    assert programs.counter(1) == Counts(lookups=1, kept=0, no_socket=1)
+
+
+def test_a_group_of_sockets_is_balanced_and_answers(programs: Steered, network: Network) -> None:
+    """The kernel chooses among them after us: what a client asked is known to them all."""
+    programs.apply([_mapping(1, DNS, 53)])
+    group = []
+    for _ in range(4):
+        made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        made.bind(("127.0.0.5", 53))
+        made.setblocking(False)
+        group.append(made)
+    programs.put(DNS, group[0])
+    answered = set()
+    for _ in range(96):
+        with _client(network, "10.9.0.11", 53) as client:
+            client.send(b"question")
+            for number, one in enumerate(group):
+                if error_of(lambda one=one: _answer(one)) == "":  # type: ignore[misc]
+                    answered.add(number)
+            assert client.recv(100) == b"QUESTION"
+    assert answered == {0, 1, 2, 3}
+    for made in group:
+        made.close()
+
+
+def test_a_flood_of_clients_costs_answers_and_no_more(programs: Steered, network: Network) -> None:
+    """What is kept of clients has an end; whoever asks again is known again."""
+    programs.apply([_mapping(1, DNS, 53)])
+    with _bound("127.0.0.5", 53) as server, _client(network, "10.9.0.1", 53) as client:
+        programs.put(DNS, server)
+        client.send(b"before")
+        _answer(server)
+        assert client.recv(100) == b"BEFORE"
+        flood = layout.FLOWS + 20_000
+        for number in range(flood):
+            packet = Packet(
+                UDP,
+                IPv4Address("10.9.0.1"),
+                53,
+                IPv4Address(0x0B000000 + number),
+                1024 + number % 60_000,
+                0,
+            )
+            assert bpf.test_run_lookup(programs.programs["lookup"], context_of(packet))[0] == 1
+        known = sum(1 for _ in programs.maps["flows"].items())
+        assert layout.FLOWS // 2 < known <= layout.FLOWS
+        client.send(b"after")
+        _answer(server)
+        assert client.recv(100) == b"AFTER"
+        flow = codec.flow_key(
+            packed(network.client_ipv4), client.getsockname()[1], packed("127.0.0.5"), 53
+        )
+        assert programs.maps["flows"].lookup(flow) == packed("10.9.0.1")
+
+
+def test_a_daemon_that_comes_is_told_of(programs: Steered, network: Network) -> None:
+    """No hook may put it into a map of sockets: whoever hears of it does."""
+    programs.name_target(DNS, UDP, "127.0.0.5", 53)
+    programs.apply([_mapping(1, DNS, 53)])
+    for _ in range(3):
+        with _bound("127.0.0.5", 53) as server, _client(network, "10.9.0.1", 53) as client:
+            (event,) = programs.take_events()
+            assert (event.kind, event.target, event.is_adopted) == ("came", DNS, False)
+            assert (event.cookie, event.listener.pid) == (cookie_of(server), os.getpid())
+            programs.put(DNS, server)
+            client.send(b"question")
+            _answer(server)
+            assert client.recv(100) == b"QUESTION"
+        (event,) = programs.take_events()
+        assert (event.kind, event.target) == ("left", DNS)
+        assert programs.sockets(DNS) == []
