@@ -60,7 +60,7 @@ static __always_inline bool choose(struct bpf_sk_lookup *ctx, const struct steer
 	if (!found)
 		return false;
 	taken = *(volatile __u32 *)&found->taken;
-	for (int i = 1; i <= STEER_TARGET_SOCKETS; i++) {
+	for (__u32 i = 1; i <= STEER_TARGET_SOCKETS && i <= taken; i++) {
 		key.slot = (taken - i) % STEER_TARGET_SOCKETS;
 		sk = bpf_map_lookup_elem(&sockets, &key);
 		if (!sk)
@@ -116,6 +116,8 @@ int lookup(struct bpf_sk_lookup *ctx)
 	if (!(mapping->flags & STEER_OVERRIDE) && is_kept(&wanted)) {
 		if (counter)
 			counter->kept++;
+		if (wanted.protocol == IPPROTO_UDP)
+			forget_client(&wanted, remote, bpf_ntohs(ctx->remote_port));
 		return SK_PASS;
 	}
 	if (choose(ctx, &wanted, remote, mapping->target))

@@ -42,6 +42,9 @@ enum steer_limit {
 	STEER_LISTENERS = 131072,
 	/* Clients of UDP daemons that were steered to last. */
 	STEER_FLOWS = 65536,
+	/* Seconds after its last question until a client of a daemon that is bound to all
+	 * addresses is none: it may have asked another one since, past the mappings. */
+	STEER_FLOW_LIFETIME = 180,
 	STEER_EVENT_BYTES = 262144,
 	STEER_COMMAND_LENGTH = 16,
 	STEER_NO_TARGET = 0x7fffffff,
@@ -157,6 +160,7 @@ struct steer_flow_key {
 
 struct steer_flow {
 	__be32 local[4];
+	__u64 seen; /* when it asked last, to a second */
 };
 
 /* What take_slot is asked, and answers. */

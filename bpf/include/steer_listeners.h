@@ -134,7 +134,7 @@ static __always_inline void tell(enum steer_kind kind, __u64 cookie,
 static __always_inline bool note_listener(__u64 cookie, struct steer_listener *listener)
 {
 	const struct steer_config *found = config_of();
-	long error;
+	int error; /* all that Linux 6.1 returns: the upper half is 0 there */
 
 	listener->is_exact = !is_wildcard(listener->at.address);
 	if (!listener->is_exact && target_of(&listener->at) == STEER_NO_TARGET &&

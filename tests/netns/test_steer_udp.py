@@ -127,6 +127,42 @@ def test_two_clients_and_two_addresses_are_told_apart(programs: Steered, network
         assert other.recv(100) == b"OTHER"
 
 
+def test_who_asks_a_daemon_at_its_own_address_is_answered_from_there(
+    programs: Steered, network: Network
+) -> None:
+    programs.apply([_mapping(1, DNS, 53)])
+    network.client.run("ip", "route", "add", "fd00::7/128", "via", network.gateway_ipv6)
+    with _bound("fd00::7", 53) as server, _client(network, "fd09::11", 53) as client:
+        programs.put(DNS, server)
+        for asked in ("fd09::11", "fd00::7", "fd09::1", "fd00::7"):
+            client.connect((asked, 53))
+            client.send(b"question")
+            _answer(server)
+            assert client.recv(100) == b"QUESTION"
+
+
+def test_who_asked_a_daemon_of_all_addresses_long_ago_is_no_client(
+    programs: Steered, network: Network
+) -> None:
+    """It may have asked elsewhere since; one of a daemon with an address of its own has not."""
+    programs.apply([_mapping(1, DNS, 53)])
+    for bound, is_forgotten in (("0.0.0.0", True), ("127.0.0.5", False)):
+        server = _bound(bound, 53)
+        programs.put(DNS, server)
+        with network.client.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.settimeout(20)
+            client.sendto(b"question", ("10.9.0.11", 53))
+            question, sender = server.recvfrom(100)
+            for key, value in list(programs.maps["flows"].items()):
+                address, seen = codec.flow_parts(value)
+                long_ago = (seen - (layout.FLOW_LIFETIME + 5) * 10**9) % 2**64
+                programs.maps["flows"].update(key, codec.flow_value(address, long_ago))
+            server.sendto(question, sender)
+            answered = "10.9.0.1" if is_forgotten else "10.9.0.11"
+            assert client.recvfrom(100)[1] == (answered, 53)
+        server.close()
+
+
 def test_what_a_daemon_sends_unasked_leaves_as_it_always_did(
     programs: Steered, network: Network
 ) -> None:
@@ -256,7 +292,7 @@ def test_a_flood_of_clients_costs_answers_and_no_more(programs: Steered, network
         flow = codec.flow_key(
             packed(network.client_ipv4), client.getsockname()[1], packed("127.0.0.5"), 53
         )
-        assert programs.maps["flows"].lookup(flow) == packed("10.9.0.1")
+        assert (programs.maps["flows"].lookup(flow) or b"").startswith(packed("10.9.0.1"))
 
 
 def test_a_daemon_that_comes_is_told_of(programs: Steered, network: Network) -> None:

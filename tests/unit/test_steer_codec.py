@@ -26,6 +26,8 @@ from zfw_py.abi.steer_codec import (
     cookie_key,
     cookie_of,
     flow_key,
+    flow_parts,
+    flow_value,
     listener_count,
     number_key,
     number_of,
@@ -157,7 +159,9 @@ def test_listener_and_event() -> None:
     assert left == Event(1, 2, listener, None, "left", is_adopted=False)
 
 
-def test_flow_key() -> None:
+def test_flow() -> None:
+    assert flow_value(IPV4, 258) == packed(f"{IPV4_HEX} 0201000000000000")
+    assert flow_parts(flow_value(IPV6, 1 << 40)) == (IPV6, 1 << 40)
     assert flow_key(IPV4, 258, IPV6, 53) == packed(f"{IPV4_HEX} {IPV6_HEX} 0201 3500")
 
 

@@ -31,6 +31,7 @@ _address = Struct(layout.ADDRESS)
 _socket_key = Struct(layout.SOCKET_KEY)
 _listener = Struct(layout.LISTENER)
 _flow_key = Struct(layout.FLOW_KEY)
+_flow = Struct(layout.FLOW)
 _slot = Struct(layout.SLOT)
 _counter = Struct(layout.COUNTER)
 _event = Struct(layout.EVENT)
@@ -254,8 +255,19 @@ class Event(NamedTuple):
 
 
 def flow_key(remote: bytes, remote_port: int, bound: bytes, bound_port: int) -> bytes:
-    """Key of ``flows``, whose value is the address that the client asked."""
+    """Key of ``flows``: a client of a UDP daemon, and what the daemon is bound to."""
     return _flow_key.pack(remote, bound, remote_port, bound_port)
+
+
+def flow_value(local: bytes, seen: int) -> bytes:
+    """Which address it asked, and when; CLOCK_MONOTONIC in nanoseconds."""
+    return _flow.pack(local, seen)
+
+
+def flow_parts(data: bytes) -> tuple[bytes, int]:
+    """The inverse."""
+    local, seen = _flow.unpack(data)
+    return local, seen
 
 
 # Counts

@@ -17,6 +17,7 @@ SEGMENT_ELEMENTS = 1024
 COUNTED = 262144
 LISTENERS = 131072
 FLOWS = 65536
+FLOW_LIFETIME = 180
 EVENT_BYTES = 262144
 COMMAND_LENGTH = 16
 NO_TARGET = 2147483647
@@ -62,8 +63,8 @@ LISTENER = "=24sIBBB1x16s"
 LISTENER_SIZE = 48
 FLOW_KEY = "=16s16sHH"
 FLOW_KEY_SIZE = 36
-FLOW = "=16s"
-FLOW_SIZE = 16
+FLOW = "=16sQ"
+FLOW_SIZE = 24
 SLOT = "=II"
 SLOT_SIZE = 8
 COUNTER = "=QQQ"
@@ -78,7 +79,7 @@ MAPS = {
     "device_listeners": (2, 4, 8, 1, 0),
     "devices": (24, 4, 4, 0, 1),
     "events": (27, 0, 0, 262144, 0),
-    "flows": (9, 36, 16, 65536, 0),
+    "flows": (9, 36, 24, 65536, 0),
     "listeners": (1, 24, 8, 131072, 1),
     "listening": (1, 8, 48, 131072, 1),
     "segments": (2, 4, 128, 4096, 0),
