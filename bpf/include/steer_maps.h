@@ -88,7 +88,11 @@ struct {
 	__type(value, __u64);
 } sockets SEC(".maps");
 
-/* How many sockets listen on an address, 0.0.0.0 and :: excepted: in the low 32 bits. */
+/*
+ * How many sockets listen on an address, 0.0.0.0 and :: excepted: in the low 32 bits. One
+ * of UDP that is connected after it was bound still counts, for nobody is told when it is
+ * disconnected; and the device is that of when it was bound.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, STEER_LISTENERS);

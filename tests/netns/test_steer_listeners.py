@@ -181,6 +181,16 @@ def test_connections_are_no_listeners(programs: Steered) -> None:
     listener.close()
 
 
+def test_a_bound_socket_of_udp_counts_also_while_it_is_connected(programs: Steered) -> None:
+    """Nobody is told when it is disconnected, and then it takes what comes there again."""
+    made = _open("127.0.0.5", 53, UDP)
+    made.connect(("127.0.0.6", 53))
+    assert programs.listeners() == {_at("127.0.0.5", 53, UDP): 1}
+    disconnect(made)
+    assert programs.listeners() == {_at("127.0.0.5", 53, UDP): 1}
+    made.close()
+
+
 @pytest.mark.parametrize("protocol", [TCP, UDP])
 def test_a_socket_that_is_bound_to_a_device_listens_there(programs: Steered, protocol: int) -> None:
     made = socket.socket(socket.AF_INET, KINDS[protocol])
