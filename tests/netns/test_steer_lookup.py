@@ -59,6 +59,15 @@ def _listen(address: str, port: int, *options: int) -> socket.socket:
     return made
 
 
+def _listen_at_device(network: Network, address: str, port: int) -> socket.socket:
+    made = socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, network.interface.encode())
+    made.bind((address, port))
+    made.listen()
+    made.settimeout(20)
+    return made
+
+
 def _connect(network: Network, address: str, port: int) -> socket.socket:
     """A client's connection, from beyond the gateway's interface."""
     with network.client.entered():
@@ -132,10 +141,7 @@ def test_whoever_listens_there_exactly_keeps_it(programs: Steered, network: Netw
 def test_a_listener_on_another_device_keeps_nothing(programs: Steered, network: Network) -> None:
     programs.name_target(WEB, TCP, "127.0.0.5", 80)
     programs.apply([_mapping(1, WEB, 8080)])
-    at_device = socket.socket()
-    at_device.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, network.interface.encode())
-    at_device.bind((EVERYWHERE, 8080))
-    at_device.listen()
+    at_device = _listen_at_device(network, EVERYWHERE, 8080)
     with at_device, _listen("127.0.0.5", 80) as web:
         with _connect(network, EVERYWHERE, 8080), at_device.accept()[0]:
             pass
@@ -145,10 +151,7 @@ def test_a_listener_on_another_device_keeps_nothing(programs: Steered, network: 
 
 
 def test_a_target_takes_what_comes_in_at_its_device(programs: Steered, network: Network) -> None:
-    at_device = socket.socket()
-    at_device.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, network.interface.encode())
-    at_device.bind(("127.0.0.5", 80))
-    at_device.listen()
+    at_device = _listen_at_device(network, "127.0.0.5", 80)
     programs.put(WEB, at_device)
     programs.apply([_mapping(1, WEB, 8080)])
     with at_device:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
@@ -181,19 +180,36 @@ def test_what_a_daemon_sends_unasked_leaves_as_it_always_did(
             assert third.recvfrom(100) == (b"news", ("10.9.0.1", 53))
 
 
-def test_a_daemon_may_say_itself_from_where(programs: Steered, network: Network) -> None:
+PKTINFO = {
+    # The daemon's address; the one asked; the one it answers from; how it says so.
+    "IPv4": (
+        *("0.0.0.0", "10.9.0.11", "10.9.0.1"),
+        (socket.IPPROTO_IP, IP_PKTINFO, bytes(4) + socket.inet_aton("10.9.0.1") + bytes(4)),
+    ),
+    "IPv6": (
+        *("::", "fd09::11", "fd09::1"),
+        (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, packed("fd09::1") + bytes(4)),
+    ),
+}
+
+
+@pytest.mark.parametrize("family", PKTINFO)
+def test_a_daemon_may_say_itself_from_where(
+    programs: Steered, network: Network, family: str
+) -> None:
     """With IP_PKTINFO, as unbound and dnsmasq do: steer then leaves the address alone."""
     programs.apply([_mapping(1, DNS, 53)])
-    with network.client.entered():
-        client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    with _bound("0.0.0.0", 53) as server, client:
-        programs.put(DNS, server)
-        client.settimeout(20)
-        client.sendto(b"question", ("10.9.0.11", 53))
-        _, sender = server.recvfrom(100)
-        info = struct.pack("=I4s4s", 0, socket.inet_aton("10.9.0.1"), bytes(4))
-        server.sendmsg([b"answer"], [(socket.IPPROTO_IP, IP_PKTINFO, info)], 0, sender)
-        assert client.recvfrom(100) == (b"answer", ("10.9.0.1", 53))
+    daemon, asked, own, says = PKTINFO[family]
+    with _bound(daemon, 53) as server:
+        with network.client.entered():
+            client = socket.socket(server.family, socket.SOCK_DGRAM)
+        with client:
+            programs.put(DNS, server)
+            client.settimeout(20)
+            client.sendto(b"question", (asked, 53))
+            _, sender = server.recvfrom(100)
+            server.sendmsg([b"answer"], [says], 0, sender)
+            assert client.recvfrom(100)[1][:2] == (own, 53)
 
 
 def test_connected_sockets_keep_what_is_theirs(programs: Steered, network: Network) -> None:
