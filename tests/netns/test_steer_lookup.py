@@ -145,7 +145,7 @@ def test_a_listener_on_another_device_keeps_nothing(programs: Steered, network: 
     with at_device, _listen("127.0.0.5", 80) as web:
         with _connect(network, EVERYWHERE, 8080), at_device.accept()[0]:
             pass
-        with socket.create_connection((EVERYWHERE, 8080)), web.accept()[0]:
+        with socket.create_connection((EVERYWHERE, 8080), 20), web.accept()[0]:
             pass
     assert programs.counter(1) == Counts(lookups=2, kept=1, no_socket=0)
 
@@ -157,7 +157,7 @@ def test_a_target_takes_what_comes_in_at_its_device(programs: Steered, network: 
     with at_device:
         with _connect(network, EVERYWHERE, 8080), at_device.accept()[0]:
             pass
-        refused = error_of(lambda: socket.create_connection((EVERYWHERE, 8080)))
+        refused = error_of(lambda: socket.create_connection((EVERYWHERE, 8080), 20))
         assert refused == "ECONNREFUSED"
     assert programs.counter(1) == Counts(lookups=2, kept=0, no_socket=1)
 
