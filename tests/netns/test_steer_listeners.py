@@ -261,13 +261,16 @@ def test_a_socket_that_went_unseen_can_be_forgotten(programs: Steered) -> None:
         assert programs.listening() == {}
 
 
-def _come_and_go() -> None:
-    for number in range(600):
-        protocol = (TCP, UDP)[number % 2]
-        made = _open("127.0.0.5", 80 + number % 3, protocol, options=(socket.SO_REUSEPORT,))
-        other = _open("127.0.0.5", 80, protocol, options=(socket.SO_REUSEPORT,))
-        made.close()
-        other.close()
+def _come_and_go(programs: Steered) -> None:
+    """Alone on an address or not, as it happens: its count goes to 0 and back."""
+    keys = {protocol: _at("127.0.0.5", 80, protocol).encode() for protocol in (TCP, UDP)}
+    listeners = programs.maps["listeners"]
+    for number in range(25_000):
+        protocol = (UDP, TCP)[number % 8 == 0]
+        with _open("127.0.0.5", 80, protocol, options=(socket.SO_REUSEPORT,)):
+            count = listeners.lookup(keys[protocol])
+            assert count is not None
+            assert codec.listener_count(count) > 0
 
 
 def _process(action: Callable[[], None]) -> int:
@@ -285,7 +288,7 @@ def _process(action: Callable[[], None]) -> int:
 def test_nobody_is_lost_where_many_come_and_go_at_once(programs: Steered) -> None:
     """The first on an address and the last that leaves it change the same element."""
     stays = _open("127.0.0.5", 81, options=(socket.SO_REUSEPORT,))
-    processes = [_process(_come_and_go) for _ in range(4)]
+    processes = [_process(lambda: _come_and_go(programs)) for _ in range(4)]
     for pid in processes:
         assert os.waitpid(pid, 0)[1] == 0
     assert programs.listeners() == {_at("127.0.0.5", 81): 1}
