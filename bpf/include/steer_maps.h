@@ -80,7 +80,10 @@ struct {
 	__type(value, __u32);
 } target_ids SEC(".maps");
 
-/* A look-up from user space gives a socket's cookie, an update takes its descriptor. */
+/*
+ * A look-up from user space gives a socket's cookie, an update takes its descriptor. A
+ * socket leaves when it is closed: one that was shut down is there still, and passed over.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_SOCKHASH);
 	__uint(max_entries, STEER_TARGETS * STEER_TARGET_SOCKETS);

@@ -195,6 +195,29 @@ def test_a_restarted_daemon_is_taken_at_once_and_by_the_kernel_alone(
         assert programs.sockets(WEB) == []
 
 
+def test_a_listener_that_was_shut_down_swallows_nothing(
+    programs: Steered, network: Network
+) -> None:
+    """It stays in the map until it is closed; listening again, it is adopted again."""
+    programs.name_target(WEB, TCP, "127.0.0.5", 80)
+    programs.apply([_mapping(1, WEB, 8080)])
+    with _listen("127.0.0.5", 80) as web:
+        for _ in range(3):
+            web.shutdown(socket.SHUT_RD)
+            refused = error_of(lambda: _connect(network, network.gateway_ipv4, 8080))
+            assert refused == "ECONNREFUSED"
+            web.listen()
+            assert programs.sockets(WEB)[0] == cookie_of(web)
+            with _connect(network, network.gateway_ipv4, 8080), web.accept()[0]:
+                pass
+        with _listen("127.0.0.6", 80) as other:
+            programs.put(WEB, other)
+            other.shutdown(socket.SHUT_RD)
+            with _connect(network, network.gateway_ipv4, 8080), web.accept()[0]:
+                pass
+    assert programs.sockets(WEB) == []
+
+
 def test_connections_in_flight_stay_where_they_are(programs: Steered, network: Network) -> None:
     programs.name_target(WEB, TCP, "127.0.0.5", 80)
     programs.apply([_mapping(1, WEB, 8080)])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.sockets import error_of
+from tests.support.sockets import disconnect, error_of
 from tests.support.steer_packets import context_of
 from tests.support.steer_reference import Mapping, Packet
 from tests.support.steered import cookie_of, packed, steered
@@ -227,6 +227,27 @@ def test_connected_sockets_keep_what_is_theirs(programs: Steered, network: Netwo
         theirs.send(b"and back")
         assert client.recv(100) == b"and back"
     assert programs.counter(1) == Counts(lookups=0, kept=0, no_socket=0)
+
+
+def test_a_socket_that_was_connected_leaves_others_to_the_one_before(
+    programs: Steered, network: Network
+) -> None:
+    """As of daemons that make a socket for each client, bound where the first one is."""
+    programs.apply([_mapping(1, DNS, 53)])
+    first, second = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+    with first, second, _client(network, "10.9.0.11", 53) as client:
+        for made in (first, second):
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.bind(("127.0.0.5", 53))
+            made.settimeout(20)
+            programs.put(DNS, made)
+        second.connect(("127.0.0.9", 9))
+        client.send(b"question")
+        _answer(first)
+        assert client.recv(100) == b"QUESTION"
+        disconnect(second)
+        client.send(b"another")
+        assert second.recv(100) == b"another"
 
 
 def test_whoever_is_bound_there_exactly_keeps_it(programs: Steered, network: Network) -> None:
