@@ -41,16 +41,10 @@ static __always_inline bool is_kept(const struct steer_wanted *wanted)
 	return is_listened_at(&at);
 }
 
-/*
- * Does a socket take what came in there? A listener that was shut down stays in the map
- * until it is closed, and would swallow connections; one that is bound to a device could
- * not answer them.
- */
-static __always_inline bool takes(const struct bpf_sock *sk, const struct steer_wanted *wanted)
+/* Could a socket that may be bound to a device answer what came in there? */
+static __always_inline bool takes_from(const struct bpf_sock *sk, __u32 ifindex)
 {
-	if (wanted->protocol == IPPROTO_TCP && sk->state != BPF_TCP_LISTEN)
-		return false;
-	return !sk->bound_dev_if || sk->bound_dev_if == wanted->ifindex;
+	return !sk->bound_dev_if || sk->bound_dev_if == ifindex;
 }
 
 /* Chooses the newest socket of a target that takes the packet. */
@@ -71,8 +65,9 @@ static __always_inline bool choose(struct bpf_sk_lookup *ctx, const struct steer
 		sk = bpf_map_lookup_elem(&sockets, &key);
 		if (!sk)
 			continue;
-		/* Of the other family, or connected: the one before it may do. */
-		if (takes(sk, wanted) && !bpf_sk_assign(ctx, sk, 0)) {
+		/* The kernel refuses one of the other family, a connected one of UDP, and one
+		 * of TCP that was shut down: the one before it may do. */
+		if (takes_from(sk, wanted->ifindex) && !bpf_sk_assign(ctx, sk, 0)) {
 			if (wanted->protocol == IPPROTO_UDP)
 				note_client(wanted, remote, bpf_ntohs(ctx->remote_port), sk);
 			is_chosen = true;
