@@ -42,6 +42,7 @@ ARRAY_OF_MAPS = 12
 _PER_CPU_TYPES = (5, 6, 10)
 
 ANY = 0
+READ_ONLY = 8  # BPF_F_RDONLY
 
 # enum bpf_attach_type; TCX since 6.6 (e420bed02507)
 CGROUP_INET_EGRESS = 1
@@ -313,10 +314,10 @@ def object_id(fd: int) -> int:
     return number
 
 
-def open_pin(path: str) -> int:
-    """A descriptor of what is pinned at ``path``."""
+def open_pin(path: str, flags: int = ANY) -> int:
+    """A descriptor of what is pinned at ``path``; with READ_ONLY who may only read it can."""
     name = ctypes.create_string_buffer(path.encode())
-    return _bpf(_OBJ_GET, _attribute(_object.pack(ctypes.addressof(name), 0, 0, 0)))
+    return _bpf(_OBJ_GET, _attribute(_object.pack(ctypes.addressof(name), 0, flags, 0)))
 
 
 def pin(fd: int, path: str) -> None:
@@ -325,9 +326,9 @@ def pin(fd: int, path: str) -> None:
     _bpf(_OBJ_PIN, _attribute(_object.pack(ctypes.addressof(name), fd, 0, 0)))
 
 
-def open_map(path: str) -> Map:
-    """The map pinned at ``path``."""
-    return Map(open_pin(path))
+def open_map(path: str, flags: int = ANY) -> Map:
+    """The map pinned at ``path``; ``flags`` as of ``open_pin``."""
+    return Map(open_pin(path, flags))
 
 
 def open_map_by_id(number: int) -> Map:

@@ -58,6 +58,21 @@ def mount_point() -> str:
     return min(_visible_mounts(), key=lambda mount: _depth(mount.root)).point
 
 
+def systemd_mounts() -> list[str]:
+    """Where the hierarchies are mounted in which systemd may keep its units.
+
+    That is cgroup2, and cgroup v1's named hierarchy beside it or instead of it.
+    """
+    found = []
+    for line in _lines("/proc/self/mountinfo"):
+        fields = line.split(" ")
+        kind, _, options = fields[fields.index("-", 6) + 1 :][:3]
+        is_named = kind == "cgroup" and "name=systemd" in options.split(",")
+        if kind == "cgroup2" or is_named:
+            found.append(_unescaped(fields[4]))
+    return list(dict.fromkeys(found))
+
+
 def of_process(pid: int) -> str:
     """The cgroup of a process.
 

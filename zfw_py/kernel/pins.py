@@ -37,15 +37,17 @@ class Kind(NamedTuple):
 class Pins:
     """The maps in a directory, opened as they are asked for."""
 
-    def __init__(self, directory: str, kind: Kind) -> None:
+    def __init__(self, directory: str, kind: Kind, *, is_read_only: bool = False) -> None:
+        """``is_read_only``: for who may only read them."""
         self.directory = directory
+        self._flags = bpf.READ_ONLY if is_read_only else bpf.ANY
         self._kind = kind
         self._maps: dict[str, bpf.Map] = {}
 
     def map(self, name: str) -> bpf.Map:
         """The map of this name. Raises NotFound, PermissionDenied or LayoutMismatch."""
         if name not in self._maps:
-            opened = self._open(name)
+            opened = self.open(name)
             expected = self._kind.maps[name]
             size = opened.max_entries if name in self._kind.sized else expected[_MAX_ENTRIES]
             if opened.spec != (*expected[:_MAX_ENTRIES], size, *expected[_MAX_ENTRIES + 1 :]):
@@ -58,9 +60,10 @@ class Pins:
         for name in self._kind.maps:
             self.map(name)
 
-    def _open(self, name: str) -> bpf.Map:
+    def open(self, name: str) -> bpf.Map:
+        """The map of this name, whatever it is. Raises as ``map``."""
         try:
-            return bpf.open_map(f"{self.directory}/{name}")
+            return bpf.open_map(f"{self.directory}/{name}", self._flags)
         except FileNotFoundError:
             if os.path.isdir(self.directory):
                 raise self.mismatch(name, "it is missing") from None
@@ -87,7 +90,7 @@ class Pins:
 
     def document(self, name: str, kind: type[_Document]) -> _Document:
         """A document that was pinned. Raises LayoutMismatch if it is no such."""
-        opened = self._open(name)
+        opened = self.open(name)
         if (opened.type, opened.key_size) != (_ARRAY, len(_ZERO)):
             raise self.mismatch(name, f"{opened.spec}")
         try:

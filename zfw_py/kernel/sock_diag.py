@@ -219,6 +219,21 @@ def sockets(protocols: Iterable[int] = PROTOCOLS) -> list[Socket]:
     return found
 
 
+def listeners(protocols: Iterable[int]) -> list[Socket]:
+    """Those of TCP that listen, and all of UDP; otherwise as ``sockets``.
+
+    A busy host has many connections, and the kernel leaves them out for us.
+    """
+    listening = 1 << _STATES.index("LISTEN")
+    found: list[Socket] = []
+    with _diag() as diag:
+        for protocol in protocols:
+            states = listening if protocol == IPPROTO_TCP else _ALL_STATES
+            for family in (AF_INET, AF_INET6):
+                found.extend(_dump(diag, family, protocol, states) or ())
+    return found
+
+
 def is_listed(protocol: int) -> bool:
     """Whether this kernel lists sockets of a protocol at all."""
     with _diag() as diag:
