@@ -14,6 +14,7 @@ import pytest
 
 from zfw_py import Firewall
 from zfw_py.classic.restore_unit import CAPABILITIES
+from zfw_py.steer.unit import CAPABILITIES as STEER_CAPABILITIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -291,6 +292,29 @@ def test_the_unit_is_installed_and_removed(zfw: Zfw, tmp_path: Path) -> None:
         "",
         f"zfw: {unit}: not installed\n",
     )
+
+
+def test_the_unit_of_steer_is_its_own(zfw: Zfw, tmp_path: Path) -> None:
+    unit = tmp_path / "etc/systemd/system/zfw-steer.service"
+    link = unit.parent / "multi-user.target.wants/zfw-steer.service"
+    installed = (0, f"installed {unit}, enabled for /etc/zfw/steer.json\n{RELOAD}", "")
+    for _ in range(2):
+        assert zfw("systemd", "install", "steer", "--prefix", str(tmp_path)) == installed
+    assert link.resolve() == unit
+    lines = unit.read_text().splitlines()
+    program = Path(sysconfig.get_path("scripts")) / "zfw"
+    for line in (
+        f"ExecStartPre={program} steer apply /etc/zfw/steer.json",
+        f"ExecStart={program} steer run",
+        f"CapabilityBoundingSet={' '.join(STEER_CAPABILITIES)}",
+    ):
+        assert line in lines
+    assert zfw("systemd", "remove", "--prefix", str(tmp_path)).code == 5
+    assert zfw("systemd", "install", "steer", "--file", "/etc/steer.toml").err == (
+        "zfw: /etc/steer.toml: its name does not end in .json\n"
+    )
+    assert zfw("systemd", "remove", "steer", "--prefix", str(tmp_path)).code == 0
+    assert [path for path in tmp_path.rglob("*") if not path.is_dir()] == []
 
 
 @pytest.mark.skipif(not Path("/usr/bin/systemd-analyze").exists(), reason="needs systemd-analyze")

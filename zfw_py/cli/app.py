@@ -40,6 +40,7 @@ COMMANDS = (
     "set",
     "guard",
     "docker-dns",
+    "steer",
     "batch",
     "classic",
     "save",

@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""zfw steer detach."""
+
+from __future__ import annotations
+
+from zfw_py.cli import output
+from zfw_py.cli.commands.steer import options
+
+
+def command(netns: options.Netns = None) -> None:
+    """End all steering: mappings, counters and programs go; connections that are open stay."""
+    from zfw_py.steer.steering import Steering
+
+    count = Steering(netns).detach()
+    output.line(f"detached; {output.counted(count, 'mapping')} removed")

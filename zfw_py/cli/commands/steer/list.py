@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""zfw steer list."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from zfw_py.cli import output
+from zfw_py.cli.commands.steer import options
+
+if TYPE_CHECKING:
+    from zfw_py.steer.listing import Listed
+
+COLUMNS = (
+    output.Column("PROTOCOL"),
+    output.Column("ADDRESS"),
+    output.Column("PORT"),
+    output.Column("TO"),
+    output.Column("LABEL"),
+    output.Column("FLAGS"),
+    output.Column("STATE"),
+    output.Column("SOCKETS"),
+    output.Column("LOOKUPS", is_number=True),
+    output.Column("EXACT", is_number=True),
+    output.Column("NO SOCKET", is_number=True),
+)
+
+
+def command(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="An array of objects, which zfw steer apply reads.")
+    ] = False,
+    netns: options.Netns = None,
+) -> None:
+    """List the mappings, whether a socket is there for each, and what became of look-ups."""
+    from zfw_py.steer.steering import Steering
+
+    found = Steering(netns).listed()
+    if as_json:
+        output.json_array(map(as_object, found))
+        return
+    if not found:
+        output.line("no mappings")
+        return
+    output.table(COLUMNS, found, _cells)
+    for listed in found:
+        if listed.problem:
+            output.warning(f"{listed.mapping}: {listed.problem}")
+
+
+def as_object(listed: Listed) -> dict[str, object]:
+    """A mapping as JSON has it."""
+    from zfw_py.model.steering import entry_of
+
+    return entry_of(listed.mapping) | {
+        "run_pid": listed.run_pid,
+        "state": listed.state,
+        "problem": listed.problem or None,
+        "sockets": [
+            {
+                "address": str(held.listener),
+                "pids": held.pids,
+                "cookie": held.listener.cookie,
+                "current": held.is_current,
+            }
+            for held in listed.sockets
+        ],
+        "counters": listed.counters._asdict(),
+    }
+
+
+def _cells(listed: Listed) -> tuple[str | int, ...]:
+    mapping = listed.mapping
+    flags = [
+        name
+        for name, is_set in (
+            ("override", mapping.is_override),
+            ("fallthrough", mapping.is_fallthrough),
+            ("run", listed.run_pid is not None),
+        )
+        if is_set
+    ]
+    return (
+        mapping.key.protocol,
+        mapping.key.address_text,
+        str(mapping.key.ports),
+        str(mapping.target),
+        mapping.label,
+        ",".join(flags),
+        listed.state,
+        ",".join(_socket_text(held.pids, held.is_current) for held in listed.sockets),
+        *listed.counters[:3],
+    )
+
+
+def _socket_text(pids: list[int], is_current: bool) -> str:
+    text = "+".join(map(str, pids)) or "?"
+    return text if is_current else f"({text})"

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""zfw steer remove."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from zfw_py.cli import output
+from zfw_py.cli.commands.steer import options
+from zfw_py.errors import UsageError
+
+
+def command(
+    protocol: Annotated[str | None, typer.Argument(metavar="[tcp|udp]")] = None,
+    address: Annotated[str | None, typer.Argument(metavar="[ADDR[/LEN]|any]")] = None,
+    port: Annotated[str | None, typer.Argument(metavar="[PORT|LOW-HIGH|any]")] = None,
+    label: Annotated[
+        str | None, typer.Option("--label", metavar="NAME", help="All mappings of this label.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All mappings.")] = False,
+    netns: options.Netns = None,
+) -> None:
+    """Remove a mapping, named as add and list have it, or several; connections that are open stay.
+
+    any as an address also names a mapping of every address of one family, if there is but one.
+    """
+    from zfw_py.model.steering import parse_key
+    from zfw_py.steer.steering import Steering
+
+    named = (protocol, address, port)
+    is_one = None not in named
+    if is_one + (label is not None) + every != 1 or (not is_one and any(named)):
+        raise UsageError("PROTOCOL ADDRESS PORT, --label or --all says which mapping")
+    steering = Steering(netns)
+    if protocol is not None and address is not None and port is not None:
+        gone = steering.remove_key(parse_key(protocol, address, port))
+    else:
+        gone = steering.remove_all(label)
+    for mapping in gone:
+        output.line(f"removed {mapping}")

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""zfw steer status."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from zfw_py.cli import output
+from zfw_py.cli.commands.steer import options
+
+if TYPE_CHECKING:
+    from zfw_py.steer.listing import Status
+
+_TROUBLES = {
+    "listeners": "listeners that could not be noted",
+    "adoption": "listeners that could not be taken",
+    "events": "events that no manager took",
+    "counters": "look-ups that were not counted",
+    "flows": "clients of UDP that found no room",
+}
+
+
+def command(
+    as_json: Annotated[bool, typer.Option("--json", help="An object, with exact numbers.")] = False,
+    netns: options.Netns = None,
+) -> None:
+    """Show what is attached, in which order with programs of others, and what did not work."""
+    from zfw_py.steer.steering import Steering
+
+    status = Steering(netns).status()
+    if as_json:
+        output.json_object(as_object(status))
+        return
+    output.line(f"network namespace: {status.cookie}")
+    if status.programs:  # told to root alone
+        output.line(f"programs: {', '.join(status.programs)}")
+        order = ", ".join(
+            f"{each} (zfw)" if each == status.program_id else str(each) for each in status.order
+        )
+        output.line(f"sk_lookup programs, in their order: {order}")
+    output.line(
+        f"{output.counted(status.mappings, 'mapping')}, {status.pending} pending;"
+        f" {output.counted(status.targets, 'target')}"
+    )
+    output.line(
+        f"manager: process {status.manager_pid}" if status.manager_pid else "manager: none runs"
+    )
+    for name, count in status.troubles.items():
+        output.line(f"{_TROUBLES[name]}: {count}")
+    for warning in status.warnings:
+        output.warning(warning)
+
+
+def as_object(status: Status) -> dict[str, object]:
+    """The status as JSON has it."""
+    return {
+        "netns_cookie": status.cookie,
+        "programs": status.programs,
+        "program_id": status.program_id,
+        "sk_lookup_order": status.order,
+        "mappings": status.mappings,
+        "pending": status.pending,
+        "targets": status.targets,
+        "manager_pid": status.manager_pid,
+        "troubles": status.troubles,
+        "warnings": status.warnings,
+    }
