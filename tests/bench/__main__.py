@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from scripts.build_bpf import BuildError, compile_bpf
-from tests.bench import docker_dns, flows, guard, packets, path, report, rules, startup
+from tests.bench import docker_dns, flows, guard, packets, path, report, rules, startup, steer
 from tests.bench.chart import Bar, svg
 from tests.bench.installation import Installation, installed
 from tests.support.netns import use_private_bpffs
@@ -40,12 +40,14 @@ PARTS = {
     "flows": "what leaves and what is forwarded, against nftables ct state; a million flows",
     "guard": "what a guarded program's calls, packets and DNS cost it",
     "docker-dns": "a container's DNS redirected, against Docker's NAT rules",
+    "steer": "steered connections, against a plain listener and nftables; take-over times",
 }
 _NEEDED = {
     "path": ("nft", "iperf3", "ip"),
     "flows": ("nft", "iperf3", "ip"),
     "guard": ("dnsmasq", "ip"),
     "docker-dns": ("dnsmasq", "nft", "ip"),
+    "steer": ("nft", "ip"),
 }
 
 
@@ -65,6 +67,8 @@ class _Bench:
             return packets.run(self._work, quick=self._is_quick)
         if part == "path":
             return path.run(self._work, quick=self._is_quick)
+        if part == "steer":
+            return steer.run(self._work, quick=self._is_quick)
         if part == "flows":
             return flows.run(self._work, quick=self._is_quick)
         if part == "docker-dns":
