@@ -273,7 +273,7 @@ def _update_link(directory: str, name: str, program: int) -> None:
 
 def check_version(tables: Tables) -> codec.Config:
     """What the programs go by. Raises LayoutMismatch if another version wrote it."""
-    config = codec.Config.decode(tables.map("config").lookup(codec.ZERO) or bytes(16))
+    config = codec.Config.decode(tables.map("config").lookup(codec.ZERO) or b"")
     if config.abi_version != layout.ABI_VERSION:
         raise tables.mismatch("config", f"version {config.abi_version}")
     return config
