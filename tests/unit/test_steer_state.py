@@ -80,7 +80,8 @@ def test_a_number_that_is_free_is_not_given_at_once() -> None:
 def test_as_many_targets_as_there_can_be() -> None:
     full = after(State(), *((tcp(port), None) for port in range(1, 9)))
     assert sorted(full.places.values()) == list(range(8))
-    # All are exchanged at once: then those that go have to be given anew.
-    other = after(full, *((tcp(port), None) for port in range(11, 19)))
-    assert sorted(other.places.values()) == list(range(8))
-    assert successor(full, [(tcp(port), None) for port in range(1, 10)], 8) is None
+    # Those that go have their numbers for as long as packets may be led there.
+    assert successor(full, [(tcp(11), None)], 8) is None
+    less = after(full, *((tcp(port), None) for port in range(1, 8)))
+    assert after(less, (tcp(11), None)).places == {Place.of(tcp(11)): 7}
+    assert successor(State(), [(tcp(port), None) for port in range(1, 10)], 8) is None

@@ -43,7 +43,10 @@ def put_in_force(
         raise MapFull(f"{len(pairs)} mappings; {MAX_MAPPINGS} at most")
     new = successor(old, pairs, layout.TARGETS)
     if new is None:
-        raise MapFull(f"more than {layout.TARGETS} targets")
+        raise MapFull(
+            f"more than {layout.TARGETS} targets, with those that go",
+            hint="remove some mappings first" if old.steered else None,
+        )
     table = table_of([each.mapping for each in new.steered])
     tables.forget_strangers(old)
     fresh = {place: number for place, number in new.places.items() if place not in old.places}
@@ -56,15 +59,16 @@ def put_in_force(
             made.append((place, number))
             tables.make_target(place, number)
         _supply(tables, new, fresh, look)
-        tables.write(new, table)
+        filled = tables.fill(new, table)
     except BaseException:
         for place, number in made:
             tables.remove_target(place, number)
         _tell_all(tables, is_on=_needs_all(old))
         raise
+    # From here on it is so. Whoever is interrupted leaves what the next change removes.
+    tables.switch(filled)
     for place, number in gone.items():
-        # Its number may be given already, if there is hardly one that is free.
-        tables.remove_target(place, number if number not in new.places.values() else None)
+        tables.remove_target(place, number)
     _tell_all(tables, is_on=_needs_all(new))
     kept = {each.id for each in new.steered}
     tables.forget_counters(each.id for each in old.steered if each.id not in kept)

@@ -199,22 +199,21 @@ def _mapping(each: _Steered, target: Target) -> Mapping:
 def successor(
     old: State, wanted: Iterable[tuple[Mapping, Run | None]], most_targets: int
 ) -> State | None:
-    """What follows when these are in force, and no others; None if there are too many targets.
+    """What follows when these are in force, and no others.
 
-    A mapping that stays as it is keeps its id, a target its number. Numbers that are free
-    are given in turn, so that one that was just freed is not another's at once.
+    None if there are too many targets, those that go included. A mapping that stays as it
+    is keeps its id, a target its number. Numbers that are free are given in turn, so that
+    one that was just freed is not another's at once.
     """
     before = {(each.mapping, each.run): each.id for each in old.steered}
     next_id, next_target = old.next_id, old.next_target
     pairs = list(wanted)
     needed = dict.fromkeys(Place.of(mapping) for mapping, _ in pairs)
-    if len(needed) > most_targets:
+    # Those of targets that go are free only when nothing leads there any more.
+    taken = set(old.places.values())
+    if len(taken) + len(needed.keys() - old.places.keys()) > most_targets:
         return None
     places = {place: number for place, number in old.places.items() if place in needed}
-    # Those of targets that go are free only when they have gone.
-    taken = set(old.places.values())
-    if len(taken) + len(needed.keys() - places.keys()) > most_targets:
-        taken = set(places.values())
     for place in needed:
         if place not in places:
             while next_target in taken:

@@ -120,10 +120,10 @@ class Tables(Pins):
         except (msgspec.DecodeError, LookupError, ValueError) as error:
             raise self.mismatch(name, str(error)) from None
 
-    def write(self, state: State, table: Table) -> None:
-        """Put all mappings in force with one word; on an error those of before are.
+    def fill(self, state: State, table: Table) -> codec.Active:
+        """Write mappings into the table that is not in use; what ``switch`` is to be given.
 
-        What they lead to has to be there already. Raises MapFull, KernelError.
+        Raises MapFull, OSError.
         """
         number = 1 - self.active().table
         try:
@@ -139,12 +139,19 @@ class Tables(Pins):
         for each in table.elements:
             protocol = PROTOCOL_NUMBERS[each.protocol]
             classes |= codec.class_bit(_CLASSES[each.port_class], each.prefix.family, protocol)
-        self.map("active").update(codec.ZERO, codec.Active(number, classes).encode())
-        # The old one's room is free, and, since this waits as well, nothing that is removed
-        # from now on is still looked for.
-        self.empty_table(1 - number)
+        return codec.Active(number, classes)
+
+    def switch(self, active: codec.Active) -> None:
+        """Put in force what was filled, with one word; what they lead to has to be there.
+
+        The room of the mappings of before is free then, and nothing that is removed from
+        now on is still looked for.
+        """
+        self.map("active").update(codec.ZERO, active.encode())
+        old = 1 - active.table
+        self.empty_table(old)
         with suppress(FileNotFoundError):
-            os.unlink(f"{self.directory}/{_STATE}{1 - number}")
+            os.unlink(f"{self.directory}/{_STATE}{old}")
 
     def empty_table(self, number: int, size: int = 1) -> bpf.Map:
         """An empty one, once no packet reads the one before (maybe_wait_bpf_programs())."""
@@ -205,12 +212,11 @@ class Tables(Pins):
                     raise MapFull(f"{place}: the table of targets is full") from None
                 raise
 
-    def remove_target(self, place: Place, number: int | None) -> None:
-        """The opposite; its sockets are let go. ``number`` is None if another one has it."""
+    def remove_target(self, place: Place, number: int) -> None:
+        """The opposite; its sockets are let go."""
         if isinstance(place.target, AddressTarget):
             self.map("target_ids").delete(_address_of(place))
-        if number is not None:
-            self.clear_target(number)
+        self.clear_target(number)
 
     def clear_target(self, number: int) -> None:
         """Let a target's sockets go."""
