@@ -145,8 +145,7 @@ def _check_kernel(netns: int) -> None:
 def _start(tables: Tables, cookie: int) -> None:
     config = codec.Config(cookie, layout.ABI_VERSION, 0)
     tables.map("config").update(codec.ZERO, config.encode())
-    for number in range(layout.TABLES):
-        tables.empty_table(number)
+    tables.begin()
 
 
 def _attach(tables: Tables, programs: dict[str, int], about: About, namespace: Namespace) -> None:

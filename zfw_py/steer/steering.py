@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, TypeVar
 from zfw_py.abi.steer_codec import Counter
 from zfw_py.abi.steer_layout import TARGET_SOCKETS
 from zfw_py.errors import (
+    Busy,
     Conflict,
     KernelError,
+    LayoutMismatch,
     NotFound,
     NotInstalled,
     PermissionDenied,
@@ -123,7 +125,9 @@ class Steering:
             finish(tables, new)
             wanted = set(mappings)
             return self._listed(
-                tables, [each for each in new.steered if each.mapping in wanted and each.run == run]
+                tables,
+                new,
+                [each for each in new.steered if each.mapping in wanted and each.run == run],
             )
 
     def _put_in_force(
@@ -307,7 +311,8 @@ class Steering:
         """All mappings as they are; none where nothing is attached."""
         try:
             with self.reading() as tables:
-                return self._listed(tables, self._state(tables).steered)
+                state = self._state(tables)
+                return self._listed(tables, state, state.steered)
         except NotInstalled:
             return []
 
@@ -315,16 +320,22 @@ class Steering:
         """What is in force; a writer may exchange it under a reader without the lock."""
         for _ in range(_AGAIN):
             before = tables.active()
-            found = tables.state()
+            try:
+                found = tables.state()
+            except LayoutMismatch:
+                # It goes with the table that it was read for.
+                if tables.active() == before:
+                    raise
+                continue
             if os.geteuid() == 0 or tables.active() == before:
                 return found
-        return found
+        raise Busy("others change what is steered all the time")
 
-    def _listed(self, tables: Tables, steered: Sequence[Steered]) -> list[Listed]:
+    def _listed(self, tables: Tables, state: State, steered: Sequence[Steered]) -> list[Listed]:
         counters = tables.counters()
         if not steered:
             return []
-        places = {number: place for place, number in tables.state().places.items()}
+        places = {number: place for place, number in state.places.items()}
         around = self.look()
         shown = {
             number: self._shown(tables, places[number], number, around)

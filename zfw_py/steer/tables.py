@@ -11,7 +11,7 @@ import msgspec
 
 from zfw_py.abi import steer_codec as codec
 from zfw_py.abi import steer_layout as layout
-from zfw_py.errors import MapFull, NotFound, NotInstalled, raise_expected
+from zfw_py.errors import MapFull, NotInstalled, raise_expected
 from zfw_py.kernel import bpf, bpffs
 from zfw_py.kernel.lock import Lock
 from zfw_py.kernel.pins import Kind, Pins
@@ -33,9 +33,7 @@ _NEW_STATE = "new_state"
 _ARRAY = 2  # BPF_MAP_TYPE_ARRAY
 # A value that every kernel lets user space read at once; KMALLOC_MAX_SIZE is a limit of some.
 _CHUNK = 1 << 16
-_KIND = Kind(
-    layout.MAPS, "steering", "zfw steer detach of that version removes it", frozenset({"events"})
-)
+_KIND = Kind(layout.MAPS, "steering", "zfw steer detach removes it", frozenset({"events"}))
 _CLASSES: dict[Class, int] = {
     "port": layout.CLASS_PORT,
     "range": layout.CLASS_RANGE,
@@ -102,10 +100,7 @@ class Tables(Pins):
     def state(self) -> State:
         """What is in force. Raises LayoutMismatch if another version wrote it."""
         name = f"{_STATE}{self.active().table}"
-        try:
-            stored = self.open(name)
-        except NotFound:
-            return State()  # nothing was steered yet
+        stored = self.open(name)
         number = bpf.object_id(stored.fd)
         if self._read is None or self._read[0] != number:
             self._read = number, self._decoded(name, stored)
@@ -184,6 +179,12 @@ class Tables(Pins):
                     count = segment.high - segment.low + 1
                     ports[segment.low : segment.high + 1] = [segment.number] * count
             self.map("segments").update_many(*codec.segment_elements(number, protocol, ports))
+
+    def begin(self) -> None:
+        """Steer nothing, in a directory that has no state yet."""
+        for number in range(layout.TABLES):
+            self.empty_table(number)
+        self._write_state(self.active().table, State())
 
     def _write_state(self, number: int, state: State) -> None:
         encoded = state.encode()
