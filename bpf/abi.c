@@ -4,10 +4,10 @@
  * BTF is complete: a program's own object describes only the types that its maps
  * and functions name. scripts/gen-layout compiles and reads this; nothing loads it.
  */
-#include "docker_dns_abi.h"
-#include "guard_abi.h"
-#include "steer_abi.h"
-#include "zfw_abi.h"
+#include "docker_dns/abi.h"
+#include "firewall/abi.h"
+#include "guard/abi.h"
+#include "steer/abi.h"
 
 enum zfw_limit limit;
 enum zfw_table table;

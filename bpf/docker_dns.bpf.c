@@ -16,12 +16,12 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#include "docker_dns_abi.h"
-#include "docker_dns_flow.h"
-#include "docker_dns_maps.h"
-#include "docker_dns_mss.h"
-#include "docker_dns_name.h"
-#include "docker_dns_rewrite.h"
+#include "docker_dns/abi.h"
+#include "docker_dns/flow.h"
+#include "docker_dns/maps.h"
+#include "docker_dns/mss.h"
+#include "docker_dns/name.h"
+#include "docker_dns/rewrite.h"
 #include "parse.h"
 
 #define LOOPBACK_IFINDEX 1

@@ -12,11 +12,11 @@
 #include <linux/pkt_cls.h>
 #include <bpf/bpf_helpers.h>
 
-#include "egress.h"
-#include "flows.h"
-#include "ingress.h"
-#include "maps.h"
-#include "zfw_abi.h"
+#include "firewall/abi.h"
+#include "firewall/egress.h"
+#include "firewall/flows.h"
+#include "firewall/ingress.h"
+#include "firewall/maps.h"
 
 static __always_inline void add(struct zfw_counter *counter, __u32 bytes)
 {

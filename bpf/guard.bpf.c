@@ -15,12 +15,12 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#include "guard_abi.h"
-#include "guard_egress.h"
-#include "guard_judge.h"
-#include "guard_maps.h"
-#include "guard_redirect.h"
-#include "guard_tell.h"
+#include "guard/abi.h"
+#include "guard/egress.h"
+#include "guard/judge.h"
+#include "guard/maps.h"
+#include "guard/redirect.h"
+#include "guard/tell.h"
 
 /* What a cgroup hook answers. */
 #define GUARD_REFUSE 0

@@ -13,13 +13,13 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#include "steer_abi.h"
-#include "steer_address.h"
-#include "steer_kernel.h"
-#include "steer_listeners.h"
-#include "steer_mappings.h"
-#include "steer_maps.h"
-#include "steer_sockets.h"
+#include "steer/abi.h"
+#include "steer/address.h"
+#include "steer/kernel.h"
+#include "steer/listeners.h"
+#include "steer/mappings.h"
+#include "steer/maps.h"
+#include "steer/sockets.h"
 
 /* What a cgroup hook answers. */
 #define STEER_PROCEED 1

@@ -18,8 +18,6 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#include "zfw_abi.h"
-
 #define ZFW_AF_INET 2
 #define ZFW_AF_INET6 10
 

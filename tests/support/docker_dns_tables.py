@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The docker_dns programs, loaded and attached to nothing: their maps, and packets run.
 
-Keys and values are packed from the layout's formats and docker_dns_abi.h's comments.
+Keys and values are packed from the layout's formats and docker_dns/abi.h's comments.
 """
 
 from __future__ import annotations

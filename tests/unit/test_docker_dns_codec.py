@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The bytes of the docker_dns maps, against bpf/include/docker_dns_abi.h as a person reads it."""
+"""The bytes of the docker_dns maps, against bpf/include/docker_dns/abi.h as a person reads it."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def test_counters() -> None:
 
 
 def test_the_reasons_that_deny_are_as_the_programs_have_them() -> None:
-    """verdict_of() of guard_judge.h: from not_allowed on."""
+    """verdict_of() of guard/judge.h: from not_allowed on."""
     assert DENIALS == (
         "not_allowed",
         "blocked",

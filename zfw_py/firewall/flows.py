@@ -131,7 +131,7 @@ def _address_text(address: bytes) -> str:
 
 
 def _lifetime(protocol: int, flags: int, table: int, limits: FlowLimits) -> int:
-    """Seconds, as is_expired() in bpf/include/flows.h has them."""
+    """Seconds, as is_expired() in bpf/include/firewall/flows.h has them."""
     if protocol != _TCP:
         return limits.udp_idle
     if flags & layout.FLOW_RESET:

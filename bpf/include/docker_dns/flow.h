@@ -12,7 +12,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#include "docker_dns_maps.h"
+#include "docker_dns/maps.h"
 
 #define SECOND 1000000000ull
 

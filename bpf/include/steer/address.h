@@ -11,8 +11,8 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#include "steer_abi.h"
-#include "steer_maps.h"
+#include "steer/abi.h"
+#include "steer/maps.h"
 
 /* socket(7); not in the kernel's headers for user space. */
 #define STEER_AF_INET 2

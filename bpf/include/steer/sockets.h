@@ -10,10 +10,10 @@
 #include <linux/in.h>
 #include <bpf/bpf_helpers.h>
 
-#include "steer_abi.h"
-#include "steer_address.h"
-#include "steer_maps.h"
-#include "steer_mappings.h"
+#include "steer/abi.h"
+#include "steer/address.h"
+#include "steer/mappings.h"
+#include "steer/maps.h"
 
 #define STEER_SECOND 1000000000ULL /* ns */
 

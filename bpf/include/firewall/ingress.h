@@ -10,11 +10,11 @@
 #include <linux/in.h>
 #include <bpf/bpf_helpers.h>
 
-#include "decide.h"
-#include "exceptions.h"
-#include "flows.h"
-#include "icmp.h"
-#include "sockets.h"
+#include "firewall/decide.h"
+#include "firewall/exceptions.h"
+#include "firewall/flows.h"
+#include "firewall/icmp.h"
+#include "firewall/sockets.h"
 
 #define PACKET_LOOPBACK 5 /* <linux/if_packet.h> */
 

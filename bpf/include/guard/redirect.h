@@ -14,9 +14,9 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#include "guard_abi.h"
-#include "guard_judge.h"
-#include "guard_maps.h"
+#include "guard/abi.h"
+#include "guard/judge.h"
+#include "guard/maps.h"
 
 _Static_assert((GUARD_SERVERS & (GUARD_SERVERS - 1)) == 0, "places are masked");
 

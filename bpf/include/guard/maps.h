@@ -8,7 +8,7 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
-#include "guard_abi.h"
+#include "guard/abi.h"
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

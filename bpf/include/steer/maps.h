@@ -22,7 +22,7 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
-#include "steer_abi.h"
+#include "steer/abi.h"
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -10,10 +10,10 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
-#include "flows.h"
+#include "firewall/abi.h"
+#include "firewall/flows.h"
+#include "firewall/sockets.h"
 #include "parse.h"
-#include "sockets.h"
-#include "zfw_abi.h"
 
 /* RFC 792. <linux/icmp.h> pulls in the C library's headers. */
 #define ICMP_ECHO_REPLY 0

@@ -12,9 +12,9 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
-#include "steer_abi.h"
-#include "steer_address.h"
-#include "steer_maps.h"
+#include "steer/abi.h"
+#include "steer/address.h"
+#include "steer/maps.h"
 
 /* How often somebody else may be about to remove the element that we would count in. */
 #define STEER_PATIENCE 128

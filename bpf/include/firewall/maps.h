@@ -12,7 +12,7 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
-#include "zfw_abi.h"
+#include "firewall/abi.h"
 
 /* What writers agree on; not read here. */
 struct {

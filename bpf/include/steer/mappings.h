@@ -9,9 +9,9 @@
 #include <linux/in.h>
 #include <bpf/bpf_helpers.h>
 
-#include "steer_abi.h"
-#include "steer_address.h"
-#include "steer_maps.h"
+#include "steer/abi.h"
+#include "steer/address.h"
+#include "steer/maps.h"
 
 /* What a packet looks for. */
 struct steer_wanted {

@@ -10,8 +10,8 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#include "guard_abi.h"
-#include "guard_maps.h"
+#include "guard/abi.h"
+#include "guard/maps.h"
 
 #define GUARD_DNS_PORT 53
 #define GUARD_LOOPBACK_IFINDEX 1

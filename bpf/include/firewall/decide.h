@@ -12,10 +12,10 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#include "maps.h"
+#include "firewall/abi.h"
+#include "firewall/maps.h"
+#include "firewall/rules.h"
 #include "parse.h"
-#include "rules.h"
-#include "zfw_abi.h"
 
 /* IANA, protocol numbers; RFC 9568 */
 #define ZFW_PROTOCOL_VRRP 112

@@ -9,7 +9,7 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
-#include "docker_dns_abi.h"
+#include "docker_dns/abi.h"
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -17,9 +17,9 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#include "guard_abi.h"
-#include "guard_judge.h"
-#include "guard_redirect.h"
+#include "guard/abi.h"
+#include "guard/judge.h"
+#include "guard/redirect.h"
 #include "parse.h"
 
 /* IPv4 options, RFC 791, section 3.1. */

@@ -17,9 +17,9 @@
 #include <linux/in.h>
 #include <bpf/bpf_helpers.h>
 
-#include "maps.h"
+#include "firewall/abi.h"
+#include "firewall/maps.h"
 #include "parse.h"
-#include "zfw_abi.h"
 
 #define SECOND_NS (1000ULL * 1000 * 1000)
 /* How far from what was seen last a number is believed: the largest window that

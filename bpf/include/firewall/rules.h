@@ -13,9 +13,9 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#include "maps.h"
+#include "firewall/abi.h"
+#include "firewall/maps.h"
 #include "parse.h"
-#include "zfw_abi.h"
 
 /* Pairs of lengths that one call looks at. */
 #define LENGTHS_BATCH 8

@@ -9,9 +9,9 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
-#include "guard_abi.h"
-#include "guard_judge.h"
-#include "guard_maps.h"
+#include "guard/abi.h"
+#include "guard/judge.h"
+#include "guard/maps.h"
 
 static __always_inline __u32 flags_of(void)
 {

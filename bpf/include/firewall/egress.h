@@ -13,10 +13,10 @@
 #include <linux/in.h>
 #include <bpf/bpf_helpers.h>
 
-#include "decide.h"
-#include "exceptions.h"
-#include "flows.h"
-#include "icmp.h"
+#include "firewall/decide.h"
+#include "firewall/exceptions.h"
+#include "firewall/flows.h"
+#include "firewall/icmp.h"
 
 /* A flow of another host may have begun before we were attached; of this host's own
  * only the first packet makes an entry: what it answers is no flow that left. */

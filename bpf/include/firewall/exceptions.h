@@ -12,9 +12,9 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#include "maps.h"
+#include "firewall/abi.h"
+#include "firewall/maps.h"
 #include "parse.h"
-#include "zfw_abi.h"
 
 #define DHCP_SERVER_PORT 67
 #define DHCP_CLIENT_PORT 68
