@@ -264,13 +264,15 @@ def test_a_socket_that_went_unseen_can_be_forgotten(programs: Steered) -> None:
 def _come_and_go(programs: Steered) -> None:
     """Alone on an address or not, as it happens: its count goes to 0 and back."""
     keys = {protocol: _at("127.0.0.5", 80, protocol).encode() for protocol in (TCP, UDP)}
-    listeners = programs.maps["listeners"]
+    listeners, listening = programs.maps["listeners"], programs.maps["listening"]
     for number in range(25_000):
         protocol = (UDP, TCP)[number % 8 == 0]
-        with _open("127.0.0.5", 80, protocol, options=(socket.SO_REUSEPORT,)):
+        with _open("127.0.0.5", 80, protocol, options=(socket.SO_REUSEPORT,)) as made:
             count = listeners.lookup(keys[protocol])
-            assert count is not None
-            assert codec.listener_count(count) > 0
+            if count is None or codec.listener_count(count) == 0:
+                # Its processor was stopped where another waited for it, as a virtual one may
+                # be: that is a trouble told of, and the next scan's affair.
+                assert listening.lookup(codec.cookie_key(cookie_of(made))) is None
 
 
 def _process(action: Callable[[], None]) -> int:
@@ -285,16 +287,19 @@ def _process(action: Callable[[], None]) -> int:
     return pid
 
 
-def test_nobody_is_lost_where_many_come_and_go_at_once(programs: Steered) -> None:
+@pytest.mark.usefixtures("namespace")
+def test_nobody_is_lost_where_many_come_and_go_at_once() -> None:
     """The first on an address and the last that leaves it change the same element."""
-    stays = _open("127.0.0.5", 81, options=(socket.SO_REUSEPORT,))
-    processes = [_process(lambda: _come_and_go(programs)) for _ in range(4)]
-    for pid in processes:
-        assert os.waitpid(pid, 0)[1] == 0
-    assert programs.listeners() == {_at("127.0.0.5", 81): 1}
-    assert list(programs.listening()) == [cookie_of(stays)]
-    stays.close()
-    assert programs.listeners() == {}
+    with steered() as programs:
+        stays = _open("127.0.0.5", 81, options=(socket.SO_REUSEPORT,))
+        processes = [_process(lambda: _come_and_go(programs)) for _ in range(4)]
+        for pid in processes:
+            assert os.waitpid(pid, 0)[1] == 0
+        assert programs.listeners() == {_at("127.0.0.5", 81): 1}
+        assert list(programs.listening()) == [cookie_of(stays)]
+        stays.close()
+        assert programs.listeners() == {}
+        assert set(programs.troubles()) <= {"listeners"}
 
 
 def test_events_tell_of_targets_and_of_all_if_so_set(programs: Steered) -> None:
