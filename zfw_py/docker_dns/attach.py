@@ -8,7 +8,6 @@ the one that sends queries, and goes after it. Only what is ours is ever removed
 
 from __future__ import annotations
 
-import errno
 import os
 from pathlib import Path
 from struct import unpack_from
@@ -18,7 +17,7 @@ from zfw_py.abi import docker_dns_layout as layout
 from zfw_py.docker_dns.surroundings import LOOPBACK_IFINDEX
 from zfw_py.docker_dns.tables import FLOWS, ROOT, Tables, directory_of, identifiers
 from zfw_py.errors import KernelError, ZfwError, raise_expected
-from zfw_py.kernel import bpf, bpffs, netlink
+from zfw_py.kernel import bpf, bpffs, netlink, pins
 from zfw_py.kernel.libbpf import BpfObject
 from zfw_py.kernel.namespaces import call_in, find, live_cookies
 from zfw_py.kernel.netns import netns_cookie
@@ -155,26 +154,10 @@ def is_at(path: str, cookie: int) -> bool:
 def _take_off(directory: str, about: About | None, place: str | None) -> None:
     """Remove programs and pins. ``place`` leads to the namespace, if it still is."""
     for hook in reversed(_HOOKS):
-        _detach_link(f"{directory}/{_LINK_PIN}{hook.program}")
+        pins.detach(f"{directory}/{_LINK_PIN}{hook.program}")
     if about is not None and about.mode == "clsact" and place is not None:
         call_in(place, lambda: _remove_filters(directory, about))
     bpffs.remove_directory(directory)
-
-
-def _detach_link(pin: str) -> None:
-    try:
-        link = bpf.open_pin(pin)
-    except FileNotFoundError:
-        return
-    try:
-        # Unpinned alone it would stay for a moment.
-        bpf.detach_link(link)
-    except OSError as error:
-        # ENOLINK: its interface is gone.
-        if error.errno not in (errno.ENOLINK, errno.ENOENT):
-            raise
-    finally:
-        os.close(link)
 
 
 def _remove_filters(directory: str, about: About) -> None:

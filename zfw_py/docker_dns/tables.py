@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -20,12 +19,11 @@ from zfw_py.abi.docker_dns_codec import (
     total,
 )
 from zfw_py.errors import NotFound, raise_expected
-from zfw_py.kernel import bpffs
-from zfw_py.kernel.lock import Lock
+from zfw_py.kernel import bpffs, pins
 from zfw_py.kernel.pins import Kind, Pins
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
 ROOT = f"{bpffs.ROOT}/docker_dns"
 _ABOUT = "about"
@@ -73,34 +71,17 @@ class About(msgspec.Struct, frozen=True):
     watcher: Watcher | None = None
 
 
-@contextmanager
-def locked(*, is_exclusive: bool) -> Iterator[None]:
+def locked(*, is_exclusive: bool) -> AbstractContextManager[None]:
     """Hold the lock on all redirects; an OSError from within becomes one of ours.
 
     Raises NoRedirects where there never was one, PermissionDenied, Busy.
     """
-    lock = Lock(ROOT, is_exclusive=is_exclusive)
-    try:
-        lock.__enter__()
-    except FileNotFoundError:
-        raise NoRedirects("no redirects") from None
-    except OSError as error:
-        raise_expected(error)
-    try:
-        yield
-    except OSError as error:
-        raise_expected(error)
-    finally:
-        lock.__exit__(None, None, None)
+    return pins.locked(ROOT, NoRedirects("no redirects"), is_exclusive=is_exclusive)
 
 
 def make_root() -> None:
     """Make the directory of all redirects' state. Raises PermissionDenied or KernelError."""
-    try:
-        bpffs.make_root()
-        os.makedirs(ROOT, mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise_expected(error)
+    pins.make_root(ROOT)
 
 
 def identifiers() -> list[str]:

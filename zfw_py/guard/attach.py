@@ -11,7 +11,6 @@ knows that its maker was killed, and removes it. Only our own links are ever rem
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 from contextlib import suppress
@@ -31,7 +30,7 @@ from zfw_py.errors import (
 )
 from zfw_py.guard import cgroups, processes
 from zfw_py.guard.tables import ABOUT, ROOT, Tables, directory_of, identifiers
-from zfw_py.kernel import bpf, bpffs, cgroup
+from zfw_py.kernel import bpf, bpffs, cgroup, pins
 from zfw_py.kernel.libbpf import BpfObject
 
 if TYPE_CHECKING:
@@ -225,7 +224,7 @@ def dismantle(directory: str) -> None:
     names = os.listdir(directory)
     for name in names:
         if name.startswith(_LINK_PIN):
-            _detach(f"{directory}/{name}")
+            pins.detach(f"{directory}/{name}")
     if about is not None:
         if about.is_cgroup_ours:
             cgroups.remove(about.cgroup, identifiers())
@@ -237,22 +236,6 @@ def dismantle(directory: str) -> None:
             os.unlink(f"{directory}/{name}")
     with suppress(FileNotFoundError):
         os.rmdir(directory)
-
-
-def _detach(pin: str) -> None:
-    try:
-        link = bpf.open_pin(pin)
-    except FileNotFoundError:
-        return
-    try:
-        # Unpinned alone it would stay for a moment.
-        bpf.detach_link(link)
-    except OSError as error:
-        # ENOLINK: its cgroup is gone.
-        if error.errno not in (errno.ENOLINK, errno.ENOENT):
-            raise
-    finally:
-        os.close(link)
 
 
 def _remove_unfinished() -> None:

@@ -1,24 +1,80 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A directory of pinned maps, each checked against its compiled layout as it is opened."""
+"""A directory of pinned maps and links, and the lock on all of a system's.
+
+Each map is checked against its compiled layout as it is opened.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
 
 from zfw_py.errors import LayoutMismatch, NotFound, raise_expected
-from zfw_py.kernel import bpf
+from zfw_py.kernel import bpf, bpffs
+from zfw_py.kernel.lock import Lock
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+
+    from zfw_py.errors import ZfwError
 
 _Document = TypeVar("_Document", bound=msgspec.Struct)
 
 _ZERO = bytes(4)
 _ARRAY = 2
 _MAX_ENTRIES = 3  # index into a map's five numbers
+
+
+@contextmanager
+def locked(root: str, absent: ZfwError, *, is_exclusive: bool) -> Iterator[None]:
+    """Hold the lock on all of a system's state; an OSError from within becomes one of ours.
+
+    Raises ``absent`` where there never was any, PermissionDenied, Busy.
+    """
+    lock = Lock(root, is_exclusive=is_exclusive)
+    try:
+        lock.__enter__()
+    except FileNotFoundError:
+        raise absent from None
+    except OSError as error:
+        raise_expected(error)
+    try:
+        yield
+    except OSError as error:
+        raise_expected(error)
+    finally:
+        lock.__exit__(None, None, None)
+
+
+def make_root(root: str) -> None:
+    """Make the directory of a system's state. Raises PermissionDenied or KernelError."""
+    try:
+        bpffs.make_root()
+        with suppress(FileExistsError):
+            os.mkdir(root, 0o700)
+    except OSError as error:
+        raise_expected(error)
+
+
+def detach(pin: str) -> None:
+    """Take the program of a pinned link off, if there is such; the pin stays. Raises OSError."""
+    try:
+        link = bpf.open_pin(pin)
+    except FileNotFoundError:
+        return
+    try:
+        # Unpinned alone it would stay for a moment.
+        bpf.detach_link(link)
+    except OSError as error:
+        # ENOLINK: what it was on is gone.
+        if error.errno not in (errno.ENOLINK, errno.ENOENT):
+            raise
+    finally:
+        os.close(link)
 
 
 class Kind(NamedTuple):

@@ -23,7 +23,7 @@ import msgspec
 from zfw_py.abi import steer_codec as codec
 from zfw_py.abi import steer_layout as layout
 from zfw_py.errors import KernelError, ZfwError, raise_expected
-from zfw_py.kernel import bpf, bpffs, cgroup
+from zfw_py.kernel import bpf, bpffs, cgroup, pins
 from zfw_py.kernel.libbpf import BpfObject
 from zfw_py.steer.sockets import Surroundings
 from zfw_py.steer.tables import ROOT, Tables, cookies, directory_of
@@ -294,16 +294,8 @@ def remove(cookie: int) -> None:
 
 def _take_off(directory: str) -> None:
     for name in reversed(_LINKED):
-        with suppress(FileNotFoundError), _pinned(f"{directory}/{_LINK_PIN}{name}") as link:
-            if name == _TRACING:
-                continue  # goes with its pin
-            try:
-                # Unpinned alone it would stay for a moment.
-                bpf.detach_link(link)
-            except OSError as error:
-                # ENOLINK: its network namespace is gone.
-                if error.errno not in (errno.ENOLINK, errno.ENOENT):
-                    raise
+        if name != _TRACING:  # which goes with its pin
+            pins.detach(f"{directory}/{_LINK_PIN}{name}")
     bpffs.remove_directory(directory)
 
 

@@ -4,23 +4,23 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from zfw_py.abi import steer_codec as codec
 from zfw_py.abi import steer_layout as layout
-from zfw_py.errors import MapFull, NotInstalled, raise_expected
-from zfw_py.kernel import bpf, bpffs
-from zfw_py.kernel.lock import Lock
+from zfw_py.errors import MapFull, NotInstalled
+from zfw_py.kernel import bpf, bpffs, pins
 from zfw_py.kernel.pins import Kind, Pins
 from zfw_py.model.steering import AddressTarget, mapped_address
 from zfw_py.steer.sockets import PROTOCOL_NUMBERS
 from zfw_py.steer.state import State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
+    from contextlib import AbstractContextManager
     from socket import socket
 
     from zfw_py.abi.steer_table import Class, Table
@@ -42,35 +42,21 @@ _CLASSES: dict[Class, int] = {
 _ENOSPC, _E2BIG = 28, 7
 
 
-@contextmanager
-def locked(*, is_exclusive: bool) -> Iterator[None]:
+def locked(*, is_exclusive: bool) -> AbstractContextManager[None]:
     """Hold the lock on all steering; an OSError from within becomes one of ours.
 
     Raises NotInstalled where there never was any, PermissionDenied, Busy.
     """
-    lock = Lock(ROOT, is_exclusive=is_exclusive)
-    try:
-        lock.__enter__()
-    except FileNotFoundError:
-        raise NotInstalled("nothing is steered in this network namespace") from None
-    except OSError as error:
-        raise_expected(error)
-    try:
-        yield
-    except OSError as error:
-        raise_expected(error)
-    finally:
-        lock.__exit__(None, None, None)
+    return pins.locked(
+        ROOT,
+        NotInstalled("nothing is steered in this network namespace"),
+        is_exclusive=is_exclusive,
+    )
 
 
 def make_root() -> None:
     """Make the directory of all steering's state. Raises PermissionDenied or KernelError."""
-    try:
-        bpffs.make_root()
-        with suppress(FileExistsError):
-            os.mkdir(ROOT, 0o700)
-    except OSError as error:
-        raise_expected(error)
+    pins.make_root(ROOT)
 
 
 def directory_of(cookie: int) -> str:
