@@ -57,9 +57,10 @@ class Steering:
 
     def __init__(self, netns: str | None = None) -> None:
         """Raises NotFound, UsageError if it is no network namespace, PermissionDenied."""
-        self._is_own = netns is None
         self._fd = _open(netns or "/proc/thread-self/ns/net")
-        self.cookie = self.call(netns_cookie) if netns else netns_cookie()
+        self.cookie = (
+            call_in(f"/proc/self/fd/{self._fd}", netns_cookie) if netns else netns_cookie()
+        )
 
     def __del__(self) -> None:
         if (fd := getattr(self, "_fd", -1)) >= 0:
@@ -68,7 +69,7 @@ class Steering:
 
     def call(self, function: Callable[[], _Result]) -> _Result:
         """Call a function from within the network namespace."""
-        if self._is_own:
+        if netns_cookie() == self.cookie:
             return function()
         return call_in(f"/proc/self/fd/{self._fd}", function)
 
