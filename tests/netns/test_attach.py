@@ -64,7 +64,7 @@ INTERFACE = Network.interface
 # hundredth of the time, for tests that are not about what becomes of packets.
 STAND_IN = """
 #include <linux/pkt_cls.h>
-#include "maps.h"
+#include "firewall/maps.h"
 #define PROGRAM(name) SEC("tc") int name(struct __sk_buff *skb)
 PROGRAM(ingress) { (void)skb; return TC_ACT_UNSPEC; }
 PROGRAM(egress) { (void)skb; return TC_ACT_UNSPEC; }
