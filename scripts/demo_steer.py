@@ -89,7 +89,7 @@ def steer(*arguments: str) -> None:
 
 
 def take_over() -> None:
-    """Restart the daemon, and say how long it took until a client had it."""
+    """Restart the daemon, say how long it took until a client had it, and list all."""
     enter(OUTSIDE)
     stop = time.monotonic() + PATIENCE
     with Daemon("the new daemon", DAEMON, DAEMON6):
@@ -103,6 +103,7 @@ def take_over() -> None:
                 if time.monotonic() > stop:
                     raise SystemExit("demo: the new daemon had no connection") from None
         print(f"    {1000 * (time.monotonic() - started):.1f} ms after it was ready", flush=True)
+        steer("list")
 
 
 def show() -> None:
@@ -138,7 +139,6 @@ def show() -> None:
         os._exit(code)
     if os.waitpid(pid, 0)[1] != 0:
         raise SystemExit("demo: that is not what should have happened")
-    steer("list")
 
 
 def main() -> None:
