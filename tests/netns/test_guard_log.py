@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.guarded import UNNAMED, UPSTREAM, ZFW
+from tests.support.pids import is_told
 from tests.support.waiting import wait_until
 from zfw_py.guard import listing
 
@@ -43,14 +44,6 @@ FIELDS = {
     "reason",
     "enforced",
 }
-
-
-def is_told(pid: int, own: int) -> bool:
-    """Whether an id is that of a process, in the initial PID namespace (its inode is 0xeffffffc).
-
-    Within another one nobody knows which that is.
-    """
-    return pid == own or (pid > 0 and Path("/proc/self/ns/pid").stat().st_ino != 0xEFFFFFFC)
 
 
 def records_of(log: Path) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.children import child, in_child
 from tests.support.netns import Namespace, Network
+from tests.support.pids import needs_told_pids
 from tests.support.steer_gateway import (
     connected,
     datagrams,
@@ -270,6 +271,7 @@ def test_a_group_of_reuseport_shares(
 # Targets that are no address
 
 
+@needs_told_pids
 def test_of_a_process(network: Network, steering: Steering, stack: ExitStack) -> None:
     target = steering.process_target(os.getpid())
     one = make_mapping(parse_key("tcp", "any", "5555"), target)
@@ -277,7 +279,7 @@ def test_of_a_process(network: Network, steering: Steering, stack: ExitStack) ->
     assert added.state == "pending"
     with managed() as manager:
         daemon = stack.enter_context(listen("127.0.0.1", 2222))
-        manager.wait_for("took the one of process")
+        manager.wait_for(": took ")
         assert lands_on(network.client, IPV4, 5555, daemon)
         stack.enter_context(listen("127.0.0.1", 2223))
         assert "127.0.0.1:2222, 127.0.0.1:2223" in manager.wait_for("on several")
@@ -291,6 +293,7 @@ def test_of_a_process(network: Network, steering: Steering, stack: ExitStack) ->
     assert steering.listed() == []
 
 
+@needs_told_pids
 def test_of_a_unit(network: Network, steering: Steering) -> None:
     """Of every process of it, whichever family its sockets have, and of the next that runs."""
     name = f"zfwtest{os.getpid()}"
@@ -395,7 +398,7 @@ def test_a_datagram_and_its_answer(
                 with network.gateway.entered():
                     daemon = datagrams(bound, 53)
                 with daemon:
-                    manager.wait_for("took the one of process")
+                    manager.wait_for(": took ")
                     client.send(b"question")
                     data, source = daemon.recvfrom(99)
                     daemon.sendto(b"answer", source)
@@ -601,7 +604,7 @@ def test_sockets_for_each_client_do_not_push_out_the_one_for_all(
     with managed() as manager:
         daemon = bound()
         daemon.settimeout(30)
-        manager.wait_for("took the one of process")
+        manager.wait_for(": took ")
         with network.client.entered():
             client = stack.enter_context(datagrams(network.client_ipv4, 0))
         for number in range(40):
@@ -619,4 +622,4 @@ def test_a_manager_of_another_namespace(network: Network, steering: Steering) ->
         network.gateway.entered(),
         datagrams("127.0.0.5", 53),
     ):
-        manager.wait_for("took the one of process")
+        manager.wait_for(": took ")
