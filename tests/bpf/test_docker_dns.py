@@ -38,6 +38,7 @@ from tests.support.docker_dns_tables import (
     Settings,
     coarse_now,
 )
+from tests.support.kernels import skip_lacking
 from zfw_py.abi import docker_dns_layout as layout
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ def test_an_answer_undoes_what_became_of_the_query(programs: Programs) -> None:
 @pytest.mark.parametrize("checksum", [None, 0], ids=["summed", "unsummed"])
 def test_what_a_device_summed_up_is_still_right(programs: Programs, checksum: int | None) -> None:
     if not programs.supports_checksum_complete():
-        pytest.skip("the kernel has test runs with CHECKSUM_COMPLETE since 6.10")
+        skip_lacking("test run with CHECKSUM_COMPLETE", 6, 10)
     # The kernel compares the sum with the packet itself, and fails the run (EBADMSG).
     style = Style({}, {"flags": "S"}, is_unsummed=checksum == 0)
     query = whole(UDP, MESSAGE, style)(_ends(UDP))

@@ -18,6 +18,7 @@ from scapy.layers.l2 import Dot1Q, Ether
 from tests.support.docker_dns_container import container
 from tests.support.docker_dns_tables import RESOLVER, SERVER, SOURCE, Programs, Settings
 from tests.support.netns import Namespace
+from tests.support.tcx import skip_without_tcx
 from zfw_py.kernel import bpf
 
 if TYPE_CHECKING:
@@ -35,8 +36,7 @@ ETH_P_IP, ETH_P_ALL = 0x0800, 3
 @contextmanager
 def redirected(uplink: str, has_ethernet: bool) -> Iterator[Programs]:
     """The programs, attached to ``lo`` and the uplink of the namespace that the caller is in."""
-    if not bpf.supports_tcx(LO):
-        pytest.skip("attaches by TCX, since 6.6")
+    skip_without_tcx()
     index = socket.if_nametoindex(uplink)
     with ExitStack() as stack:
         programs = stack.enter_context(Programs())

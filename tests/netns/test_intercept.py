@@ -26,8 +26,8 @@ from tests.support.frames import (
     datagram,
     is_silent,
     listening,
-    needs_kernel,
 )
+from tests.support.kernels import needs_kernel
 from tests.support.listeners import LOOPBACK
 from zfw_py import Prefix, Rule, RuleKey
 from zfw_py.kernel import bpf

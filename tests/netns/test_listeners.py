@@ -30,10 +30,10 @@ from tests.support.frames import (
     ip,
     is_silent,
     listening,
-    needs_kernel,
     transparent_socket,
     until,
 )
+from tests.support.kernels import needs_kernel
 from tests.support.listeners import IP_RECVORIGDSTADDR, LOOPBACK
 
 if TYPE_CHECKING:

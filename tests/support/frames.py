@@ -8,7 +8,6 @@ between two tests no rule and no setting is left.
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 import time
@@ -86,12 +85,6 @@ class _Some:
 SOME = _Some()
 # What comes after the packet that a rule decided, until the conversation ends.
 AFTERWARDS: dict[str, dict[str, int | _Some]] = {"tcp": {"established": SOME}, "udp": {}}
-
-
-def needs_kernel(major: int, minor: int) -> pytest.MarkDecorator:
-    """Skip a test on kernels that lack what it is about, and on no other."""
-    running = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
-    return pytest.mark.skipif(running < (major, minor), reason=f"needs Linux {major}.{minor}")
 
 
 def listening(

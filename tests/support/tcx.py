@@ -7,8 +7,7 @@ import ctypes
 import socket
 from struct import pack, unpack_from
 
-import pytest
-
+from tests.support.kernels import skip_lacking
 from zfw_py.kernel import bpf
 
 _PROG_QUERY = 16
@@ -40,4 +39,4 @@ def tcx_programs(interface: str, direction: str) -> list[int]:
 def skip_without_tcx() -> None:
     """For tests of what a kernel below 6.6 has not."""
     if not bpf.supports_tcx(1):
-        pytest.skip("no TCX in this kernel")
+        skip_lacking("TCX", 6, 6)
