@@ -14,7 +14,7 @@ import pytest
 
 from zfw_py import Firewall
 from zfw_py.classic.restore_unit import CAPABILITIES
-from zfw_py.steer.unit import CAPABILITIES as STEER_CAPABILITIES
+from zfw_py.steer.service import CAPABILITIES as STEER_CAPABILITIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -318,10 +318,20 @@ def test_the_unit_of_steer_is_its_own(zfw: Zfw, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/usr/bin/systemd-analyze").exists(), reason="needs systemd-analyze")
+def test_systemd_takes_the_unit_of_steer(zfw: Zfw, tmp_path: Path) -> None:
+    zfw("systemd", "install", "steer", "--prefix", str(tmp_path))
+    _verify(tmp_path / "etc/systemd/system/zfw-steer.service")
+
+
+@pytest.mark.skipif(not Path("/usr/bin/systemd-analyze").exists(), reason="needs systemd-analyze")
 def test_systemd_takes_the_unit(zfw: Zfw, tmp_path: Path) -> None:
     zfw("systemd", "install", "--prefix", str(tmp_path), "--file", "/etc/zfw/50%.json")
     unit = tmp_path / UNIT
     assert "/etc/zfw/50%%.json" in unit.read_text()
+    _verify(unit)
+
+
+def _verify(unit: Path) -> None:
     done = subprocess.run(
         ["/usr/bin/systemd-analyze", "verify", str(unit)],
         check=False,
@@ -329,7 +339,7 @@ def test_systemd_takes_the_unit(zfw: Zfw, tmp_path: Path) -> None:
         text=True,
         timeout=60,
     )
-    assert (done.returncode, "zfw-restore" in done.stderr) == (0, False), done.stderr
+    assert (done.returncode, unit.stem in done.stderr) == (0, False), done.stderr
 
 
 @pytest.mark.parametrize(

@@ -38,9 +38,9 @@ from zfw_py.kernel import bpf, bpffs, pidfd
 from zfw_py.kernel.libbpf import BpfObject
 from zfw_py.model.steering import AddressTarget
 from zfw_py.steer import attach
+from zfw_py.steer.service import CAPABILITIES
 from zfw_py.steer.steering import Steering, manager_pid
 from zfw_py.steer.tables import ROOT, Tables, directory_of
-from zfw_py.steer.unit import CAPABILITIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

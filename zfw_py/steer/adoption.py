@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.abi import steer_layout as layout
@@ -69,10 +70,7 @@ def put(tables: Tables, number: int, held: socket) -> bool:
         tables.put_socket(number, tables.take_slot(number), held)
     except OSError as error:
         # EOPNOTSUPP: it is closed, or no listener any more; EINVAL: unhashed.
-        if error.errno in (_EOPNOTSUPP, _EINVAL):
+        if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
             return False
         raise KernelError("put a socket into the map", error.errno or 0) from error
     return True
-
-
-_EINVAL, _EOPNOTSUPP = 22, 95

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -39,7 +40,6 @@ _CLASSES: dict[Class, int] = {
     "range": layout.CLASS_RANGE,
     "any": layout.CLASS_ANY,
 }
-_ENOSPC, _E2BIG = 28, 7
 
 
 def locked(*, is_exclusive: bool) -> AbstractContextManager[None]:
@@ -111,7 +111,7 @@ class Tables(Pins):
             self._write_table(number, state.steered, table)
             self._write_state(number, state)
         except OSError as error:
-            if error.errno in (_ENOSPC, _E2BIG):
+            if error.errno in (errno.ENOSPC, errno.E2BIG):
                 raise MapFull(
                     f"{len(state.steered)} mappings: {os.strerror(error.errno)}"
                 ) from None
@@ -195,7 +195,7 @@ class Tables(Pins):
             try:
                 self.map("target_ids").update(_address_of(place), codec.number_key(number))
             except OSError as error:
-                if error.errno in (_ENOSPC, _E2BIG):
+                if error.errno in (errno.ENOSPC, errno.E2BIG):
                     raise MapFull(f"{place}: the table of targets is full") from None
                 raise
 

@@ -14,7 +14,7 @@ from zfw_py.classic import restore_unit
 from zfw_py.cli import files, output
 from zfw_py.cli.documents import form_of
 from zfw_py.errors import Conflict, NotFound, UsageError, ZfwError
-from zfw_py.steer import unit as steer_unit
+from zfw_py.steer import service as steer_service
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +39,11 @@ _SERVICES = {
         restore_unit.UNIT, "sysinit.target", restore_unit.FILE, restore_unit.text, takes_toml=True
     ),
     "steer": _Service(
-        steer_unit.UNIT, "multi-user.target", steer_unit.FILE, steer_unit.text, takes_toml=False
+        steer_service.UNIT,
+        "multi-user.target",
+        steer_service.FILE,
+        steer_service.text,
+        takes_toml=False,
     ),
 }
 
@@ -58,7 +62,7 @@ def command(
         typer.Option(
             metavar="FILE",
             help=f"What is brought back at boot, {restore_unit.FILE} (or .json) of the firewall,"
-            f" {steer_unit.FILE} of steer.",
+            f" {steer_service.FILE} of steer.",
         ),
     ] = None,
 ) -> None:
