@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import time
 from contextlib import contextmanager
 from ipaddress import ip_address
@@ -27,7 +26,7 @@ from zfw_py.docker_dns.tables import (
 )
 from zfw_py.errors import Conflict, KernelError, NotFound, PermissionDenied, UsageError
 from zfw_py.kernel import bpf
-from zfw_py.kernel.namespaces import call_in
+from zfw_py.kernel.namespaces import call_in, hold
 from zfw_py.kernel.netns import netns_cookie
 from zfw_py.kernel.processes import start_time
 
@@ -99,20 +98,10 @@ def of_path(path: str) -> Target:
 @contextmanager
 def _held(path: str) -> Iterator[tuple[str, int]]:
     """Another path to a namespace, which leads to that one even if its process ends; its cookie."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (FileNotFoundError, ProcessLookupError, NotADirectoryError):
-        raise NotFound(f"no such network namespace: {path}") from None
-    except PermissionError:
-        raise PermissionDenied(f"open {path}: needs root") from None
-    except OSError as error:
-        raise KernelError(f"open {path}", error.errno or 0) from error
+    fd = hold(path)
     try:
         held = f"/proc/self/fd/{fd}"
         try:
-            # Opened again, a pipe would be waited for.
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise UsageError(path)
             cookie = call_in(held, netns_cookie)
         except UsageError:
             raise UsageError(f"{path}: not a network namespace") from None

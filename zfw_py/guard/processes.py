@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The process that keeps a guard: whether it lives, and how it is ended.
-
-A process id is given again; the id and the time of its start are not.
-"""
+"""The process that keeps a guard: whether it lives, and how it is ended."""
 
 from __future__ import annotations
 
@@ -13,30 +10,19 @@ import signal
 
 from zfw_py.abi.guard_codec import Keeper
 from zfw_py.errors import ZfwError
+from zfw_py.kernel.processes import start_time
 
 _PATIENCE = 5.0  # seconds
 
 
 def this_process() -> Keeper:
     """The caller."""
-    return Keeper(_start_time(os.getpid()) or 0, os.getpid())
+    return Keeper(start_time(os.getpid()) or 0, os.getpid())
 
 
 def is_alive(keeper: Keeper) -> bool:
     """Whether it lives."""
-    return keeper.pid != 0 and _start_time(keeper.pid) == keeper.start_time
-
-
-def _start_time(pid: int) -> int | None:
-    """In clock ticks since boot, field 22 of /proc/PID/stat (proc(5)); None: no such process."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            text = file.read(4096)
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    # The command, in parentheses, may have any character.
-    fields = text.rpartition(b")")[2].split()
-    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+    return keeper.pid != 0 and start_time(keeper.pid) == keeper.start_time
 
 
 def end(keeper: Keeper) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import stat
 from glob import iglob
 from typing import TYPE_CHECKING, TypeVar
 
@@ -68,6 +69,26 @@ def _seen() -> dict[int, str]:
         for target, path in _mounted(mountinfo).items():
             paths.setdefault(target, []).append(path)
     return _in_thread(lambda: _visit(paths))
+
+
+def hold(path: str) -> int:
+    """A descriptor that keeps a network namespace, whoever ends; the caller closes it.
+
+    Raises NotFound, PermissionDenied, KernelError, and UsageError for what is no file.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError, ProcessLookupError):
+        raise NotFound(f"no such network namespace: {path}") from None
+    except PermissionError:
+        raise PermissionDenied(f"open {path}: needs root") from None
+    except OSError as error:
+        raise KernelError(f"open {path}", error.errno or 0) from error
+    # Opened again, a pipe would be waited for.
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise UsageError(f"{path}: not a network namespace")
+    return fd
 
 
 def call_in(path: str, function: Callable[[], _Result]) -> _Result:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
@@ -22,7 +21,7 @@ from zfw_py.errors import (
     ZfwError,
 )
 from zfw_py.kernel import bpf
-from zfw_py.kernel.namespaces import call_in
+from zfw_py.kernel.namespaces import call_in, hold
 from zfw_py.kernel.netns import netns_cookie
 from zfw_py.kernel.processes import start_time
 from zfw_py.model.steering import (
@@ -57,7 +56,7 @@ class Steering:
 
     def __init__(self, netns: str | None = None) -> None:
         """Raises NotFound, UsageError if it is no network namespace, PermissionDenied."""
-        self._fd = _open(netns or "/proc/thread-self/ns/net")
+        self._fd = hold(netns or "/proc/thread-self/ns/net")
         self.cookie = (
             call_in(f"/proc/self/fd/{self._fd}", netns_cookie) if netns else netns_cookie()
         )
@@ -457,19 +456,3 @@ def manager_pid(directory: str) -> int | None:
             if fields[1] == "FLOCK" and fields[5] == place:
                 return int(fields[4])
     return None
-
-
-def _open(path: str) -> int:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError, ProcessLookupError):
-        raise NotFound(f"no such network namespace: {path}") from None
-    except PermissionError:
-        raise PermissionDenied(f"open {path}: needs root") from None
-    except OSError as error:
-        raise KernelError(f"open {path}", error.errno or 0) from error
-    # Opened again, a pipe would be waited for.
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise UsageError(f"{path}: not a network namespace")
-    return fd
