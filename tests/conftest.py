@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.docker_dns.support.world import World as DockerWorld
+from tests.docker_dns.support.world import docker_world
+from tests.guard.support.world import World
+from tests.guard.support.world import world as make_world
 from tests.support import podman as engines
-from tests.support.docker_net import World as DockerWorld
-from tests.support.docker_net import docker_world
-from tests.support.guarded import World
-from tests.support.guarded import world as make_world
 from tests.support.netns import Namespace, Network, use_private_bpffs
 from zfw_py import Firewall, NotInstalled
 from zfw_py.errors import KernelError
-from zfw_py.guard.guard import detach_all
+from zfw_py.guard.service import detach_all
 from zfw_py.kernel import bpf
 
 if TYPE_CHECKING:

@@ -16,24 +16,24 @@ from __future__ import annotations
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Firewall": "zfw_py.firewall.firewall",
-    "Insert": "zfw_py.firewall.firewall",
-    "Delete": "zfw_py.firewall.firewall",
+    "Firewall": "zfw_py.firewall.service",
+    "Insert": "zfw_py.firewall.service",
+    "Delete": "zfw_py.firewall.service",
     "Inserted": "zfw_py.firewall.rules",
     "Deleted": "zfw_py.firewall.rules",
     "RuleNotFound": "zfw_py.firewall.rules",
-    "Attachment": "zfw_py.firewall.attach",
+    "Attachment": "zfw_py.firewall.programs",
     "Decision": "zfw_py.firewall.explain",
     "Flow": "zfw_py.firewall.flows",
-    "FlowLimits": "zfw_py.model.flow_limits",
-    "Document": "zfw_py.model.document",
-    "DocumentError": "zfw_py.model.document",
+    "FlowLimits": "zfw_py.firewall.flow_limits",
+    "Document": "zfw_py.firewall.document",
+    "DocumentError": "zfw_py.firewall.document",
     "Restored": "zfw_py.firewall.persistence",
     "Status": "zfw_py.firewall.status",
     "InterfaceStatus": "zfw_py.firewall.status",
-    "Prefix": "zfw_py.model.prefix",
-    "Rule": "zfw_py.model.rule",
-    "RuleKey": "zfw_py.model.rule",
+    "Prefix": "zfw_py.values.prefix",
+    "Rule": "zfw_py.firewall.model",
+    "RuleKey": "zfw_py.firewall.model",
     "ZfwError": "zfw_py.errors",
     "UsageError": "zfw_py.errors",
     "NotInstalled": "zfw_py.errors",
@@ -62,24 +62,24 @@ if TYPE_CHECKING:
     from zfw_py.errors import UsageError as UsageError
     from zfw_py.errors import VerifierError as VerifierError
     from zfw_py.errors import ZfwError as ZfwError
-    from zfw_py.firewall.attach import Attachment as Attachment
+    from zfw_py.firewall.document import Document as Document
+    from zfw_py.firewall.document import DocumentError as DocumentError
     from zfw_py.firewall.explain import Decision as Decision
-    from zfw_py.firewall.firewall import Delete as Delete
-    from zfw_py.firewall.firewall import Firewall as Firewall
-    from zfw_py.firewall.firewall import Insert as Insert
+    from zfw_py.firewall.flow_limits import FlowLimits as FlowLimits
     from zfw_py.firewall.flows import Flow as Flow
+    from zfw_py.firewall.model import Rule as Rule
+    from zfw_py.firewall.model import RuleKey as RuleKey
     from zfw_py.firewall.persistence import Restored as Restored
+    from zfw_py.firewall.programs import Attachment as Attachment
     from zfw_py.firewall.rules import Deleted as Deleted
     from zfw_py.firewall.rules import Inserted as Inserted
     from zfw_py.firewall.rules import RuleNotFound as RuleNotFound
+    from zfw_py.firewall.service import Delete as Delete
+    from zfw_py.firewall.service import Firewall as Firewall
+    from zfw_py.firewall.service import Insert as Insert
     from zfw_py.firewall.status import InterfaceStatus as InterfaceStatus
     from zfw_py.firewall.status import Status as Status
-    from zfw_py.model.document import Document as Document
-    from zfw_py.model.document import DocumentError as DocumentError
-    from zfw_py.model.flow_limits import FlowLimits as FlowLimits
-    from zfw_py.model.prefix import Prefix as Prefix
-    from zfw_py.model.rule import Rule as Rule
-    from zfw_py.model.rule import RuleKey as RuleKey
+    from zfw_py.values.prefix import Prefix as Prefix
 
 
 def __getattr__(name: str) -> object:

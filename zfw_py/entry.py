@@ -22,7 +22,7 @@ def main() -> NoReturn:
     gc.disable()
     argv = sys.argv[1:]
     if argv and argv[0].startswith("-") and argv[0] != "--help":
-        from zfw_py.cli.classic_run import run
+        from zfw_py.cli.classic.run import run
 
         sys.exit(run(argv))
 

@@ -15,17 +15,17 @@ from tests.bench.guard_dns import AT_A_TIME, dnsmasq
 from tests.bench.packets import run_time, run_time_statistics
 from tests.bench.path import build
 from tests.bench.report import Section, number, progress
-from tests.support.docker_net import RESOLVER, SERVER, DockerNetwork, nft_rules
-from zfw_py.abi import docker_dns_layout as layout
-from zfw_py.docker_dns import redirect as redirects
-from zfw_py.docker_dns.tables import directory_of
+from tests.docker_dns.support.world import RESOLVER, SERVER, DockerNetwork, nft_rules
+from zfw_py.docker_dns import layout
+from zfw_py.docker_dns import service as redirects
+from zfw_py.docker_dns.maps import directory_of
+from zfw_py.docker_dns.model import parse_redirect
 from zfw_py.kernel import bpf
-from zfw_py.model.dns_redirect import parse_redirect
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from zfw_py.docker_dns.tables import About
+    from zfw_py.docker_dns.maps import About
 
 DIRECT, DOCKER, OUTWARD = "asked directly", "Docker's DNAT, server on lo", "DNAT out, masqueraded"
 REDIRECT = "redirected"

@@ -21,8 +21,8 @@ from tests.bench.rules import kernel_memory
 from tests.bench.traffic import Drain, Sender, StreamSender, checksum, mac_of
 from tests.support.netns import RoutedNetwork
 from zfw_py import Firewall, Prefix, Rule, RuleKey
-from zfw_py.abi import layout
-from zfw_py.firewall.tables import Tables
+from zfw_py.firewall import layout
+from zfw_py.firewall.maps import Tables
 from zfw_py.kernel import bpf, bpffs
 from zfw_py.kernel.netns import netns_cookie
 

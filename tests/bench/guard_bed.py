@@ -17,9 +17,9 @@ from tests.bench.installation import run as run_command
 from tests.bench.rules import memory_of
 from tests.support.cgroups import enter, private_cgroup, within
 from tests.support.netns import Network
-from zfw_py.abi import guard_layout as layout
-from zfw_py.guard import guard
-from zfw_py.guard.tables import Tables, directory_of
+from zfw_py.guard import layout
+from zfw_py.guard import service as guard
+from zfw_py.guard.maps import Tables, directory_of
 from zfw_py.kernel import bpf
 
 if TYPE_CHECKING:

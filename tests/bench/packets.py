@@ -21,7 +21,7 @@ from tests.bench.traffic import (
     syn_sender,
     udp_sender,
 )
-from tests.support.listeners import Listener
+from tests.firewall.support.listeners import Listener
 from tests.support.netns import Network
 from zfw_py import Firewall, Insert, Prefix, Rule, RuleKey
 from zfw_py.kernel import bpf, bpffs

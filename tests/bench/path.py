@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from tests.bench.report import Section, Target, number, progress
 from tests.bench.traffic import Drain, on_first_cpu, udp_sender
-from tests.support.listeners import IP_TRANSPARENT, Listener
+from tests.firewall.support.listeners import IP_TRANSPARENT, Listener
 from tests.support.netns import Network
 from zfw_py import Firewall, Insert, Prefix, Rule, RuleKey
 

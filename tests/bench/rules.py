@@ -12,8 +12,8 @@ from tests.bench.installation import run as run_command
 from tests.bench.report import Section, Target, number, progress
 from tests.support.netns import Network
 from zfw_py import Firewall
-from zfw_py.abi import layout
-from zfw_py.abi.codec import from_u32
+from zfw_py.firewall import layout
+from zfw_py.firewall.codec import from_u32
 from zfw_py.kernel import bpf, bpffs
 from zfw_py.kernel.netns import netns_cookie
 

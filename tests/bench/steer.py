@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 from tests.bench.path import ACCEPTING, IN_PARALLEL, SERVICE, build, ended
 from tests.bench.report import Section, Target, number, progress
+from tests.steer.support.gateway import datagrams, listen, managed, mapping
 from tests.support.netns import Network
-from tests.support.steer_gateway import datagrams, listen, managed, mapping
-from zfw_py.steer.steering import Steering
+from zfw_py.steer.service import Steering
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,113 +1,114 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""zfw batch: all of a file, or nothing."""
+"""Reading a batch: lines, words, limits."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import io
 
 import pytest
 
-from zfw_py import Firewall
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from tests.cli.conftest import Zfw
-
-pytestmark = pytest.mark.kernel
-
-INSERTS = """\
-# two grammars
-insert -c 10.0.0.1 -p tcp -l 22 -t 5000
-
-zfw insert --destination=10.0.0.2/31 --protocol udp --low-port=53
--I -c 10.0.0.4 -m 32 -p tcp -o 0.0.0.0 -n 0 -l 22 -h 30 -t 5000
-zfw -I -c 10.0.0.5 -m 32 -p tcp -l 22 -h 22 -t 0
-"""
+from zfw_py import Delete, Insert, UsageError
+from zfw_py.cli import batch
 
 
-@pytest.fixture
-def batch(tmp_path: Path) -> Callable[[str], str]:
-    """Writes a file of lines; its path."""
-
-    def write(text: str) -> str:
-        path = tmp_path / "rules"
-        path.write_text(text)
-        return str(path)
-
-    return write
+def read(text: bytes) -> batch.Edits:
+    return batch.read(io.BytesIO(text), "rules", lambda done: None)
 
 
-def destinations(firewall: Firewall) -> list[str]:
-    return [str(rule.key.destination) for rule in firewall.rules()]
-
-
-def test_both_grammars(zfw: Zfw, firewall: Firewall, batch: Callable[[str], str]) -> None:
-    assert zfw("batch", batch(INSERTS)) == (0, "4 inserted, 0 replaced, 0 deleted\n", "")
-    assert destinations(firewall) == ["10.0.0.1/32", "10.0.0.2/31", "10.0.0.4/32", "10.0.0.5/32"]
-
-
-def test_in_order(zfw: Zfw, firewall: Firewall, stdin: Callable[[str], None]) -> None:
-    stdin(
-        "insert -c 10.0.0.1 -p tcp -l 22\n"
-        "insert -c 10.0.0.1 -p tcp -l 22 -h 30\n"
-        "delete -c 10.0.0.1 -p tcp -l 22\n"
-        "insert -c 10.0.0.9 -p tcp -l 22"
+def test_lines() -> None:
+    edits = read(
+        b"\n"
+        b"  # it's a comment\n"
+        b"insert -c 10.0.0.0/8 -p tcp -l 22 -N eth1 -N eth0 --deny --route\r\n"
+        b"\tzfw delete -c 10.0.0.0/8 -p tcp -l 22 -N eth0 -t 5\n"
+        b"-Ic 10.0.0.0 -m8 -ptcp -l22 -h22 -t0 -r\n"
+        b"zfw -D -c 10.0.0.0 -m 8 -p tcp -l 22 -h 22"
     )
-    assert zfw("batch") == (0, "2 inserted, 1 replaced, 1 deleted\n", "")
-    assert destinations(firewall) == ["10.0.0.9/32"]
-
-
-def test_a_bad_line_changes_nothing(
-    zfw: Zfw, firewall: Firewall, batch: Callable[[str], str]
-) -> None:
-    path = batch(INSERTS + "insert -c 10.0.0.1 -p tcp -l x\n")
-    assert zfw("batch", path) == (
-        2,
-        "",
-        f"zfw: {path}:7: -l, --low-port: not a port within 0 to 65535: 'x'\n",
+    assert [edits.line_of(index) for index in range(len(edits))] == [3, 4, 5, 6]
+    first, second, third, fourth = edits
+    assert isinstance(first, Insert)
+    assert (first.rule.action, first.rule.interfaces, first.route) == (
+        "deny",
+        ("eth0", "eth1"),
+        True,
     )
-    assert firewall.rules() == []
+    assert isinstance(second, Delete)
+    assert (second.key, second.interfaces) == (first.rule.key, ("eth0",))
+    assert isinstance(third, Insert)
+    assert (third.rule.action, third.route) == ("pass", True)
+    assert isinstance(fourth, Delete)
+    assert (fourth.key, fourth.route) == (first.rule.key, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", []),
+        (" \t\n", []),
+        ("#x", []),
+        (" # don't", []),
+        ("a  b\tc\r\n", ["a", "b", "c"]),
+        ("-s 'a b' c\n", ["-s", "a b", "c"]),
+        ('-s "" x', ["-s", "", "x"]),
+        (r"-s a\ b", ["-s", "a b"]),
+        ("-s a#b", ["-s", "a#b"]),
+    ],
+)
+def test_words(text: str, words: list[str]) -> None:
+    assert batch.split(text) == words
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (
-            "delete -c 10.0.0.7 -p tcp -l 22",
-            "no rule ingress tcp 10.0.0.7/32 port 22: the prefix has none",
-        ),
-        ("delete -c 10.0.0.1 -p tcp -l 23", "no rule ingress tcp 10.0.0.1/32 port 23"),
-        ("insert -c 10.0.0.1 -p tcp -l 22 -N nosuch", "Interface not found: nosuch"),
+        ("insert -c 'x", "no closing quotation"),
+        ("list", "neither insert nor delete: 'list'"),
+        ("zfw", "neither insert nor delete: ''"),
+        ("-L", "neither -I nor -D: '-L'"),
+        ("-I -Z", "option requires an argument -- 'Z'"),
+        ("-I -c x", "-l, --low-port: missing, -I, --insert needs it"),
+        ("insert", "-c, --destination: missing"),
+        ("insert -c ::1 -l 1", "-p, --protocol: missing"),
+        ("insert -c ::1 -p tcp", "-l, --low-port: missing"),
+        ("insert -c", "-c: needs a value"),
+        ("insert --low 22", "no such option: '--low'"),
+        ("insert --low=22", "no such option: '--low=22'"),
+        ("insert -q", "no such option: '-q'"),
+        ("insert --deny=yes", "--deny: takes no value"),
+        ("insert extra", "unexpected word: 'extra'"),
+        ("delete -c ::1 -p tcp -l 1 -h 0", "-h, --high-port: 0 is below the low port 1"),
+        ("insert -c 1.2.3.4\0 -p tcp -l 1", "not an IPv4 or IPv6 address: '1.2.3.4\\x00'"),
     ],
 )
-def test_a_line_that_cannot_be_done_undoes_all(
-    zfw: Zfw, firewall: Firewall, batch: Callable[[str], str], line: str, message: str
-) -> None:
-    path = batch(f"{INSERTS}{line}\n{INSERTS}")
-    assert zfw("batch", path) == (5, "", f"zfw: {path}:7: {message}\n")
-    assert firewall.rules() == []
+def test_a_bad_line_is_named(line: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        read(f"# first\n{line}\n".encode())
+    assert str(caught.value).startswith("rules:2: ")
+    assert message in str(caught.value)
 
 
-def test_warnings_name_the_line(zfw: Zfw, firewall: Firewall, batch: Callable[[str], str]) -> None:
-    covering = "insert -c 10.0.0.1 -p tcp -l 0 -h 65535\n"
-    path = batch(covering + "".join(f"insert -c 10.0.0.1 -p tcp -l {n}\n" for n in range(1, 13)))
-    result = zfw("batch", path)
-    assert (result.code, result.out) == (0, "13 inserted, 0 replaced, 0 deleted\n")
-    lines = result.err.splitlines()
-    assert lines[0] == (
-        f"zfw: warning: {path}:2: rule ingress tcp 10.0.0.1/32 port 1 pass can never match:"
-        " earlier rules of its prefix cover it"
-    )
-    assert len(lines) == 11
-    assert lines[10] == "zfw: warning: 2 more like these"
+def test_bytes_that_are_no_text() -> None:
+    with pytest.raises(UsageError, match=r"^rules:1: neither insert nor delete: "):
+        read(b"\xff\x00\xc3 -c")
 
 
-def test_files_that_cannot_be_read(zfw: Zfw, firewall: Firewall, tmp_path: Path) -> None:
-    assert zfw("batch", f"{tmp_path}/none") == (5, "", f"zfw: {tmp_path}/none: no such file\n")
-    assert zfw("batch", str(tmp_path)) == (2, "", f"zfw: {tmp_path}: Is a directory\n")
+def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    longest = b"#" * (batch.MAX_LINE_BYTES - 1) + b"\n"
+    assert len(read(longest)) == 0
+    with pytest.raises(UsageError, match=r"^rules:2: longer than 65536 bytes$"):
+        read(b"\n#" + longest)
+    monkeypatch.setattr(batch, "MAX_LINES", 3)
+    assert len(read(b"\n" * 3)) == 0
+    with pytest.raises(UsageError, match=r"^rules: more than 3 lines$"):
+        read(b"\n" * 4)
 
 
-def test_an_empty_batch(zfw: Zfw, firewall: Firewall, batch: Callable[[str], str]) -> None:
-    assert zfw("batch", batch("# nothing\n")) == (0, "0 inserted, 0 replaced, 0 deleted\n", "")
+def test_the_edit_that_is_looked_at_has_a_line() -> None:
+    edits = read(b"\n".join(b"insert -c ::%x -p tcp -l 1" % n for n in range(5000)))
+    told: list[int] = []
+    edits.told = told.append
+    seen = [(edits.line, edit) for edit in edits]
+    assert [line for line, _ in seen] == list(range(1, 5001))
+    assert [edit for _, edit in seen] == edits[:]
+    assert edits.line is None
+    assert told == [0, 4096]

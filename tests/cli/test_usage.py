@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from zfw_py.firewall.tables import Tables
+from zfw_py.firewall.maps import Tables
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Zfw

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from scripts import build_bpf
+from tests.docker_dns.support.world import ANY_ANSWER, BUILTIN_ANSWER, CONTAINER, RESOLVER, SERVER
 from tests.kernels.test_smoke import COMPILERS, MODE, ZFW
-from tests.support.docker_net import ANY_ANSWER, BUILTIN_ANSWER, CONTAINER, RESOLVER, SERVER
-from zfw_py.docker_dns import attach as attaching
-from zfw_py.docker_dns import redirect as redirects
+from zfw_py.docker_dns import programs
+from zfw_py.docker_dns import service as redirects
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.support.docker_net import World
+    from tests.docker_dns.support.world import World
 
 pytestmark = pytest.mark.kernel
 
@@ -32,7 +32,7 @@ def test_the_verifier_takes_what_each_compiler_of_this_machine_makes(
     monkeypatch.setattr(build_bpf, "find_clang", lambda: compiler)
     built = tmp_path / "docker_dns.bpf.o"
     build_bpf.compile_bpf(build_bpf.ROOT / "bpf" / "docker_dns.bpf.c", built)
-    monkeypatch.setattr(attaching, "OBJECT", built)
+    monkeypatch.setattr(programs, "OBJECT", built)
     assert docker.redirect("corp.example").mode == MODE
     assert docker.addresses("www.corp.example") == [ANY_ANSWER]
     assert docker.addresses("www.example") == [BUILTIN_ANSWER]

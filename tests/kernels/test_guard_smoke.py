@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from scripts import build_bpf
+from tests.guard.support.installed import installed
+from tests.guard.support.world import NAMES, UNNAMED
 from tests.kernels.test_smoke import COMPILERS
-from tests.support.guard_installed import installed
-from tests.support.guarded import NAMES, UNNAMED
-from zfw_py.guard import attach as attaching
-from zfw_py.model.policy import Policy
+from zfw_py.guard import programs
+from zfw_py.guard.model import Policy
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.support.guarded import World
+    from tests.guard.support.world import World
 
 pytestmark = pytest.mark.kernel
 
@@ -130,7 +130,7 @@ def test_the_verifier_takes_what_each_compiler_of_this_machine_makes(
     monkeypatch.setattr(build_bpf, "find_clang", lambda: compiler)
     built = tmp_path / "guard.bpf.o"
     build_bpf.compile_bpf(build_bpf.ROOT / "bpf" / "guard.bpf.c", built)
-    monkeypatch.setattr(attaching, "OBJECT", built)
+    monkeypatch.setattr(programs, "OBJECT", built)
     with installed(Policy(), {}) as (_, tables):
         assert tables.decisions() == {}
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from scripts import build_bpf
-from tests.support.frames import (
+from tests.firewall.support.frames import (
     CLIENT,
     GATEWAY,
     SERVICE,
@@ -26,7 +26,7 @@ from tests.support.frames import (
 )
 from tests.support.netns import Network
 from zfw_py import Firewall, NotInstalled
-from zfw_py.firewall import attach as attaching
+from zfw_py.firewall import programs
 from zfw_py.kernel.bpffs import published
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def test_the_verifier_takes_what_each_compiler_of_this_machine_makes(
     monkeypatch.setattr(build_bpf, "find_clang", lambda: compiler)
     built = tmp_path / "firewall.bpf.o"
     build_bpf.compile_bpf(build_bpf.ROOT / "bpf" / "firewall.bpf.c", built)
-    monkeypatch.setattr(attaching, "OBJECT", built)
+    monkeypatch.setattr(programs, "OBJECT", built)
     attachments = Firewall().attach("lo", "both")
     assert {(one.direction, one.mode) for one in attachments} == {
         ("ingress", MODE),

@@ -14,9 +14,9 @@ import pytest
 
 from scripts import build_bpf
 from tests.kernels.test_smoke import COMPILERS
-from tests.support import steered as steering
-from tests.support.steer_reference import Mapping
-from zfw_py.abi.steer_codec import Counter
+from tests.steer.support import installed
+from tests.steer.support.reference import Mapping
+from zfw_py.steer.codec import Counter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,9 +41,9 @@ def test_what_each_compiler_of_this_machine_makes_steers(
     monkeypatch.setattr(build_bpf, "find_clang", lambda: compiler)
     built = tmp_path / "steer.bpf.o"
     build_bpf.compile_bpf(build_bpf.ROOT / "bpf" / "steer.bpf.c", built)
-    monkeypatch.setattr(steering, "OBJECT", built)
+    monkeypatch.setattr(installed, "OBJECT", built)
     network.gateway.run("ip", "address", "add", "fd00::7/128", "dev", "lo")
-    with steering.steered() as programs:
+    with installed.steered() as programs:
         for target, (daemon, asked, client_address) in enumerate(PLACES):
             family = socket.AF_INET6 if ":" in daemon else socket.AF_INET
             programs.name_target(target, TCP, daemon, 22)

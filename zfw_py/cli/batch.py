@@ -13,10 +13,10 @@ from array import array
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, overload
 
-from zfw_py.cli import classic
+from zfw_py.cli.classic import grammar
 from zfw_py.cli.commands.rule_options import FLAGS, LISTS, VALUES, inverse, read_insert
 from zfw_py.errors import UsageError, ZfwError
-from zfw_py.firewall.firewall import Delete, Insert
+from zfw_py.firewall.service import Delete, Insert
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -168,7 +168,7 @@ def _glued(word: str) -> tuple[str, str]:
 
 
 def _parse_classic(words: list[str]) -> Insert | Delete:
-    request = classic.parse(words)
+    request = grammar.parse(words)
     if request.verb == "insert":
         return Insert(request.rule, route=request.route)
     if request.verb == "delete":

@@ -6,14 +6,14 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from zfw_py.cli.json_log import JsonLog
-from zfw_py.docker_dns.records import Query
+from zfw_py.cli.json_log import JsonLog, endpoint_object
+from zfw_py.docker_dns.events import Query
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from zfw_py.cli import output
-    from zfw_py.docker_dns.records import Change, End
+    from zfw_py.docker_dns.events import Change
 
 # What became of a query; the others are told by the server that it went to.
 _OUTCOMES = {
@@ -39,18 +39,14 @@ def as_object(record: Query | Change) -> dict[str, object]:
     return made | {
         "event": "query",
         "protocol": record.protocol,
-        "source": _end_object(record.source),
-        "resolver": _end_object(record.resolver),
-        "server": _end_object(record.server),
+        "source": endpoint_object(record.source),
+        "resolver": endpoint_object(record.resolver),
+        "server": endpoint_object(record.server),
         "port": record.port,
         "name": record.name,
         "message_id": record.message_id,
         "outcome": record.outcome,
     }
-
-
-def _end_object(end: End | None) -> dict[str, object] | None:
-    return None if end is None else {"address": end.address, "port": end.port}
 
 
 def line(record: Query | Change) -> str:

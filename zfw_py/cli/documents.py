@@ -9,7 +9,7 @@ from zfw_py.cli import files, output
 from zfw_py.errors import UsageError
 
 if TYPE_CHECKING:
-    from zfw_py.model.document import Document, Format
+    from zfw_py.firewall.document import Document, Format
 
 
 def form_of(file: str) -> Format:
@@ -23,7 +23,7 @@ def form_of(file: str) -> Format:
 
 def load(file: str) -> Document:
     """Read and check a file, or stdin for "-". Raises UsageError, naming it, and NotFound."""
-    from zfw_py.model.document import MAX_BYTES, DocumentError, decode
+    from zfw_py.firewall.document import MAX_BYTES, DocumentError, decode
 
     form = form_of(file)
     data = files.read_stdin(MAX_BYTES) if file == "-" else files.read(file, MAX_BYTES)

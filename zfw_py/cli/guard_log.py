@@ -6,11 +6,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from zfw_py.cli.json_log import JsonLog
+from zfw_py.cli.json_log import JsonLog, endpoint_object
 
 if TYPE_CHECKING:
     from zfw_py.cli import output
-    from zfw_py.guard.records import End, Record, Teller
+    from zfw_py.guard.events import Record, Teller
 
 _DONE = {"allow": "allowed", "deny": "denied", "redirect": "redirected"}
 
@@ -24,18 +24,14 @@ def as_object(record: Record) -> dict[str, object]:
         "cgroup": record.cgroup,
         "hook": record.hook,
         "protocol": record.protocol,
-        "original": _end_object(record.original),
-        "redirected": _end_object(record.redirected),
+        "original": endpoint_object(record.original),
+        "redirected": endpoint_object(record.redirected),
         "name": record.name,
         "type": record.rdtype,
         "verdict": record.verdict,
         "reason": record.reason,
         "enforced": record.is_enforced,
     }
-
-
-def _end_object(end: End | None) -> dict[str, object] | None:
-    return None if end is None else {"address": end.address, "port": end.port}
 
 
 def line(record: Record) -> str:
@@ -47,26 +43,19 @@ def line(record: Record) -> str:
     if record.hook == "dns":
         what = f"DNS {record.rdtype} {record.name}"
     else:
-        what = f"{record.protocol} {_end_text(record.original)}"
+        what = f"{record.protocol} {record.original or '-'}"
         if record.name:
             what += f" ({record.name})"
     if record.redirected:
-        what += f" to {_end_text(record.redirected)}"
+        what += f" to {record.redirected}"
     return f"{who} {done}: {what}: {record.reason.replace('_', ' ')}"
-
-
-def _end_text(end: End | None) -> str:
-    if end is None:
-        return "-"
-    address = f"[{end.address}]" if ":" in end.address and end.port else end.address
-    return f"{address}:{end.port}" if end.port else address
 
 
 def teller(
     log: str | None, events: output.Events | None, *, has_all: bool, has_time: bool
 ) -> Teller:
     """What tells records: all to the file, and as lines all or denials alone."""
-    from zfw_py.guard.records import Teller
+    from zfw_py.guard.events import Teller
 
     file = None if log is None else JsonLog(log, "zfw guard")
 

@@ -16,8 +16,15 @@ from zfw_py.errors import KernelError, NotFound, PermissionDenied, UsageError, Z
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from zfw_py.values.endpoint import Endpoint
+
 # Everybody who can write into the directory could lead us to another file by a link.
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+def endpoint_object(end: Endpoint | None) -> dict[str, object] | None:
+    """An endpoint as a JSON value."""
+    return None if end is None else {"address": end.address, "port": end.port}
 
 
 class JsonLog:

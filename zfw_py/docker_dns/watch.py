@@ -13,23 +13,23 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from zfw_py.abi.docker_dns_codec import Event
 from zfw_py.containers import Watch
-from zfw_py.docker_dns import redirect as redirects
-from zfw_py.docker_dns.records import Reader, change
-from zfw_py.docker_dns.tables import Tables, directory_of
+from zfw_py.docker_dns import service as redirects
+from zfw_py.docker_dns.codec import Event
+from zfw_py.docker_dns.events import Reader, change
+from zfw_py.docker_dns.maps import Tables, directory_of
 from zfw_py.errors import NotFound, ZfwError
 from zfw_py.kernel.libbpf import RingBuffer
-from zfw_py.kernel.processes import start_time
+from zfw_py.kernel.process import start_time
 
 if TYPE_CHECKING:
     import signal
     from collections.abc import Awaitable, Callable, Iterable
 
     from zfw_py.containers import Container, Happening
-    from zfw_py.docker_dns.records import Change, Kind, Query
-    from zfw_py.docker_dns.tables import About
-    from zfw_py.model.dns_redirect import Redirect
+    from zfw_py.docker_dns.events import Change, Kind, Query
+    from zfw_py.docker_dns.maps import About
+    from zfw_py.docker_dns.model import Redirect
 
 # What fails is tried again, and what is there looked at, this often.
 _AGAIN = 1.0  # seconds

@@ -8,12 +8,12 @@ import os
 from struct import pack_into, unpack_from
 from typing import TYPE_CHECKING, NamedTuple
 
-from zfw_py.abi import layout
 from zfw_py.errors import UsageError
+from zfw_py.firewall import layout
 from zfw_py.kernel import bpf
 
 if TYPE_CHECKING:
-    from zfw_py.firewall.tables import Tables
+    from zfw_py.firewall.maps import Tables
 
 VERDICTS = ("pass", "drop", "assign")
 TRACKS = ("none", "renew", "open", "adopt")

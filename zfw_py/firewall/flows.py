@@ -7,16 +7,16 @@ from struct import Struct
 from time import monotonic_ns
 from typing import TYPE_CHECKING, NamedTuple
 
-from zfw_py.abi import layout
-from zfw_py.firewall.tables import ZERO
+from zfw_py.firewall import layout
+from zfw_py.firewall.flow_limits import FlowLimits
+from zfw_py.firewall.maps import ZERO
 from zfw_py.kernel.bpf import create_map
-from zfw_py.model.flow_limits import FlowLimits
-from zfw_py.model.prefix import Prefix
+from zfw_py.values.prefix import address_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from zfw_py.firewall.tables import Tables
+    from zfw_py.firewall.maps import Tables
     from zfw_py.kernel.bpf import Map
 
 _key = Struct(layout.FLOW_KEY)
@@ -26,7 +26,6 @@ _ports = Struct("!HH")
 _seen = Struct("=Q")  # leads a flow
 
 _SECOND = 1_000_000_000
-_MAPPED = b"\0" * 10 + b"\xff\xff"
 _TCP = 6
 _PROTOCOLS = {_TCP: "tcp", 17: "udp", 1: "icmp", 58: "icmpv6"}
 _FINS = layout.FLOW_FIN_0 | layout.FLOW_FIN_1
@@ -124,12 +123,6 @@ def _copy(old: Map, new: Map) -> None:
     new.update_many([key for _, key, _ in newest], [value for _, _, value in newest])
 
 
-def _address_text(address: bytes) -> str:
-    if address.startswith(_MAPPED):
-        return Prefix(4, address[12:], 32).address_text
-    return Prefix(6, address, 128).address_text
-
-
 def _lifetime(protocol: int, flags: int, table: int, limits: FlowLimits) -> int:
     """Seconds, as is_expired() in bpf/include/firewall/flows.h has them."""
     if protocol != _TCP:
@@ -164,7 +157,7 @@ def read_flows(tables: Tables) -> Iterator[Flow]:
         addresses, port_bytes, protocol = _key.unpack(key)
         ports = _ports.unpack(port_bytes)
         seen, _, _, initiator, flags, stage, _ = _flow.unpack(value)
-        ends = [_address_text(addresses[:16]), _address_text(addresses[16:])]
+        ends = [address_text(addresses[:16]), address_text(addresses[16:])]
         if flags & layout.FLOW_RESET:
             state = "reset"
         elif flags & _FINS == _FINS:

@@ -18,16 +18,16 @@ from _socket import (
 from fcntl import ioctl
 from struct import Struct, unpack_from
 
-from zfw_py.abi import layout
-from zfw_py.abi.codec import u32
 from zfw_py.errors import MapFull, NotFound
+from zfw_py.firewall import layout
+from zfw_py.firewall.codec import u32
 from zfw_py.kernel.ifaddrs import interface_addresses
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from zfw_py.firewall.tables import Tables
+    from zfw_py.firewall.maps import Tables
 
 _name_value = Struct(layout.INTERFACE_NAME)
 _interface = Struct(layout.INTERFACE)

@@ -5,18 +5,18 @@ from __future__ import annotations
 
 from struct import Struct
 
-from zfw_py.abi import layout
-from zfw_py.abi.codec import decode_prefix_key, u32
+from zfw_py.firewall import layout
+from zfw_py.firewall.codec import decode_prefix_key, u32
+from zfw_py.firewall.model import ACTIONS, Rule, RuleKey
 from zfw_py.firewall.rules import rules_of
-from zfw_py.model.rule import ACTIONS, Rule, RuleKey
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from zfw_py.firewall.interfaces import Interfaces
-    from zfw_py.firewall.tables import Tables
-    from zfw_py.model.prefix import Prefix
+    from zfw_py.firewall.maps import Tables
+    from zfw_py.values.prefix import Prefix
 
 _record = Struct(layout.RULE_RECORD)
 _counter = Struct(layout.COUNTER)

@@ -12,14 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import asdict
 
-from zfw_py.abi.codec import decode_prefix_key, encode_prefix_key
 from zfw_py.errors import NotFound, UsageError
-from zfw_py.firewall import attach
-from zfw_py.firewall.flows import read_limits, set_limits
-from zfw_py.firewall.interfaces import index_of, primary_name
-from zfw_py.firewall.listing import read_rules
-from zfw_py.firewall.rules import RuleEdit
-from zfw_py.model.document import (
+from zfw_py.firewall import programs
+from zfw_py.firewall.codec import decode_prefix_key, encode_prefix_key
+from zfw_py.firewall.document import (
     VERSION,
     AttachmentEntry,
     Document,
@@ -27,16 +23,20 @@ from zfw_py.model.document import (
     RuleEntry,
     Settings,
 )
-from zfw_py.model.flow_limits import FlowLimits
+from zfw_py.firewall.flow_limits import FlowLimits
+from zfw_py.firewall.flows import read_limits, set_limits
+from zfw_py.firewall.interfaces import index_of, primary_name
+from zfw_py.firewall.listing import read_rules
+from zfw_py.firewall.rules import RuleEdit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from zfw_py.firewall.attach import Attachment
     from zfw_py.firewall.interfaces import Interfaces
-    from zfw_py.firewall.tables import Tables
-    from zfw_py.model.prefix import Prefix
-    from zfw_py.model.rule import Rule
+    from zfw_py.firewall.maps import Tables
+    from zfw_py.firewall.model import Rule
+    from zfw_py.firewall.programs import Attachment
+    from zfw_py.values.prefix import Prefix
 
 # Progress is told once for so many rules.
 _STEP = 4096
@@ -67,7 +67,7 @@ def take(tables: Tables, interfaces: Interfaces) -> Document:
     """What the tables and the kernel hold. The same firewall gives the same document."""
     settings = {name: Settings(**values) for name, values in interfaces.settings().items()}
     attached = []
-    for found in attach.attachments(tables):
+    for found in programs.attachments(tables):
         try:
             name = if_indextoname(found.ifindex)
         except OSError:
@@ -101,7 +101,7 @@ def restore(
         nonlocal moved
         # Here, because local routes are addresses of lo.
         interfaces.refresh()
-        moved = attach.equate(tables, places)
+        moved = programs.equate(tables, places)
 
     try:
         set_limits(tables, limits)
@@ -162,7 +162,7 @@ def _different(interfaces: Interfaces, wanted: dict[str, Settings]) -> list[tupl
 
 
 def _places(document: Document) -> tuple[list[tuple[int, str, str, str]], list[str]]:
-    """Where programs shall be, for ``attach.equate``; and the names that no interface has."""
+    """Where programs shall be, for ``programs.equate``; and the names that no interface has."""
     places: list[tuple[int, str, str, str]] = []
     missing: dict[str, None] = {}
     for number, entry in enumerate(document.attachments):

@@ -16,16 +16,15 @@ from __future__ import annotations
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from zfw_py.abi import layout
+from zfw_py.firewall import layout
 from zfw_py.kernel import netlink
-from zfw_py.model.prefix import Prefix
+from zfw_py.values.prefix import IPV4_MAPPED, Prefix
 
 if TYPE_CHECKING:
-    from zfw_py.firewall.tables import Tables
+    from zfw_py.firewall.maps import Tables
 
 _key = Struct(layout.ROUTE_KEY)
 _route = Struct(layout.ROUTE)
-_MAPPED = b"\0" * 10 + b"\xff\xff"
 
 
 class _Record(NamedTuple):
@@ -49,7 +48,7 @@ def _key_of(prefix: Prefix) -> bytes:
 
 def _prefix_of(key: bytes) -> Prefix:
     address, length = _key.unpack(key)
-    family = 4 if length >= 96 and address.startswith(_MAPPED) else 6
+    family = 4 if length >= 96 and address.startswith(IPV4_MAPPED) else 6
     return Prefix.from_mapped(family, address, length)
 
 

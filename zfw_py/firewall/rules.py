@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from struct import Struct
 
-from zfw_py.abi import layout
-from zfw_py.abi.codec import (
+from zfw_py.errors import KernelError, MapFull, NotFound
+from zfw_py.firewall import layout
+from zfw_py.firewall.codec import (
     action_number,
     decode_length_key,
     decode_lengths,
@@ -32,21 +33,20 @@ from zfw_py.abi.codec import (
     size_class_of,
     u32,
 )
-from zfw_py.abi.port_index import resolve, shadowed
-from zfw_py.errors import KernelError, MapFull, NotFound
-from zfw_py.firewall.tables import ZERO
+from zfw_py.firewall.maps import ZERO
+from zfw_py.firewall.port_index import resolve, shadowed
 from zfw_py.kernel.bpf import create_map
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from zfw_py.abi.codec import State
-    from zfw_py.abi.port_index import Interval, PortRule
+    from zfw_py.firewall.codec import State
     from zfw_py.firewall.interfaces import Interfaces
-    from zfw_py.firewall.tables import Tables
+    from zfw_py.firewall.maps import Tables
+    from zfw_py.firewall.model import Rule, RuleKey
+    from zfw_py.firewall.port_index import Interval, PortRule
     from zfw_py.kernel.bpf import Map
-    from zfw_py.model.rule import Rule, RuleKey
 
 _record = Struct(layout.RULE_RECORD)
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from zfw_py.abi.codec import table_parts
-from zfw_py.firewall.attach import attachments
+from zfw_py.firewall.codec import table_parts
 from zfw_py.firewall.interfaces import addresses_by_index, settings_by_index, settings_of
 from zfw_py.firewall.listing import read_reasons
+from zfw_py.firewall.programs import attachments
 from zfw_py.firewall.rules import port_rules
-from zfw_py.model.prefix import Prefix
+from zfw_py.values.prefix import address_text
 
 if TYPE_CHECKING:
-    from zfw_py.firewall.attach import Attachment
     from zfw_py.firewall.interfaces import Interfaces
-    from zfw_py.firewall.tables import Tables
-
-_MAPPED = b"\0" * 10 + b"\xff\xff"
+    from zfw_py.firewall.maps import Tables
+    from zfw_py.firewall.programs import Attachment
 
 
 class InterfaceStatus(NamedTuple):
@@ -39,12 +37,6 @@ class Status(NamedTuple):
     reasons: dict[str, tuple[int, int]]
 
 
-def _address_text(address: bytes) -> str:
-    if address.startswith(_MAPPED):
-        return Prefix(4, address[12:], 32).address_text
-    return Prefix(6, address, 128).address_text
-
-
 def read_status(tables: Tables, interfaces: Interfaces) -> Status:
     """Read all of it; the caller holds the lock."""
     from zfw_py import __version__
@@ -64,7 +56,7 @@ def read_status(tables: Tables, interfaces: Interfaces) -> Status:
                 ifindex,
                 attached.get(ifindex, {}),
                 settings_of(bits),
-                sorted(_address_text(address) for address in addresses.get(ifindex, [])),
+                sorted(address_text(address) for address in addresses.get(ifindex, [])),
             )
         )
     rules: dict[str, dict[int, int]] = {"ingress": {4: 0, 6: 0}, "egress": {4: 0, 6: 0}}

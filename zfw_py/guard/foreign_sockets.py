@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from zfw_py.errors import NotFound
 from zfw_py.kernel.cgroup import descendants, identifier
 from zfw_py.kernel.sock_diag import Socket, sockets_of
+from zfw_py.values.endpoint import Endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Set
@@ -77,9 +78,5 @@ def _command(pid: int) -> str:
 
 
 def _ends(socket: Socket) -> str:
-    ends = [_end(*end) for end in (socket.local, socket.remote) if end is not None]
+    ends = [str(Endpoint(*end)) for end in (socket.local, socket.remote) if end is not None]
     return ends[0] if socket.state in ("LISTEN", "CLOSE") else " to ".join(ends)
-
-
-def _end(address: str, port: int) -> str:
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

@@ -12,15 +12,14 @@ import os
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from zfw_py.abi import guard_layout as layout
-from zfw_py.abi.guard_codec import Event
 from zfw_py.errors import ZfwError
-from zfw_py.guard import background, listeners, processes
-from zfw_py.guard.attach import is_gone
+from zfw_py.guard import background, layout, listeners, processes
+from zfw_py.guard.codec import Event
 from zfw_py.guard.dns.proxy import Proxy
 from zfw_py.guard.dns.upstream import check_upstreams
-from zfw_py.guard.records import TRANSPORTS, Recorder
-from zfw_py.guard.tables import exists
+from zfw_py.guard.events import TRANSPORTS, Recorder
+from zfw_py.guard.maps import exists
+from zfw_py.guard.programs import is_gone
 from zfw_py.kernel import cgroup
 from zfw_py.kernel.libbpf import RingBuffer
 from zfw_py.kernel.netns import netns_cookie
@@ -31,10 +30,10 @@ if TYPE_CHECKING:
 
     from zfw_py.guard.dns.proxy import Asked
     from zfw_py.guard.dns.upstream import Server
+    from zfw_py.guard.events import Teller
     from zfw_py.guard.listeners import Listeners
-    from zfw_py.guard.records import Teller
-    from zfw_py.guard.tables import About, Tables
-    from zfw_py.model.policy import Policy
+    from zfw_py.guard.maps import About, Tables
+    from zfw_py.guard.model import Policy
 
 # Expired addresses are forgotten, and a guard or a cgroup that is gone is noticed, this often.
 _SWEEP = 30.0  # seconds

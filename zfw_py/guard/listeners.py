@@ -9,17 +9,17 @@ import socket
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from zfw_py.abi.guard_codec import Proxy
-from zfw_py.abi.guard_layout import SERVERS
 from zfw_py.errors import KernelError, NotFound, ZfwError
+from zfw_py.guard.codec import Proxy
+from zfw_py.guard.layout import SERVERS
 from zfw_py.kernel.namespaces import call_in
 from zfw_py.kernel.netns import netns_cookie
+from zfw_py.values.prefix import IPV4_MAPPED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_MAPPED = b"\0" * 10 + b"\xff\xff"
-_LOOPBACK4 = ("127.0.0.1", _MAPPED + b"\x7f\0\0\1")
+_LOOPBACK4 = ("127.0.0.1", IPV4_MAPPED + b"\x7f\0\0\1")
 _LOOPBACK6 = ("::1", b"\0" * 15 + b"\1")
 _BACKLOG = 128
 # TCP's port may be another's with UDP.

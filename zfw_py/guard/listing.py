@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.errors import LayoutMismatch, NotFound
 from zfw_py.guard import processes
-from zfw_py.guard.attach import is_gone
-from zfw_py.guard.tables import Tables, directory_of, identifiers, locked
+from zfw_py.guard.maps import Tables, directory_of, identifiers, locked
+from zfw_py.guard.programs import is_gone
 from zfw_py.kernel import cgroup
 
 if TYPE_CHECKING:
-    from zfw_py.guard.tables import About
+    from zfw_py.guard.maps import About
 
 
 class Status(NamedTuple):

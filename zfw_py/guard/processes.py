@@ -8,9 +8,9 @@ import os
 import select
 import signal
 
-from zfw_py.abi.guard_codec import Keeper
 from zfw_py.errors import ZfwError
-from zfw_py.kernel.processes import start_time
+from zfw_py.guard.codec import Keeper
+from zfw_py.kernel.process import start_time
 
 _PATIENCE = 5.0  # seconds
 

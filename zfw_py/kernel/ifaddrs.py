@@ -12,8 +12,7 @@ from _socket import AF_INET, AF_INET6
 from struct import unpack_from
 
 from zfw_py.errors import KernelError
-
-_MAPPED = b"\0" * 10 + b"\xff\xff"
+from zfw_py.values.prefix import IPV4_MAPPED
 
 
 class _Ifaddrs(ctypes.Structure):
@@ -50,7 +49,7 @@ def interface_addresses() -> dict[str, set[bytes]]:
                 raw = ctypes.string_at(item.address, 2)
                 (family,) = unpack_from("=H", raw)
                 if family == AF_INET:  # sockaddr_in: family, port, address
-                    addresses.add(_MAPPED + ctypes.string_at(item.address + 4, 4))
+                    addresses.add(IPV4_MAPPED + ctypes.string_at(item.address + 4, 4))
                 elif family == AF_INET6:  # sockaddr_in6: family, port, flowinfo, address
                     addresses.add(ctypes.string_at(item.address + 8, 16))
             entry = item.next

@@ -6,17 +6,17 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, NamedTuple
 
-from zfw_py.abi import steer_layout as layout
 from zfw_py.errors import KernelError
-from zfw_py.kernel.processes import start_time
+from zfw_py.kernel.process import start_time
+from zfw_py.steer import layout
 from zfw_py.steer.sockets import chosen
 
 if TYPE_CHECKING:
     from socket import socket
 
+    from zfw_py.steer.maps import Tables
     from zfw_py.steer.sockets import Listener, Surroundings
     from zfw_py.steer.state import Place
-    from zfw_py.steer.tables import Tables
 
 _FAMILIES = (4, 6)
 

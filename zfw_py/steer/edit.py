@@ -11,22 +11,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zfw_py.abi import steer_codec as codec
-from zfw_py.abi import steer_layout as layout
-from zfw_py.abi.steer_table import table_of
 from zfw_py.errors import Conflict, MapFull, ZfwError
-from zfw_py.kernel.processes import start_time
-from zfw_py.model.steering import MAX_MAPPINGS, AddressTarget
-from zfw_py.steer import adoption, attach
+from zfw_py.kernel.process import start_time
+from zfw_py.steer import adoption, codec, layout, programs
+from zfw_py.steer.model import MAX_MAPPINGS, AddressTarget
+from zfw_py.steer.segments import table_of
 from zfw_py.steer.state import successor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Sequence
 
-    from zfw_py.model.steering import Mapping
+    from zfw_py.steer.maps import Tables
+    from zfw_py.steer.model import Mapping
     from zfw_py.steer.sockets import Surroundings
     from zfw_py.steer.state import Place, Run, State
-    from zfw_py.steer.tables import Tables
 
 
 def put_in_force(
@@ -72,7 +70,7 @@ def put_in_force(
     _tell_all(tables, is_on=_needs_all(new))
     kept = {each.id for each in new.steered}
     tables.forget_counters(each.id for each in old.steered if each.id not in kept)
-    attach.share(tables.directory)
+    programs.share(tables.directory)
     return new
 
 
@@ -103,7 +101,7 @@ def _needs_all(state: State) -> bool:
 
 
 def _tell_all(tables: Tables, *, is_on: bool) -> None:
-    config = attach.check_version(tables)
+    config = programs.check_version(tables)
     flags = layout.TELL_ALL if is_on else 0
     if config.flags != flags:
         tables.map("config").update(codec.ZERO, config._replace(flags=flags).encode())

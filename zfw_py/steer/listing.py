@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from zfw_py.abi.steer_codec import Counter
-    from zfw_py.model.steering import Mapping
+    from zfw_py.steer.codec import Counter
+    from zfw_py.steer.model import Mapping
     from zfw_py.steer.sockets import Listener
 
 # "pending": it has no socket yet, or no more.

@@ -19,25 +19,24 @@ from fcntl import LOCK_EX, flock
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from zfw_py.abi import steer_layout as layout
-from zfw_py.abi.steer_codec import Event
 from zfw_py.errors import Busy, NotInstalled, ZfwError
 from zfw_py.kernel import pidfd
 from zfw_py.kernel.libbpf import RingBuffer
-from zfw_py.kernel.processes import start_time
-from zfw_py.model.steering import AddressTarget, ProcessTarget, end_text
-from zfw_py.steer import adoption, units
+from zfw_py.kernel.process import start_time
+from zfw_py.steer import adoption, layout, units
+from zfw_py.steer.codec import Event
+from zfw_py.steer.maps import Tables, directory_of, locked
+from zfw_py.steer.model import AddressTarget, ProcessTarget
 from zfw_py.steer.sockets import PROTOCOL_NUMBERS
 from zfw_py.steer.state import Run
-from zfw_py.steer.tables import Tables, directory_of, locked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from zfw_py.model.steering import Mapping, Target
+    from zfw_py.steer.model import Mapping, Target
+    from zfw_py.steer.service import Steering
     from zfw_py.steer.sockets import Surroundings
     from zfw_py.steer.state import Place
-    from zfw_py.steer.steering import Steering
 
 # That all steering has ended makes no event, nor does an event that was lost.
 _CHECK = 2.0  # seconds
@@ -219,11 +218,11 @@ class _Manager:
         if isinstance(place.target, AddressTarget):
             return []
         at = event.listener.at
-        ends = {end_text(at.address, at.port)}
+        ends = {str(at)}
         for cookie in self._tables.sockets_of(number):
             known = self._tables.listening(cookie)
             if known is not None and known.family == event.listener.family:
-                ends.add(end_text(known.at.address, known.at.port))
+                ends.add(str(known.at))
         return sorted(ends) if len(ends) > 1 else []
 
     def _on_left(self, event: Event, places: dict[Place, int]) -> None:

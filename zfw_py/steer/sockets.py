@@ -8,22 +8,21 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.errors import Conflict
 from zfw_py.kernel import pidfd, sock_diag
-from zfw_py.kernel.processes import start_time
-from zfw_py.model.prefix import parse_address
-from zfw_py.model.steering import (
+from zfw_py.kernel.process import start_time
+from zfw_py.steer import units
+from zfw_py.steer.model import (
     AddressTarget,
     ProcessTarget,
     UnitTarget,
-    end_text,
-    mapped_address,
 )
-from zfw_py.steer import units
+from zfw_py.values.endpoint import Endpoint
+from zfw_py.values.prefix import mapped_address, parse_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from socket import socket
 
-    from zfw_py.model.steering import Protocol, Target
+    from zfw_py.steer.model import Protocol, Target
 
 PROTOCOL_NUMBERS: dict[Protocol, int] = {"tcp": IPPROTO_TCP, "udp": IPPROTO_UDP}
 _NAMES: dict[int, Protocol] = {IPPROTO_TCP: "tcp", IPPROTO_UDP: "udp"}
@@ -44,7 +43,7 @@ class Listener(NamedTuple):
     inode: int
 
     def __str__(self) -> str:
-        return end_text(self.address, self.port)
+        return str(Endpoint.from_mapped(self.address, self.port))
 
 
 def _listener(each: sock_diag.Socket) -> Listener | None:

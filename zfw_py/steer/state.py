@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from zfw_py.model.prefix import Prefix
-from zfw_py.model.steering import (
+from zfw_py.steer.model import (
     PROTOCOLS,
     AddressTarget,
     Key,
@@ -18,11 +17,12 @@ from zfw_py.model.steering import (
     Protocol,
     UnitTarget,
 )
+from zfw_py.values.prefix import Prefix
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from zfw_py.model.steering import Target
+    from zfw_py.steer.model import Target
 
 
 class Run(msgspec.Struct, frozen=True, array_like=True):

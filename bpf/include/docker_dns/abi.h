@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * The layouts that the docker_dns BPF programs and the zfw_py package share; as in
- * firewall/abi.h, and read back by scripts/gen-layout into zfw_py/abi/docker_dns_layout.py.
+ * firewall/abi.h, and read back by scripts/gen-layout into zfw_py/docker_dns/layout.py.
  *
  * Byte order: addresses (__be32) are IPv4 in network order; all else is in host
  * order. Times are CLOCK_MONOTONIC, in nanoseconds.

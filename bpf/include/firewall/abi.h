@@ -4,7 +4,7 @@
  *
  * Everything here is fixed width, explicitly padded and free of bitfields.
  * scripts/gen-layout reads these definitions back from the BTF of the compiled
- * object and writes zfw_py/abi/layout.py, so nothing is typed twice.
+ * object and writes zfw_py/firewall/layout.py, so nothing is typed twice.
  *
  * Byte order: addresses (__be32) are in network order; ports, lengths and
  * counters are in host order.

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * The layouts that the guard's BPF programs and the zfw_py package share; as in
- * firewall/abi.h, and read back by scripts/gen-layout into zfw_py/abi/guard_layout.py.
+ * firewall/abi.h, and read back by scripts/gen-layout into zfw_py/guard/layout.py.
  *
  * Byte order: addresses (__be32) are in network order, IPv4 as ::ffff:a.b.c.d;
  * all else is in host order. Times are CLOCK_MONOTONIC, in nanoseconds.

@@ -9,7 +9,7 @@ import typer
 
 from zfw_py.cli import output
 from zfw_py.cli.commands.interfaces import complete, each
-from zfw_py.firewall.firewall import Firewall
+from zfw_py.firewall.service import Firewall
 
 
 def command(

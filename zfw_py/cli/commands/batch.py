@@ -16,7 +16,7 @@ import typer
 from zfw_py import Deleted, Inserted
 from zfw_py.cli import batch, output
 from zfw_py.errors import NotFound, UsageError, ZfwError
-from zfw_py.firewall.firewall import Firewall
+from zfw_py.firewall.service import Firewall
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -27,7 +27,7 @@ def command(
     that were changed since are left as they are, and told.
     """
     # Help shows this command among the others, and needs none of it.
-    from zfw_py.classic import install as classic
+    from zfw_py.compat import install as classic
 
     if action == "install":
         outcome = classic.install(prefix)

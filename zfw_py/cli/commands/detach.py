@@ -11,10 +11,10 @@ import typer
 from zfw_py.cli import output
 from zfw_py.cli.commands.interfaces import complete, each
 from zfw_py.errors import UsageError
-from zfw_py.firewall.firewall import Firewall
+from zfw_py.firewall.service import Firewall
 
 if TYPE_CHECKING:
-    from zfw_py.firewall.attach import Attachment
+    from zfw_py.firewall.programs import Attachment
 
 
 def command(

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zfw_py.cli import output
-from zfw_py.firewall.firewall import Firewall
+from zfw_py.firewall.service import Firewall
+from zfw_py.values.endpoint import Endpoint
 
 if TYPE_CHECKING:
     from zfw_py.firewall.flows import Flow
@@ -44,10 +45,6 @@ def as_object(flow: Flow) -> dict[str, object]:
     return flow._asdict()
 
 
-def _end(address: str, port: int) -> str:
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-
-
 def _cells(flow: Flow) -> tuple[str, ...]:
     let = [
         word
@@ -56,8 +53,8 @@ def _cells(flow: Flow) -> tuple[str, ...]:
     ]
     return (
         flow.protocol,
-        _end(flow.initiator, flow.initiator_port),
-        _end(flow.responder, flow.responder_port),
+        str(Endpoint(flow.initiator, flow.initiator_port)),
+        str(Endpoint(flow.responder, flow.responder_port)),
         flow.state,
         ",".join(let),
         f"{flow.idle:.0f} s",

@@ -9,7 +9,7 @@ import typer
 
 from zfw_py.cli import output
 from zfw_py.errors import UsageError
-from zfw_py.firewall.firewall import Firewall
+from zfw_py.firewall.service import Firewall
 
 
 def command(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from zfw_py.cli import output
 from zfw_py.cli.commands import rule_options as option
-from zfw_py.firewall.firewall import Firewall
+from zfw_py.firewall.service import Firewall
 
 
 def command(

@@ -9,7 +9,7 @@ import typer
 
 from zfw_py.cli import output
 from zfw_py.errors import NotFound
-from zfw_py.model.rule import check_interface_name
+from zfw_py.firewall.model import check_interface_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable

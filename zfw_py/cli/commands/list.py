@@ -10,10 +10,10 @@ import typer
 from zfw_py.cli import output
 from zfw_py.cli.commands.rule_options import read_prefix
 from zfw_py.errors import UsageError
-from zfw_py.firewall.firewall import Firewall
+from zfw_py.firewall.service import Firewall
 
 if TYPE_CHECKING:
-    from zfw_py.model.rule import Rule
+    from zfw_py.firewall.model import Rule
 
 COLUMNS = (
     output.Column("DIRECTION"),

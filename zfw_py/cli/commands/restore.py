@@ -14,13 +14,13 @@ from zfw_py.cli import output
 from zfw_py.cli.commands.set import limits_text
 from zfw_py.cli.documents import load, summary
 from zfw_py.errors import NotFound
-from zfw_py.firewall.firewall import Firewall
 from zfw_py.firewall.interfaces import index_of
+from zfw_py.firewall.service import Firewall
 
 if TYPE_CHECKING:
-    from zfw_py.firewall.attach import Attachment
+    from zfw_py.firewall.document import Document
     from zfw_py.firewall.persistence import Restored
-    from zfw_py.model.document import Document
+    from zfw_py.firewall.programs import Attachment
 
 _MOST_WARNINGS = 10
 _PAUSE = 0.05  # seconds

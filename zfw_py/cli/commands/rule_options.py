@@ -12,9 +12,7 @@ from typing import Any
 import typer
 
 from zfw_py.errors import UsageError
-from zfw_py.firewall.firewall import Delete, Insert
-from zfw_py.model.prefix import Prefix
-from zfw_py.model.rule import (
+from zfw_py.firewall.model import (
     DIRECTIONS,
     PROTOCOLS,
     Rule,
@@ -25,6 +23,8 @@ from zfw_py.model.rule import (
     parse_port,
     parse_protocol,
 )
+from zfw_py.firewall.service import Delete, Insert
+from zfw_py.values.prefix import Prefix
 
 
 class Option:

@@ -11,7 +11,7 @@ import typer
 from zfw_py.cli import files, output
 from zfw_py.cli.documents import form_of, summary
 from zfw_py.errors import UsageError
-from zfw_py.firewall.firewall import Firewall
+from zfw_py.firewall.service import Firewall
 
 
 def command(
@@ -27,7 +27,7 @@ def command(
     Without counters and times: the same firewall gives the same bytes. The file
     is replaced in one step and only root can read it.
     """
-    from zfw_py.model.document import DocumentError, encode
+    from zfw_py.firewall.document import DocumentError, encode
 
     form = form_of(file)
     with output.Progress() as progress:

@@ -10,9 +10,9 @@ import typer
 from zfw_py.cli import output
 from zfw_py.cli.commands.interfaces import check, complete
 from zfw_py.errors import UsageError
-from zfw_py.firewall.firewall import Firewall
+from zfw_py.firewall.flow_limits import FlowLimits
 from zfw_py.firewall.interfaces import names_of
-from zfw_py.model.flow_limits import FlowLimits
+from zfw_py.firewall.service import Firewall
 
 OnOff = Literal["on", "off"] | None
 

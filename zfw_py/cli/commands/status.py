@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zfw_py.cli import output
-from zfw_py.firewall.firewall import Firewall
-from zfw_py.model.rule import DIRECTIONS
+from zfw_py.firewall.model import DIRECTIONS
+from zfw_py.firewall.service import Firewall
 
 if TYPE_CHECKING:
     from zfw_py.firewall.status import InterfaceStatus, Status

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
-from zfw_py.classic import restore_unit
 from zfw_py.cli import files, output
 from zfw_py.cli.documents import form_of
 from zfw_py.errors import Conflict, NotFound, UsageError, ZfwError
-from zfw_py.steer import service as steer_service
+from zfw_py.systemd import firewall as restore_unit
+from zfw_py.systemd import steer as steer_service
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -36,6 +36,7 @@ from dns.rrset import RRset, from_text
 
 from zfw_py.guard.dns import edns
 from zfw_py.guard.dns.questions import text_of
+from zfw_py.values.prefix import IPV4_MAPPED
 
 if TYPE_CHECKING:
     from dns.name import Name
@@ -50,7 +51,6 @@ _HEADER = 12
 # Plain numbers: arithmetic with dnspython's flags takes more time than all else of a message.
 _ANSWERED, _COPIED, _RECURSIVE = int(QR | RA), int(RD | CD), int(RD)
 _AUTHENTIC, _TRUNCATED = int(AD), int(TC)
-_MAPPED = b"\0" * 10 + b"\xff\xff"
 # Names in a chain; the longest that occur have about ten.
 MOST_NAMES = 16
 # RFC 8767 would allow a week, RFC 2308 finds one to three hours right for what is not there.
@@ -287,13 +287,13 @@ class Chain:
 def _addresses(rdata: Any) -> list[bytes]:
     """What a record hands out."""
     if rdata.rdtype == A:
-        return [_MAPPED + inet_pton(AF_INET, rdata.address)]
+        return [IPV4_MAPPED + inet_pton(AF_INET, rdata.address)]
     if rdata.rdtype == AAAA:
         return [inet_pton(AF_INET6, rdata.address)]
     found = []
     if rdata.rdtype in (HTTPS, SVCB):
         if hint := rdata.params.get(ParamKey.IPV4HINT):
-            found += [_MAPPED + inet_pton(AF_INET, address) for address in hint.addresses]
+            found += [IPV4_MAPPED + inet_pton(AF_INET, address) for address in hint.addresses]
         if hint := rdata.params.get(ParamKey.IPV6HINT):
             found += [inet_pton(AF_INET6, address) for address in hint.addresses]
     return found

@@ -10,7 +10,7 @@ import typer
 from zfw_py.cli import output
 
 if TYPE_CHECKING:
-    from zfw_py.docker_dns.redirect import Status
+    from zfw_py.docker_dns.service import Status
 
 # What fits; all else is in the JSON.
 COLUMNS = (
@@ -36,7 +36,7 @@ def command(
     Says what is wrong with any. QUERIES went to the server, ANSWERS came back, BUILTIN is what was
     left to the built-in resolver.
     """
-    from zfw_py.docker_dns import redirect
+    from zfw_py.docker_dns import service as redirect
 
     found = redirect.redirects()
     if as_json:

@@ -10,7 +10,7 @@ import typer
 from zfw_py.errors import UsageError
 
 if TYPE_CHECKING:
-    from zfw_py.docker_dns.redirect import Making, Target
+    from zfw_py.docker_dns.service import Making, Target
 
 To = Annotated[
     str,
@@ -72,7 +72,7 @@ _MAX_PORT = 65535
 
 def target_of(docker: str | None, pid: int | None, netns: str | None) -> Target:
     """Whose queries. Raises UsageError unless it is said once, NotFound, ZfwError."""
-    from zfw_py.docker_dns import redirect
+    from zfw_py.docker_dns import service as redirect
 
     if sum(each is not None for each in (docker, pid, netns)) != 1:
         raise UsageError("one of --docker, --pid and --netns says whose queries")
@@ -90,8 +90,8 @@ def making_of(
     mode: Literal["auto", "tcx", "clsact"], daemon_ports: str | None, *, no_probe: bool
 ) -> Making:
     """How. Raises UsageError."""
-    from zfw_py.abi.docker_dns_codec import Daemon
-    from zfw_py.docker_dns.redirect import Making
+    from zfw_py.docker_dns.codec import Daemon
+    from zfw_py.docker_dns.service import Making
 
     daemon = None
     if daemon_ports is not None:

@@ -41,8 +41,8 @@ def command(
     Queries of up to the interface's MTU are sent on, answers of any size come back; IPv6 servers
     are not supported.
     """
-    from zfw_py.docker_dns import redirect
-    from zfw_py.model.dns_redirect import parse_redirect
+    from zfw_py.docker_dns import service as redirect
+    from zfw_py.docker_dns.model import parse_redirect
 
     asked = parse_redirect(to, resolver, interface, only_domain, tcp)
     making = options.making_of(mode, daemon_ports, no_probe=no_probe)

@@ -21,7 +21,7 @@ def command(
 
     The built-in resolver answers again, and all is as it was.
     """
-    from zfw_py.docker_dns import redirect
+    from zfw_py.docker_dns import service as redirect
 
     if every == (identifier is not None):
         raise UsageError("an ID or --all says which redirect")

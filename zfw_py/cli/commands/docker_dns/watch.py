@@ -36,8 +36,8 @@ def command(
     its redirect away. An engine that goes is waited for, for two minutes. What keeps the first
     redirect from being made ends the command; what is in the way later is printed, and tried again.
     """
+    from zfw_py.docker_dns.model import parse_redirect
     from zfw_py.docker_dns.watch import watch
-    from zfw_py.model.dns_redirect import parse_redirect
 
     asked = parse_redirect(to, resolver, interface, only_domain, tcp)
     making = options.making_of(mode, daemon_ports, no_probe=no_probe)

@@ -10,7 +10,7 @@ from zfw_py.cli import guard_log, output
 from zfw_py.cli.commands.guard import options
 
 if TYPE_CHECKING:
-    from zfw_py.guard.guard import Made
+    from zfw_py.guard.service import Made
 
 
 def command(
@@ -33,7 +33,7 @@ def command(
     Prints the guard's id; a process in the background answers DNS. Sockets that were made outside
     of the cgroup are not guarded; processes that hold such are warned of.
     """
-    from zfw_py.guard import guard
+    from zfw_py.guard import service as guard
 
     made = options.policy_of(
         allow,

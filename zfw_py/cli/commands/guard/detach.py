@@ -19,7 +19,7 @@ def command(
     every: Annotated[bool, typer.Option("--all", help="All guards.")] = False,
 ) -> None:
     """Take a guard away: what it guarded runs on, and reaches everything."""
-    from zfw_py.guard import guard
+    from zfw_py.guard import service as guard
 
     if every == (identifier is not None):
         raise UsageError("an ID or --all says which guard")

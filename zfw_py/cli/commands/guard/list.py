@@ -70,7 +70,7 @@ def as_object(status: Status) -> dict[str, object]:
 
 def denied(status: Status) -> int:
     """How often something was denied."""
-    from zfw_py.abi.guard_codec import DENIALS
+    from zfw_py.guard.codec import DENIALS
 
     return sum(
         count

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from zfw_py.errors import ZfwError
-    from zfw_py.guard.guard import Target
-    from zfw_py.model.policy import Policy
+    from zfw_py.guard.model import Policy
+    from zfw_py.guard.service import Target
 
 Default = Literal["deny", "allow"]
 
@@ -98,7 +98,8 @@ def policy_of(
     log_only: bool,
 ) -> Policy:
     """The policy of a file, if there is one, and of the command line. Raises UsageError."""
-    from zfw_py.model.policy import Policy, parse_entry, parse_server
+    from zfw_py.guard.model import Policy, parse_entry
+    from zfw_py.values.endpoint import parse_server
 
     policy = Policy(
         allow=tuple(parse_entry(text, "--allow") for text in allow),
@@ -116,8 +117,8 @@ def policy_of(
 
 
 def _read(file: str) -> Policy:
-    from zfw_py.model.policy_file import MAX_BYTES, decode
-    from zfw_py.model.structured import DocumentError
+    from zfw_py.guard.document import MAX_BYTES, decode
+    from zfw_py.values.structured import DocumentError
 
     form = form_of(file)
     data = files.read_stdin(MAX_BYTES) if file == "-" else files.read(file, MAX_BYTES)
@@ -131,7 +132,7 @@ def _read(file: str) -> Policy:
 
 def target_of(cgroup: str | None, pid: int | None, docker: str | None, *, move: bool) -> Target:
     """What is to be guarded. Raises UsageError unless it is named once, NotFound."""
-    from zfw_py.guard import guard
+    from zfw_py.guard import service as guard
 
     if sum(each is not None for each in (cgroup, pid, docker)) != 1:
         raise UsageError("one of --cgroup, --pid and --docker says what to guard")

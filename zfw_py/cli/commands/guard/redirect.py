@@ -31,8 +31,8 @@ def command(
     Prints the guard's id. Nothing is left running. The server is reached as seen from each
     program's network namespace. DNS of a family without a server is refused.
     """
-    from zfw_py.guard import guard
-    from zfw_py.model.policy import parse_server
+    from zfw_py.guard import service as guard
+    from zfw_py.values.endpoint import parse_server
 
     servers = [parse_server(text, "--dns-to") for text in dns_to]
     target = options.target_of(cgroup, pid, docker, move=move)

@@ -40,7 +40,7 @@ def command(
     denied is printed on stderr. What the command leaves running stays guarded until it ends.
     """
     from zfw_py.guard import command as running
-    from zfw_py.guard import guard
+    from zfw_py.guard import service as guard
 
     made = options.policy_of(
         allow,

@@ -51,8 +51,8 @@ def command(
 
     A UDP daemon answers from its own port: a mapping to another one is refused.
     """
-    from zfw_py.model import steering as model
-    from zfw_py.steer.steering import Steering
+    from zfw_py.steer import model
+    from zfw_py.steer.service import Steering
 
     if (to is not None) + (to_pid is not None) + (to_unit is not None) + register != 1:
         raise UsageError("one of --to, --to-pid, --to-unit and --register says where it leads")

@@ -12,7 +12,7 @@ from zfw_py.cli.commands.steer import options
 from zfw_py.errors import UsageError
 
 if TYPE_CHECKING:
-    from zfw_py.model.steering import Entry
+    from zfw_py.steer.model import Entry
 
 
 def command(
@@ -26,7 +26,7 @@ def command(
     Mappings that stay keep their sockets and counters. Those that a zfw steer run holds are neither
     read nor touched.
     """
-    from zfw_py.steer.steering import Steering
+    from zfw_py.steer.service import Steering
 
     entries = load(file)
     applied = Steering(netns).apply_entries(entries, "stdin" if file == "-" else file)
@@ -40,8 +40,8 @@ def command(
 
 def load(file: str) -> list[Entry]:
     """Read a file, or stdin for "-". Raises UsageError, naming it, and NotFound."""
-    from zfw_py.model.steering import MAX_BYTES, decode
-    from zfw_py.model.structured import DocumentError
+    from zfw_py.steer.model import MAX_BYTES, decode
+    from zfw_py.values.structured import DocumentError
 
     data = files.read_stdin(MAX_BYTES) if file == "-" else files.read(file, MAX_BYTES)
     name = "stdin" if file == "-" else file

@@ -9,7 +9,7 @@ from zfw_py.cli.commands.steer import options
 
 def command(netns: options.Netns = None) -> None:
     """End all steering: mappings, counters and programs go; connections that are open stay."""
-    from zfw_py.steer.steering import Steering
+    from zfw_py.steer.service import Steering
 
     count = Steering(netns).detach()
     output.line(f"detached; {output.counted(count, 'mapping')} removed")

@@ -35,7 +35,7 @@ def command(
     netns: options.Netns = None,
 ) -> None:
     """List the mappings, whether a socket is there for each, and what became of look-ups."""
-    from zfw_py.steer.steering import Steering
+    from zfw_py.steer.service import Steering
 
     found = Steering(netns).listed()
     if as_json:
@@ -52,7 +52,7 @@ def command(
 
 def as_object(listed: Listed) -> dict[str, object]:
     """A mapping as JSON has it."""
-    from zfw_py.model.steering import entry_of
+    from zfw_py.steer.model import entry_of
 
     return entry_of(listed.mapping) | {
         "run_pid": listed.run_pid,

@@ -26,8 +26,8 @@ def command(
 
     any as an address also names a mapping of every address of one family, if there is but one.
     """
-    from zfw_py.model.steering import parse_key
-    from zfw_py.steer.steering import Steering
+    from zfw_py.steer.model import parse_key
+    from zfw_py.steer.service import Steering
 
     named = (protocol, address, port)
     is_one = None not in named

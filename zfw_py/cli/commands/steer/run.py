@@ -39,9 +39,9 @@ def command(
     are taken in the kernel, whether this runs or not. Its own mappings go when it ends; all others
     stay, and steering goes on. Of several that run, one manages and the others wait.
     """
-    from zfw_py.model import steering as model
+    from zfw_py.steer import model
     from zfw_py.steer.manager import run
-    from zfw_py.steer.steering import Steering
+    from zfw_py.steer.service import Steering
 
     name = label or f"run-{os.getpid()}"
     mappings = []

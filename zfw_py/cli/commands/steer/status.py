@@ -27,7 +27,7 @@ def command(
     netns: options.Netns = None,
 ) -> None:
     """Show what is attached, in which order with programs of others, and what did not work."""
-    from zfw_py.steer.steering import Steering
+    from zfw_py.steer.service import Steering
 
     status = Steering(netns).status()
     if as_json:

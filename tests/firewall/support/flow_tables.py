@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The kernel's tables of flows in a test: written to, cleared, made older; and packets run.
+
+Entries are made from the layout and struct zfw_flow's comments.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from contextlib import contextmanager
+from socket import if_nametoindex
+from typing import TYPE_CHECKING
+
+from tests.firewall.support.tracked import TCP, End, TrackedFlow
+from zfw_py.firewall import layout
+from zfw_py.firewall.maps import Tables
+from zfw_py.kernel import bpf
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SECOND = 1_000_000_000
+STAGES = {
+    "started": layout.FLOW_STARTED,
+    "answered": layout.FLOW_ANSWERED,
+    "confirmed": layout.FLOW_CONFIRMED,
+}
+_FINS = (layout.FLOW_FIN_0, layout.FLOW_FIN_1)
+# struct __sk_buff
+_CONTEXT_SIZE, _INGRESS_IFINDEX, _IFINDEX = 192, 36, 40
+
+
+def _address(end: End) -> bytes:
+    address = end[0]
+    return address.packed if address.version == 6 else b"\0" * 10 + b"\xff\xff" + address.packed
+
+
+def _rank(end: End) -> tuple[int, ...]:
+    """Which end comes first: the programs compare words as they load them, the last one first."""
+    words = struct.unpack("=4I", _address(end))
+    return (*reversed(words), *struct.unpack("=H", end[1].to_bytes(2, "big")))
+
+
+def _encode(flow: TrackedFlow) -> tuple[bytes, bytes]:
+    ends = sorted((flow.initiator, flow.responder), key=_rank)
+    key = struct.pack(
+        layout.FLOW_KEY,
+        b"".join(_address(end) for end in ends),
+        b"".join(end[1].to_bytes(2, "big") for end in ends),
+        flow.protocol,
+    )
+    initiator = ends.index(flow.initiator)
+    flags = (
+        layout.FLOW_ADMITTED_IN * flow.is_admitted_in
+        | layout.FLOW_ADMITTED_OUT * flow.is_admitted_out
+        | layout.FLOW_ADOPTED * flow.is_adopted
+        | layout.FLOW_RESET * flow.is_reset
+    )
+    for fin in flow.fins:
+        flags |= _FINS[initiator ^ fin]
+    value = struct.pack(
+        layout.FLOW,
+        max(round(flow.seen * SECOND), 0),
+        struct.pack("=2I", *(flow.next[end] for end in ends)),
+        struct.pack("=2I", *(flow.acknowledged[end] for end in ends)),
+        initiator,
+        flags,
+        STAGES[flow.stage],
+        flow.again,
+    )
+    return key, value
+
+
+def write_flow(tables: Tables, flow: TrackedFlow) -> None:
+    """Put a flow where the programs find it."""
+    index = layout.FLOWS_OPENING
+    if flow.stage == "confirmed":
+        index = layout.FLOWS_OPEN if flow.protocol == TCP else layout.FLOWS_OPEN_DATAGRAMS
+    inner = tables.inner("flows", index)
+    assert inner is not None
+    inner.update(*_encode(flow))
+
+
+def clear_flows() -> None:
+    """Forget all."""
+    with Tables(is_writer=True) as tables:
+        for index in range(layout.FLOW_TABLES):
+            inner = tables.inner("flows", index)
+            assert inner is not None
+            for key, _ in list(inner.items()):
+                inner.delete(key)
+
+
+def age_flows(seconds: float) -> None:
+    """As if so much time had gone by."""
+    with Tables(is_writer=True) as tables:
+        for index in range(layout.FLOW_TABLES):
+            inner = tables.inner("flows", index)
+            assert inner is not None
+            for key, value in list(inner.items()):
+                (seen,) = struct.unpack_from("=Q", value)
+                older = max(seen - round(seconds * SECOND), 0)
+                inner.update(key, struct.pack("=Q", older) + value[8:])
+
+
+@contextmanager
+def programs() -> Iterator[dict[str, int]]:
+    """Descriptors of the programs that run on the wire, by direction."""
+    with Tables(is_writer=False) as tables:
+        opened = {
+            direction: bpf.open_pin(f"{tables.directory}/{direction}")
+            for direction in ("ingress", "egress")
+        }
+    try:
+        yield opened
+    finally:
+        for program in opened.values():
+            os.close(program)
+
+
+def run(program: int, frame: bytes, name: str, came_by: str | None = None) -> int:
+    """Let a packet arrive or leave: what the program returns."""
+    context = bytearray(_CONTEXT_SIZE)
+    struct.pack_into("=I", context, _IFINDEX, if_nametoindex(name))
+    if came_by:
+        struct.pack_into("=I", context, _INGRESS_IFINDEX, if_nametoindex(came_by))
+    result, _ = bpf.test_run(program, frame, bytes(context))
+    return result

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The process that keeps a guard: when it ends, and what is said of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.guard.support.world import UPSTREAM, ZFW
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.guard.support.world import World
+
+pytestmark = pytest.mark.kernel
+
+
+def _wait_for(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _is_zombie(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def _keeper(world: World) -> int | None:
+    listed = json.loads(world.zfw("list", "--json").stdout)
+    return listed[0]["keeper_pid"] if listed else None
+
+
+@contextmanager
+def _running(world: World) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """``zfw guard run`` of a command that ends with its stdin, and the process that keeps it."""
+    command = (str(ZFW), "guard", "run", "--dns-upstream", UPSTREAM, "--", "cat")
+    with world.start(*command, stdin=subprocess.PIPE) as running:
+        try:
+            _wait_for(lambda: _keeper(world) is not None)
+            keeper = _keeper(world)
+            assert keeper is not None
+            yield running, keeper
+        finally:
+            running.kill()
+
+
+def test_that_it_ends_with_the_command_is_nothing_to_warn_of(world: World) -> None:
+    """Also where the command is seen to have ended late: until then the guard is kept."""
+    with _running(world) as (running, keeper):
+        os.kill(running.pid, signal.SIGSTOP)
+        children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+        (command,) = {int(child) for child in children} - {keeper}
+        assert running.stdin is not None
+        running.stdin.close()
+        running.stdin = None
+        _wait_for(lambda: _is_zombie(command))
+        assert _keeper(world) == keeper
+        os.kill(running.pid, signal.SIGCONT)
+        assert running.communicate(timeout=60) == ("", "")
+        assert running.returncode == 0
+        assert _keeper(world) is None
+
+
+def test_that_it_is_killed_is_warned_of(world: World) -> None:
+    with _running(world) as (running, keeper):
+        os.kill(keeper, signal.SIGKILL)
+        assert running.stderr is not None
+        warning = "zfw: warning: the guard's process has ended: DNS fails from now on\n"
+        assert running.stderr.readline() == warning
+        assert running.communicate(timeout=60) == ("", "")
+        assert running.returncode == 0

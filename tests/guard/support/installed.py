@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A guard's programs on a cgroup of the test's own, without a process that keeps it."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from tests.support.cgroups import private_cgroup
+from zfw_py.guard import programs
+from zfw_py.guard.maps import About, Tables, make_root
+from zfw_py.kernel import cgroup
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from zfw_py.guard.codec import Proxy
+    from zfw_py.guard.model import Policy
+
+
+@contextmanager
+def installed(policy: Policy, proxies: Mapping[int, Proxy]) -> Iterator[tuple[Path, Tables]]:
+    """The cgroup and the guard's maps, for the length of a with block."""
+    make_root()
+    with private_cgroup() as place:
+        about = About(
+            id=programs.new_identifier(),
+            kind="attach",
+            cgroup=str(place),
+            cgroup_id=cgroup.identifier(str(place)),
+            is_cgroup_ours=False,
+            proxy_cgroup="",
+            created=time.time(),
+            servers=[],
+            policy=policy.as_object(),
+        )
+        tables, about = programs.build(about, programs.Rules.of(policy), tells_all=True)
+        for cookie, proxy in proxies.items():
+            tables.write_proxy(cookie, proxy)
+        programs.put_in_force(tables, about)
+        try:
+            yield place, tables
+        finally:
+            programs.remove(about.id)

@@ -1,1 +1,0 @@
-"""The layouts shared with the BPF programs, and the model to bytes and back."""

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What ``zfw classic install`` lays out: every file, link and its mode."""
+
+from __future__ import annotations
+
+import sys
+from importlib.resources import files
+from typing import NamedTuple
+
+from zfw_py.compat import places
+from zfw_py.compat.boot import KINDS
+from zfw_py.errors import ZfwError
+from zfw_py.systemd import firewall as restore_unit
+
+_BIN = "/opt/openziti/bin"
+_UNITS = "/etc/systemd/system"
+
+# The kernel reads 256 bytes of a first line, and no quotes in it.
+_MAX_INTERPRETER = 200
+
+
+class Entry(NamedTuple):
+    """A file with its content, or with a ``target`` a symbolic link."""
+
+    path: str
+    content: bytes
+    mode: int
+    target: str | None = None
+
+
+def entries() -> list[Entry]:
+    """All of it, the command first and the links last. Raises ZfwError."""
+    head = f"#!{interpreter()} -I\n".encode()
+    program = _file("boot_program")
+    made = [
+        Entry(places.ZFW, head + _file("zfw"), 0o755),
+        Entry(places.MONITOR, head + _file("zfw_monitor"), 0o755),
+    ]
+    for verb in ("start", "revert"):
+        for kind in KINDS:
+            text = program.replace(b"@VERB@", verb.encode()).replace(b"@KIND@", kind.encode())
+            # Not for others to run: only root can.
+            made.append(Entry(f"{_BIN}/{verb}_ebpf_{kind}.py", head + text, 0o744))
+    firewall = (files("zfw_py") / "objects" / "firewall.bpf.o").read_bytes()
+    # Callers look whether they exist; what is attached comes from the package.
+    made += [
+        Entry(f"{_BIN}/zfw_tc_ingress.o", firewall, 0o644),
+        Entry(f"{_BIN}/zfw_tc_outbound_track.o", firewall, 0o644),
+        Entry(f"{places.INTERFACES}.sample", _file("ebpf_config.json.sample"), 0o644),
+        Entry(f"{places.USER_RULES}.sample", _file("user_rules.sh.sample"), 0o744),
+        Entry(f"{_UNITS}/fw-init.service", _file("fw-init.service"), 0o644),
+        Entry(f"{_UNITS}/ziti-fw-init.service", _file("ziti-fw-init.service"), 0o644),
+        # As of any program's package: not enabled until somebody wants it.
+        Entry(f"{_UNITS}/{restore_unit.UNIT}", _restore_unit(), 0o644),
+        Entry("/etc/logrotate.d/zfwlogs", _file("zfwlogs"), 0o644),
+        Entry("/etc/cron.d/zfw_refresh", _file("zfw_refresh"), 0o644),
+        # Relative, so that it is right below any prefix, and after the prefix is gone.
+        Entry(places.ZFW_LINK, b"", 0o777, "../.." + places.ZFW),
+        Entry(places.MONITOR_LINK, b"", 0o777, "../.." + places.MONITOR),
+    ]
+    return made
+
+
+def interpreter() -> str:
+    """The interpreter of this installation, as the first line of a program can name it."""
+    path = sys.executable
+    if not path.startswith("/") or len(path) > _MAX_INTERPRETER or len(path.split()) != 1:
+        raise ZfwError(
+            f"this Python cannot run the programs: {path!r}",
+            hint="install zfw below a short path without blanks, such as /opt/zfw",
+        )
+    return path
+
+
+def _restore_unit() -> bytes:
+    unit = restore_unit.text(places.ZFW, restore_unit.FILE)
+    return f"# SPDX-License-Identifier: GPL-2.0-only\n{unit}".encode()
+
+
+def _file(name: str) -> bytes:
+    return (files("zfw_py.compat") / "files" / name).read_bytes()

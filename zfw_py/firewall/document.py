@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A firewall as a document: its types, and how it is read and written. Pure.
+
+The types are the published schema (docs/schema); what a schema cannot say, such
+as that two rules must not have the same key, is checked when a Document is made.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from msgspec import UNSET, Meta, Struct, UnsetType, to_builtins
+from msgspec.structs import fields
+
+from zfw_py.errors import UsageError
+from zfw_py.firewall.flow_limits import BOUNDS, FlowLimits
+from zfw_py.firewall.model import Rule, RuleKey, check_interface_name, check_service_id
+from zfw_py.values.prefix import Prefix
+from zfw_py.values.structured import ContentError, bounded, make, parse
+from zfw_py.values.structured import DocumentError as DocumentError
+from zfw_py.values.structured import Format as Format
+
+VERSION = 1
+# As many as the tables hold, and some more than they take on average.
+MAX_RULES = 2_097_152
+MAX_BYTES = 256 * 1024 * 1024
+MAX_INTERFACES = 1024
+
+_TOML_HEAD = (
+    f"# A firewall, as zfw save writes it (document version {VERSION}).\n"
+    "# zfw restore makes the firewall equal to it; docs/PERSISTENCE.md says what each field is.\n"
+    "# Of rules with the same prefixes and protocol the first that matches wins.\n"
+)
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Direction = Literal["ingress", "egress"]
+
+
+def _within(name: str) -> Meta:
+    least, most = BOUNDS[name]
+    return Meta(ge=least, le=most)
+
+
+_DEFAULT_LIMITS = FlowLimits()
+
+
+class FlowEntry(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """The limits of tracked flows: idle times in seconds, and how many are kept."""
+
+    udp_idle: Annotated[int, _within("udp_idle")] = _DEFAULT_LIMITS.udp_idle
+    tcp_idle: Annotated[int, _within("tcp_idle")] = _DEFAULT_LIMITS.tcp_idle
+    max_flows: Annotated[int, _within("max_flows")] = _DEFAULT_LIMITS.max_flows
+
+
+class Settings(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """The settings of an interface, with the values that one without any has."""
+
+    icmp_echo: bool = False
+    ssh: bool = True
+    ipv6: bool = False
+    per_interface_rules: bool = False
+    pass_non_tuple: bool = False
+    verbose: bool = False
+    outbound_filter: bool = False
+    vrrp: bool = False
+    eapol: bool = False
+
+
+class AttachmentEntry(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True
+):
+    """A program on an interface; mode "auto" is TCX where the kernel has it."""
+
+    interface: str
+    direction: Direction = "ingress"
+    mode: Literal["auto", "tcx", "clsact"] = "auto"
+
+
+class RuleEntry(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """A rule. Without a source it is any; without a high port it is the low one."""
+
+    destination: str
+    source: str | UnsetType = UNSET
+    direction: Direction = "ingress"
+    protocol: Literal["tcp", "udp"]
+    low_port: Port
+    high_port: Port | UnsetType = UNSET
+    action: Literal["intercept", "pass", "deny"]
+    tproxy_port: Port = 0
+    service_id: str = ""
+    interfaces: Annotated[tuple[str, ...], Meta(max_length=MAX_INTERFACES)] = ()
+    route: bool = False
+
+    @classmethod
+    def of(cls, rule: Rule) -> RuleEntry:
+        """The entry of a rule; its counters are not part of it."""
+        key = rule.key
+        return cls(
+            destination=str(key.destination),
+            source=str(key.source) if key.source.length else UNSET,
+            direction=key.direction,  # type: ignore[arg-type]
+            protocol=key.protocol,  # type: ignore[arg-type]
+            low_port=key.low_port,
+            high_port=rule.high_port if rule.high_port != key.low_port else UNSET,
+            action=rule.action,  # type: ignore[arg-type]
+            tproxy_port=rule.tproxy_port,
+            service_id=rule.service_id,
+            interfaces=rule.interfaces,
+            route=rule.is_routed,
+        )
+
+
+class Document(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True, dict=True
+):
+    """All of a firewall that its administrator chose: numbers, settings, attachments, rules.
+
+    Raises ValueError where the fields contradict each other. Of rules with the
+    same prefixes and protocol the order counts.
+    """
+
+    version: Annotated[int, Meta(ge=VERSION, le=VERSION)]
+    flows: FlowEntry = FlowEntry()
+    settings: Annotated[dict[str, Settings], Meta(max_length=MAX_INTERFACES)] = {}
+    attachments: tuple[AttachmentEntry, ...] = ()
+    rules: Annotated[tuple[RuleEntry, ...], Meta(max_length=MAX_RULES)] = ()
+
+    def __post_init__(self) -> None:
+        """Check what the types cannot."""
+        for name in self.settings:
+            _check_interface(name, f"settings.{name}")
+        seen: dict[tuple[str, str], int] = {}
+        for index, entry in enumerate(self.attachments):
+            _check_interface(entry.interface, f"attachments[{index}].interface")
+            first = seen.setdefault((entry.interface, entry.direction), index)
+            if first != index:
+                raise ContentError(
+                    f"attachments[{index}]",
+                    f"the interface and direction of attachments[{first}] again",
+                )
+        _ = self.parsed_rules
+
+    @cached_property
+    def parsed_rules(self) -> tuple[Rule, ...]:
+        """The rules of the entries; ``is_routed`` says that a local route is asked for."""
+        seen: dict[RuleKey, int] = {}
+        parsed = []
+        for index, entry in enumerate(self.rules):
+            rule = _parse_rule(entry, f"rules[{index}]")
+            first = seen.setdefault(rule.key, index)
+            if first != index:
+                raise ContentError(f"rules[{index}]", f"the key of rules[{first}] again")
+            parsed.append(rule)
+        return tuple(parsed)
+
+
+def _check_interface(name: str, path: str) -> None:
+    try:
+        check_interface_name(name, "")
+    except (UsageError, UnicodeEncodeError):
+        raise ContentError(path, f"not an interface name: {name!r}") from None
+
+
+def _parse_rule(entry: RuleEntry, path: str) -> Rule:
+    field = "destination"
+    low = entry.low_port
+    high = low if entry.high_port is UNSET else entry.high_port
+    try:
+        destination = Prefix.parse(entry.destination, option=field)
+        field = "source"
+        source = None if entry.source is UNSET else Prefix.parse(entry.source, option=field)
+        key = RuleKey(destination, entry.protocol, low, source=source, direction=entry.direction)
+        field = "high_port"
+        if high < low:
+            raise UsageError(f"{high} is below the low port {low}")
+        field = "tproxy_port"
+        if (entry.action == "intercept") != (entry.tproxy_port != 0):
+            wanted = "1 to 65535" if entry.action == "intercept" else "0"
+            raise UsageError(f"has to be {wanted} for {entry.action}: {entry.tproxy_port}")
+        field = "action"
+        if entry.action == "intercept" and entry.direction == "egress":
+            raise UsageError("an egress rule does not intercept")
+        field = "service_id"
+        check_service_id(entry.service_id, field)
+        for index, name in enumerate(entry.interfaces):
+            _check_interface(name, f"{path}.interfaces[{index}]")
+        rule = Rule(
+            key,
+            high,
+            tproxy_port=entry.tproxy_port,
+            deny=entry.action == "deny",
+            service_id=entry.service_id,
+            interfaces=entry.interfaces,
+        )
+    except UsageError as error:
+        raise ContentError(f"{path}.{field}", error.message.removeprefix(f"{field}: ")) from None
+    except UnicodeEncodeError:
+        raise ContentError(f"{path}.{field}", "not text") from None
+    rule.is_routed = entry.route
+    return rule
+
+
+# Reading
+
+
+def decode(data: bytes, form: Format) -> Document:
+    """Read a document. Raises DocumentError, naming the line or the path of the first fault."""
+    raw = parse(data, form, MAX_BYTES)
+    if isinstance(raw, dict):
+        _check_version(raw)
+    return make(raw, Document, {"settings": Settings})
+
+
+def _check_version(raw: dict[str, Any]) -> None:
+    """Before all else: what follows may be of another time."""
+    version = raw.get("version")
+    if type(version) is int and version != VERSION:
+        raise DocumentError(
+            f"{bounded(repr(version))} is unknown; this zfw reads documents of version {VERSION}",
+            path="version",
+        )
+
+
+# Writing
+
+
+def encode(document: Document, form: Format) -> bytes:
+    """Write a document; the same one gives the same bytes, a rule a table or a line.
+
+    Raises DocumentError for what the format cannot hold.
+    """
+    data = _to_toml(document) if form == "toml" else _to_json(document)
+    if len(data) > MAX_BYTES:
+        raise DocumentError(f"larger than {MAX_BYTES} bytes")
+    return data
+
+
+def _to_builtins(document: Document) -> dict[str, Any]:
+    """As dicts and lists, without what is so by default.
+
+    msgspec's omit_defaults goes by identity: of two equal strings it leaves out one.
+    """
+    raw: dict[str, Any] = to_builtins(document)
+    flows = {
+        field.name: value
+        for field in fields(FlowEntry)
+        if (value := getattr(document.flows, field.name)) != field.default
+    }
+    if flows:
+        raw["flows"] = flows
+    else:
+        raw.pop("flows", None)
+    for name, kind in (("attachments", AttachmentEntry), ("rules", RuleEntry)):
+        if name in raw:
+            defaults = {field.name: field.default for field in fields(kind)}
+            raw[name] = [
+                {key: value for key, value in item.items() if value != defaults[key]}
+                for item in raw[name]
+            ]
+    return raw
+
+
+def _to_toml(document: Document) -> bytes:
+    raw = _to_builtins(document)
+    parts = [_TOML_HEAD, tomli_w.dumps({"version": raw.pop("version")})]
+    for name in ("flows", "settings"):
+        if name in raw:
+            parts.append(f"\n{tomli_w.dumps({name: raw.pop(name)})}")
+    for name, items in raw.items():
+        # One by one: else tomli_w chooses lines or tables by how long the longest item is.
+        parts += [f"\n[[{name}]]\n{tomli_w.dumps(item)}" for item in items]
+    try:
+        return "".join(parts).encode()
+    except UnicodeEncodeError:
+        raise DocumentError(
+            f"{_first_not_utf8(document)}: not UTF-8, which TOML cannot hold; JSON can"
+        ) from None
+
+
+def _first_not_utf8(document: Document) -> str:
+    for index, entry in enumerate(document.rules):
+        for field, texts in (("service_id", (entry.service_id,)), ("interfaces", entry.interfaces)):
+            if any(_is_not_utf8(text) for text in texts):
+                return f"rules[{index}].{field}"
+    for index, attachment in enumerate(document.attachments):
+        if _is_not_utf8(attachment.interface):
+            return f"attachments[{index}].interface"
+    return "settings"
+
+
+def _is_not_utf8(text: str) -> bool:
+    return any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def _to_json(document: Document) -> bytes:
+    raw = _to_builtins(document)
+    encoder = json.JSONEncoder(ensure_ascii=False, check_circular=False)
+    parts = []
+    for name, value in raw.items():
+        if isinstance(value, list):
+            items = ",\n".join([f"    {encoder.encode(item)}" for item in value])
+            parts.append(f'  "{name}": [\n{items}\n  ]')
+        elif name == "settings":
+            items = ",\n".join(
+                [
+                    f"    {encoder.encode(key)}: {encoder.encode(item)}"
+                    for key, item in value.items()
+                ]
+            )
+            parts.append(f'  "{name}": {{\n{items}\n  }}')
+        else:
+            parts.append(f'  "{name}": {encoder.encode(value)}')
+    text = "{\n" + ",\n".join(parts) + "\n}\n"
+    # A byte of a name that is not UTF-8 is a lone surrogate here, and \udc80 in JSON.
+    return text.encode("utf-8", "backslashreplace")

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The pinned maps of one network namespace, checked against the compiled layout. Hot."""
+
+from __future__ import annotations
+
+from os.path import exists, isdir
+
+from zfw_py.errors import LayoutMismatch, NotInstalled, PermissionDenied, raise_expected
+from zfw_py.firewall import layout
+from zfw_py.firewall.codec import State, from_u32, u32
+from zfw_py.kernel import bpf
+from zfw_py.kernel.bpffs import ROOT, state_directory
+from zfw_py.kernel.lock import Lock
+from zfw_py.kernel.netns import netns_cookie
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+ZERO = u32(0)
+_MAX_ENTRIES = 3  # index into a map's five numbers
+
+
+class Tables:
+    """The maps, opened as they are asked for, under the lock for as long as it is entered."""
+
+    def __init__(
+        self,
+        *,
+        is_writer: bool,
+        directory: str | None = None,
+        build: Callable[[str], None] | None = None,
+    ) -> None:
+        """For the caller's network namespace. Nothing is opened yet.
+
+        ``build`` makes and publishes the directory if there is none, under the lock.
+        """
+        self.directory = directory or state_directory(netns_cookie())
+        self._build = build
+        self._is_writer = is_writer
+        # Whether ``build`` made it just now.
+        self.is_new = False
+        self._lock = Lock(ROOT, is_exclusive=is_writer)
+        self._maps: dict[str, bpf.Map] = {}
+        self._inner: dict[tuple[str, int], bpf.Map] = {}
+
+    def __enter__(self) -> Tables:
+        """Take the lock. Raises NotInstalled, PermissionDenied, LayoutMismatch or Busy.
+
+        A writer has every map checked before it changes the first.
+        """
+        try:
+            self._lock.__enter__()
+        except FileNotFoundError:
+            raise self._not_installed() from None
+        except PermissionError:
+            raise PermissionDenied(f"cannot open {ROOT}: needs root") from None
+        try:
+            if self._build is not None and not exists(self.directory):
+                self._build(self.directory)
+                self.is_new = True
+            version = self.state().abi_version
+            if version != layout.ABI_VERSION:
+                raise self.mismatch("state", f"version {version}, not {layout.ABI_VERSION}")
+            if self._is_writer:
+                for name in layout.MAPS:
+                    self.map(name)
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Let go of the lock; an OSError that got here becomes one of ours."""
+        self._lock.__exit__(kind, error, trace)
+        if isinstance(error, OSError):
+            raise_expected(error)
+
+    @staticmethod
+    def _not_installed() -> NotInstalled:
+        return NotInstalled(
+            "no firewall in this network namespace", hint="zfw attach IFACE starts one"
+        )
+
+    def mismatch(self, name: str, what: str) -> LayoutMismatch:
+        """The error for a pin that is not what this version makes."""
+        return LayoutMismatch(
+            f"{self.directory}/{name} is of another version of zfw: {what}",
+            hint="zfw detach --all of that version removes it",
+        )
+
+    def map(self, name: str) -> bpf.Map:
+        """The map of this name."""
+        if name in self._maps:
+            return self._maps[name]
+        try:
+            opened = bpf.open_map(f"{self.directory}/{name}")
+        except FileNotFoundError:
+            raise self._not_installed() from None
+        except PermissionError:
+            if isdir(f"{self.directory}/{name}"):
+                raise self.mismatch(name, "it is a directory") from None
+            raise PermissionDenied(f"cannot open {self.directory}/{name}: needs root") from None
+        except OSError as error:
+            # EINVAL and the like: something is pinned there that is no map.
+            raise self.mismatch(name, error.strerror or str(error)) from None
+        if opened.spec != layout.MAPS[name]:
+            raise self.mismatch(name, f"{opened.spec}, not {layout.MAPS[name]}")
+        self._maps[name] = opened
+        return opened
+
+    def inner(self, name: str, index: int = 0) -> bpf.Map | None:
+        """The map at this index of a map of maps, or None if there is none yet."""
+        if (name, index) in self._inner:
+            return self._inner[name, index]
+        opened = self.open_inner(name, index)
+        if opened is not None:
+            self._inner[name, index] = opened
+        return opened
+
+    def open_inner(self, name: str, index: int) -> bpf.Map | None:
+        """The same, but not kept open: many rules have more maps than a process may."""
+        number = self.map(name).lookup(u32(index))
+        if number is None:
+            return None
+        opened = bpf.open_map_by_id(from_u32(number))
+        expected = layout.INNER_MAPS[name]
+        if opened.spec[:_MAX_ENTRIES] != expected[:_MAX_ENTRIES]:
+            raise self.mismatch(name, f"{opened.spec}, not {expected}")
+        return opened
+
+    def new_inner(self, name: str, index: int = 0, max_entries: int | None = None) -> bpf.Map:
+        """A new map put at this index; what was there is gone for programs and for us.
+
+        The kernel waits until no program uses the old one: about 10 ms.
+        """
+        spec = list(layout.INNER_MAPS[name])
+        if max_entries is not None:
+            spec[_MAX_ENTRIES] = max_entries
+        created = bpf.create_map((spec[0], spec[1], spec[2], spec[3], spec[4]), name)
+        self.put_inner(name, index, created)
+        return created
+
+    def put_inner(self, name: str, index: int, inner: bpf.Map) -> None:
+        """Put a map at this index."""
+        self.map(name).update(u32(index), u32(inner.fd))
+        self._inner[name, index] = inner
+
+    def drop_inner(self, name: str, index: int) -> None:
+        """Take away the map at this index, for programs and for us."""
+        self.map(name).delete(u32(index))
+        self._inner.pop((name, index), None)
+
+    def state(self) -> State:
+        """What writers agree on."""
+        data = self.map("state").lookup(ZERO)
+        if data is None:
+            raise self.mismatch("state", "it is empty")
+        return State.decode(data)
+
+    def set_in_progress(self, value: bool) -> None:
+        """Mark that a change began, or that it is done; see struct zfw_state."""
+        state = self.state()
+        state.in_progress = int(value)
+        self.map("state").update(ZERO, state.encode())
+
+    @property
+    def prefixes(self) -> bpf.Map:
+        """The hash map of prefixes."""
+        inner = self.inner("prefixes")
+        if inner is None:
+            raise self.mismatch("prefixes", "it is empty")
+        return inner

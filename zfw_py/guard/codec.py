@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the guard's maps hold, as bytes and as values. Pure.
+
+Addresses are 16 bytes in network order, IPv4 as ::ffff:a.b.c.d.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import TYPE_CHECKING, NamedTuple
+
+from zfw_py.guard import layout
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_u32 = Struct("=I")
+_u64 = Struct("=Q")
+_config = Struct(layout.CONFIG)
+_keeper = Struct(layout.KEEPER)
+_prefix_key = Struct(layout.PREFIX_KEY)
+_prefix = Struct("=BxH")
+_ports = Struct(f"={layout.PREFIX_PORTS}H")
+_learnt_key = Struct(layout.LEARNT_KEY)
+_proxy = Struct(layout.PROXY)
+_servers = Struct(f"={layout.SERVERS}H")
+_asker_key = Struct(layout.ASKER_KEY)
+_asker = Struct(layout.ASKER)
+_event = Struct(layout.EVENT)
+
+ZERO = _u32.pack(0)
+_NO_ADDRESS = bytes(16)
+
+# The reasons that deny; all before them do not.
+DENIALS = layout.REASONS[layout.REASONS.index("not_allowed") :]
+OTHERWISE = {
+    "none": layout.OTHERWISE_NONE,
+    "allow": layout.OTHERWISE_ALLOW,
+    "block": layout.OTHERWISE_BLOCK,
+}
+
+
+class Config(NamedTuple):
+    """What the programs go by: ``flags`` is of LOG_ONLY, DEFAULT_ALLOW and others."""
+
+    abi_version: int
+    flags: int
+
+    def encode(self) -> bytes:
+        """As the map has it."""
+        return _config.pack(*self)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Config:
+        """The inverse."""
+        return cls(*_config.unpack(data))
+
+
+class Keeper(NamedTuple):
+    """The process that keeps a guard; ``pid`` 0: none. ``start_time`` in clock ticks."""
+
+    start_time: int
+    pid: int
+
+    def encode(self) -> bytes:
+        """As the map has it."""
+        return _keeper.pack(*self)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Keeper:
+        """The inverse."""
+        return cls(*_keeper.unpack(data))
+
+
+def prefix_key(address: bytes, length: int) -> bytes:
+    """Key of the trie; ``length`` counts from the first of the 128 bits."""
+    return _prefix_key.pack(length, address)
+
+
+def prefix_value(ports: Sequence[int], otherwise: str) -> bytes:
+    """The answer for a prefix: its ports, and "none", "allow" or "block" for the others."""
+    listed = [*ports, *[0] * (layout.PREFIX_PORTS - len(ports))]
+    return _prefix.pack(OTHERWISE[otherwise], len(ports)) + _ports.pack(*listed)
+
+
+def learnt_key(address: bytes, port: int) -> bytes:
+    """Key of an address of a name; port 0 is any."""
+    return _learnt_key.pack(address, port)
+
+
+def learnt_key_parts(key: bytes) -> tuple[bytes, int]:
+    """The inverse: address and port."""
+    address, port = _learnt_key.unpack(key)
+    return address, port
+
+
+def netns_key(cookie: int) -> bytes:
+    """Key of a network namespace; 0 stands for all that have no entry."""
+    return _u64.pack(cookie)
+
+
+class Proxy(NamedTuple):
+    """Where DNS goes in a network namespace: an address a family, and up to SERVERS ports."""
+
+    ipv4: bytes = _NO_ADDRESS
+    ipv4_ports: tuple[int, ...] = ()
+    ipv6: bytes = _NO_ADDRESS
+    ipv6_ports: tuple[int, ...] = ()
+
+    def encode(self) -> bytes:
+        """As the map has it."""
+        return _proxy.pack(self.ipv4, self.ipv6, _padded(self.ipv4_ports), _padded(self.ipv6_ports))
+
+
+def _padded(ports: tuple[int, ...]) -> bytes:
+    return _servers.pack(*ports, *[0] * (layout.SERVERS - len(ports)))
+
+
+def time_value(time: int) -> bytes:
+    """CLOCK_MONOTONIC in nanoseconds."""
+    return _u64.pack(time)
+
+
+def time_of(data: bytes) -> int:
+    """The inverse."""
+    (time,) = _u64.unpack(data)
+    return int(time)
+
+
+def decision_counts(per_cpu: Sequence[bytes]) -> dict[str, dict[str, int]]:
+    """By hook and reason how often it was decided so, of those that occurred.
+
+    ``per_cpu`` has, for each place of the counters, the values of all CPUs.
+    """
+    counts: dict[str, dict[str, int]] = {}
+    for place, data in enumerate(per_cpu):
+        total = sum(value for (value,) in _u64.iter_unpack(data))
+        if total:
+            hook, reason = divmod(place, len(layout.REASONS))
+            counts.setdefault(layout.HOOKS[hook], {})[layout.REASONS[reason]] = total
+    return counts
+
+
+def total(per_cpu: bytes) -> int:
+    """The sum over all CPUs of a counter."""
+    return sum(value for (value,) in _u64.iter_unpack(per_cpu))
+
+
+def asker_key(cookie: int, port: int, protocol: int, *, is_ipv6: bool) -> bytes:
+    """Key of who asked the proxy: namespace, source port, IPPROTO_UDP or IPPROTO_TCP."""
+    return _asker_key.pack(cookie, port, protocol, is_ipv6)
+
+
+class Asker(NamedTuple):
+    """Who asked."""
+
+    cgroup: int
+    pid: int
+    command: str
+
+    @classmethod
+    def decode(cls, data: bytes) -> Asker:
+        """From what the map has."""
+        cgroup, pid, command = _asker.unpack(data)
+        return cls(cgroup, pid, _text(command))
+
+
+class Event(NamedTuple):
+    """A decision. ``time`` is CLOCK_MONOTONIC in nanoseconds; ``pid`` 0: not known."""
+
+    time: int
+    cgroup: int
+    netns_cookie: int
+    destination: bytes
+    redirected: bytes
+    port: int
+    redirected_port: int
+    pid: int
+    protocol: int
+    hook: str
+    verdict: str
+    reason: str
+    is_log_only: bool
+    command: str
+
+    @classmethod
+    def decode(cls, data: bytes) -> Event:
+        """From a record of the ring buffer."""
+        fields = _event.unpack_from(data)
+        hook, verdict, reason, is_log_only, command = fields[9:]
+        return cls._make(
+            (
+                *fields[:9],
+                layout.HOOKS[hook],
+                layout.VERDICTS[verdict],
+                layout.REASONS[reason],
+                bool(is_log_only),
+                _text(command),
+            )
+        )
+
+
+def _text(command: bytes) -> str:
+    return command.partition(b"\0")[0].decode("utf-8", "backslashreplace")

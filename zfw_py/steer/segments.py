@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Mappings as the kernel's tables have them: ranges of ports cut into disjoint segments. Pure.
+
+A packet looks for its port, then for the segment that its port is in, then for any port,
+and each time for the longest prefix. So of the ranges that have a port those of the
+longest prefix count; of these the narrowest, and of equally narrow ones the lowest.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from zfw_py.errors import MapFull
+from zfw_py.steer.model import PROTOCOLS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from zfw_py.steer.model import Mapping, Ports, Protocol
+    from zfw_py.values.prefix import Prefix
+
+Class = Literal["port", "range", "any"]
+
+MAX_ELEMENTS = 1 << 20
+
+
+class Element(NamedTuple):
+    """An element of the trie. ``port`` is the port, the segment's number, or 0, by class.
+
+    ``number`` is the mapping's, in the sequence that was given, from 0.
+    """
+
+    protocol: Protocol
+    port_class: Class
+    port: int
+    prefix: Prefix
+    number: int
+
+
+class Segment(NamedTuple):
+    """The ports from ``low`` to ``high``, of one protocol; numbers begin at 1."""
+
+    protocol: Protocol
+    low: int
+    high: int
+    number: int
+
+
+class Table(NamedTuple):
+    """What is to be written."""
+
+    elements: list[Element]
+    segments: list[Segment]
+
+
+def table_of(mappings: Sequence[Mapping]) -> Table:
+    """The table of mappings whose keys differ. Raises MapFull if it would be too large."""
+    elements: list[Element] = []
+    segments: list[Segment] = []
+    for protocol in PROTOCOLS:
+        ranges: list[tuple[int, Mapping]] = []
+        for index, mapping in enumerate(mappings):
+            key = mapping.key
+            if key.protocol != protocol:
+                continue
+            if key.ports.is_any:
+                elements += [Element(protocol, "any", 0, each, index) for each in key.prefixes]
+            elif key.ports.is_one:
+                elements += [
+                    Element(protocol, "port", key.ports.low, each, index) for each in key.prefixes
+                ]
+            else:
+                ranges.append((index, mapping))
+        _add_ranges(protocol, ranges, elements, segments)
+        if len(elements) > MAX_ELEMENTS:
+            raise MapFull(
+                f"the mappings come to {len(elements)} elements; {MAX_ELEMENTS} at most",
+                hint="ranges of ports that overlap are cut into segments, each an element",
+            )
+    return Table(elements, segments)
+
+
+def _add_ranges(
+    protocol: Protocol,
+    ranges: list[tuple[int, Mapping]],
+    elements: list[Element],
+    segments: list[Segment],
+) -> None:
+    starts = sorted(
+        {start for _, each in ranges for start in (each.key.ports.low, each.key.ports.high + 1)}
+    )
+    # The one that counts first is written first, and stays.
+    ranges.sort(key=lambda each: _width_and_place(each[1].key.ports))
+    winners: dict[tuple[int, Prefix], int] = {}
+    for index, mapping in ranges:
+        ports = mapping.key.ports
+        for place in range(bisect_left(starts, ports.low), bisect_left(starts, ports.high + 1)):
+            for prefix in mapping.key.prefixes:
+                winners.setdefault((place, prefix), index)
+        if len(winners) > MAX_ELEMENTS:
+            break
+    numbers = {
+        place: number for number, place in enumerate(sorted({each for each, _ in winners}), 1)
+    }
+    elements += [
+        Element(protocol, "range", numbers[place], prefix, index)
+        for (place, prefix), index in winners.items()
+    ]
+    segments += [
+        Segment(protocol, starts[place], starts[place + 1] - 1, number)
+        for place, number in numbers.items()
+    ]
+
+
+def _width_and_place(ports: Ports) -> tuple[int, int]:
+    return ports.high - ports.low, ports.low

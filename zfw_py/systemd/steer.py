@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""zfw-steer.service: the unit that brings mappings back at boot, and manages their targets."""
+
+from __future__ import annotations
+
+UNIT = "zfw-steer.service"
+FILE = "/etc/zfw/steer.json"
+
+# CAP_SYS_ADMIN loads programs, CAP_NET_ADMIN attaches them; CAP_DAC_READ_SEARCH and
+# CAP_SYS_PTRACE see and take the sockets of other users' processes, and CAP_CHOWN gives
+# the group what it may read.
+CAPABILITIES = (
+    "CAP_CHOWN",
+    "CAP_DAC_READ_SEARCH",
+    "CAP_NET_ADMIN",
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_PTRACE",
+)
+
+# ProtectKernelTunables makes /sys read-only, and with it bpffs; hence not. ProtectProc would
+# hide the daemons.
+_TEMPLATE = """\
+[Unit]
+Description=zfw: steer connections to daemons
+ConditionPathExists={file}
+RequiresMountsFor={file}
+After=local-fs.target sys-fs-bpf.mount
+Before=network.target
+
+[Service]
+Type=exec
+ExecStartPre={program} steer apply {file}
+ExecStart={program} steer run
+ExecReload={program} steer apply {file}
+Restart=on-failure
+UMask=0077
+CapabilityBoundingSet={capabilities}
+NoNewPrivileges=yes
+ProtectSystem=strict
+ProtectHome=read-only
+ProtectControlGroups=yes
+ProtectKernelLogs=yes
+ProtectHostname=yes
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
+RestrictNamespaces=net
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service bpf pidfd_getfd
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def text(program: str, file: str) -> str:
+    """The unit, without a first line that says who wrote it; both paths as a unit has them."""
+    return _TEMPLATE.format(program=program, file=file, capabilities=" ".join(CAPABILITIES))
