@@ -18,7 +18,7 @@ from tests.bench.report import Section, number, progress
 from tests.docker_dns.support.world import RESOLVER, SERVER, DockerNetwork, nft_rules
 from zfw_py.docker_dns import layout
 from zfw_py.docker_dns import service as redirects
-from zfw_py.docker_dns.maps import directory_of
+from zfw_py.docker_dns.maps import STORE
 from zfw_py.docker_dns.model import parse_redirect
 from zfw_py.kernel import bpf
 
@@ -123,7 +123,7 @@ class _Programs:
     def __init__(self, identifier: str, stack: ExitStack) -> None:
         self._opened = []
         for name in ("query", "answer"):
-            program = bpf.open_pin(f"{directory_of(identifier)}/program_{name}")
+            program = bpf.open_pin(f"{STORE.directory(identifier)}/program_{name}")
             stack.callback(os.close, program)
             self._opened.append(program)
 

@@ -22,8 +22,8 @@ from tests.bench.traffic import Drain, Sender, StreamSender, checksum, mac_of
 from tests.support.netns import RoutedNetwork
 from zfw_py import Firewall, Prefix, Rule, RuleKey
 from zfw_py.firewall import layout
-from zfw_py.firewall.maps import Tables
-from zfw_py.kernel import bpf, bpffs
+from zfw_py.firewall.maps import STORE, Tables
+from zfw_py.kernel import bpf
 from zfw_py.kernel.netns import netns_cookie
 
 EGRESS_NS = 400
@@ -107,7 +107,7 @@ class Bulk:
         self._senders[_FILTERED] = self._senders[_ROUTED]
         self._bed = bed
         with network.gateway.entered():
-            state = bpffs.state_directory(netns_cookie())
+            state = STORE.directory(netns_cookie())
             self._program = bpf.open_pin(f"{state}/egress")
         stack.callback(os.close, self._program)
 

@@ -19,7 +19,7 @@ from tests.support.cgroups import enter, private_cgroup, within
 from tests.support.netns import Network
 from zfw_py.guard import layout
 from zfw_py.guard import service as guard
-from zfw_py.guard.maps import Tables, directory_of
+from zfw_py.guard.maps import STORE, Tables
 from zfw_py.kernel import bpf
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def _opened(identifier: str, cgroup: Path, seconds: float) -> Guard:
-    tables = Tables(directory_of(identifier))
+    tables = Tables(STORE.directory(identifier))
     programs: dict[str, int] = {}
     for pin in Path(tables.directory).glob("link_*"):
         link = bpf.open_pin(str(pin))

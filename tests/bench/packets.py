@@ -24,7 +24,8 @@ from tests.bench.traffic import (
 from tests.firewall.support.listeners import Listener
 from tests.support.netns import Network
 from zfw_py import Firewall, Insert, Prefix, Rule, RuleKey
-from zfw_py.kernel import bpf, bpffs
+from zfw_py.firewall.maps import STORE
+from zfw_py.kernel import bpf
 from zfw_py.kernel.libbpf import BpfObject
 from zfw_py.kernel.netns import netns_cookie
 
@@ -129,7 +130,7 @@ class Bed:
         self._empty = empty
         with self.network.gateway.entered():
             (attachment,) = self.firewall.attach("gw0", mode="tcx")
-            state = bpffs.state_directory(netns_cookie())
+            state = STORE.directory(netns_cookie())
             self._link = bpf.open_pin(f"{state}/link_ingress_{attachment.ifindex}")
             self._program = bpf.open_pin(f"{state}/ingress")
             stack.callback(os.close, self._link)

@@ -14,7 +14,8 @@ from tests.support.netns import Network
 from zfw_py import Firewall
 from zfw_py.firewall import layout
 from zfw_py.firewall.codec import from_u32
-from zfw_py.kernel import bpf, bpffs
+from zfw_py.firewall.maps import STORE
+from zfw_py.kernel import bpf
 from zfw_py.kernel.netns import netns_cookie
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def _descriptors(directory: str) -> Iterator[int]:
 
 def kernel_memory() -> int:
     """Bytes of all maps and programs of the caller's firewall, as the kernel accounts them."""
-    return sum(map(memory_of, _descriptors(bpffs.state_directory(netns_cookie()))))
+    return sum(map(memory_of, _descriptors(STORE.directory(netns_cookie()))))
 
 
 def memory_of(fd: int) -> int:

@@ -32,7 +32,7 @@ def test_the_verifier_takes_what_each_compiler_of_this_machine_makes(
     monkeypatch.setattr(build_bpf, "find_clang", lambda: compiler)
     built = tmp_path / "docker_dns.bpf.o"
     build_bpf.compile_bpf(build_bpf.ROOT / "bpf" / "docker_dns.bpf.c", built)
-    monkeypatch.setattr(programs, "OBJECT", built)
+    monkeypatch.setattr(programs, "SYSTEM", programs.SYSTEM._replace(object=built))
     assert docker.redirect("corp.example").mode == MODE
     assert docker.addresses("www.corp.example") == [ANY_ANSWER]
     assert docker.addresses("www.example") == [BUILTIN_ANSWER]

@@ -130,7 +130,7 @@ def test_the_verifier_takes_what_each_compiler_of_this_machine_makes(
     monkeypatch.setattr(build_bpf, "find_clang", lambda: compiler)
     built = tmp_path / "guard.bpf.o"
     build_bpf.compile_bpf(build_bpf.ROOT / "bpf" / "guard.bpf.c", built)
-    monkeypatch.setattr(programs, "OBJECT", built)
+    monkeypatch.setattr(programs, "SYSTEM", programs.SYSTEM._replace(object=built))
     with installed(Policy(), {}) as (_, tables):
         assert tables.decisions() == {}
 

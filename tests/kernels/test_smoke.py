@@ -27,7 +27,7 @@ from tests.firewall.support.frames import (
 from tests.support.netns import Network
 from zfw_py import Firewall, NotInstalled
 from zfw_py.firewall import programs
-from zfw_py.kernel.bpffs import published
+from zfw_py.firewall.maps import STORE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,7 +63,7 @@ def test_the_verifier_takes_what_each_compiler_of_this_machine_makes(
     monkeypatch.setattr(build_bpf, "find_clang", lambda: compiler)
     built = tmp_path / "firewall.bpf.o"
     build_bpf.compile_bpf(build_bpf.ROOT / "bpf" / "firewall.bpf.c", built)
-    monkeypatch.setattr(programs, "OBJECT", built)
+    monkeypatch.setattr(programs, "SYSTEM", programs.SYSTEM._replace(object=built))
     attachments = Firewall().attach("lo", "both")
     assert {(one.direction, one.mode) for one in attachments} == {
         ("ingress", MODE),
@@ -99,7 +99,7 @@ def test_the_installed_command_attaches_intercepts_deletes_and_leaves_nothing(
         unarmed.is_dropped(protocol, SERVICE[family], 22, "no_rule")
 
     zfw("detach", "--all")
-    assert published() == []
+    assert STORE.identifiers() == []
     with pytest.raises(NotInstalled):
         Firewall().rules()
     # Which it stays as long as anything has it: a filter, a link, a pin.

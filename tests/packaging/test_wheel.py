@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from zfw_py import __version__
-from zfw_py.kernel.bpffs import published
+from zfw_py.firewall.maps import STORE
 from zfw_py.kernel.netns import netns_cookie
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def test_it_loads_the_object_it_came_with(installed: Path, namespace: Namespace)
     zfw = str(installed / "zfw")
     env = os.environ | {"PATH": str(installed)}
     assert namespace.run(zfw, "attach", "lo", env=env).stdout.startswith("attached lo ingress")
-    assert published() == [netns_cookie()]
+    assert STORE.identifiers() == [str(netns_cookie())]
     assert "lo" in namespace.run(zfw, "status", env=env).stdout
     assert namespace.run(zfw, "detach", "--all", env=env).stdout
-    assert published() == []
+    assert STORE.identifiers() == []

@@ -22,9 +22,11 @@ _CHANGES = {
     2: "update",
     3: "delete",
     6: "pin",
+    17: "trace",
     26: "update",
     27: "delete",
     28: "link",
+    29: "exchange",
     34: "detach",
 }
 
@@ -85,6 +87,7 @@ def _kill_before(number: int, tell: int, maker: int | None) -> None:
     for module in (os, posix):
         for name in ("mkdir", "rename", "unlink", "rmdir", "fork"):
             patch.object(module, name, counted(name, getattr(posix, name))).start()
+    patch.object(signal, "pidfd_send_signal", counted("signal", signal.pidfd_send_signal)).start()
     patch.object(cgroup, "move", counted("move", cgroup.move)).start()
 
     def counted_route() -> Any:

@@ -45,6 +45,7 @@ COMMANDS = (
     "classic",
     "save",
     "restore",
+    "upgrade",
     "systemd",
     "completion",
 )

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from zfw_py.cli import output
 from zfw_py.cli.json_log import JsonLog, endpoint_object
 
 if TYPE_CHECKING:
-    from zfw_py.cli import output
-    from zfw_py.guard.events import Record, Teller
+    from zfw_py.guard.events import Lines, Record, Teller
+    from zfw_py.guard.takeover import Outputs
 
 _DONE = {"allow": "allowed", "deny": "denied", "redirect": "redirected"}
 
@@ -55,9 +57,21 @@ def teller(
     log: str | None, events: output.Events | None, *, has_all: bool, has_time: bool
 ) -> Teller:
     """What tells records: all to the file, and as lines all or denials alone."""
-    from zfw_py.guard.events import Teller
-
     file = None if log is None else JsonLog(log, "zfw guard")
+    return _teller(file, events, has_all=has_all, has_time=has_time)
+
+
+def teller_of(outputs: Outputs) -> Teller:
+    """The same for the outputs of a process that is taken over; stderr will be its own."""
+    log = outputs.log and JsonLog.of(*outputs.log, "zfw guard")
+    events = None if outputs.lines == "none" else output.Events(sys.stderr)
+    return _teller(log, events, has_all=outputs.lines == "all", has_time=False)
+
+
+def _teller(
+    file: JsonLog | None, events: output.Events | None, *, has_all: bool, has_time: bool
+) -> Teller:
+    from zfw_py.guard.events import Teller
 
     def tell(record: Record) -> None:
         if file is not None:
@@ -65,7 +79,8 @@ def teller(
         if events is not None and (has_all or record.verdict == "deny"):
             events.write(_with_time(record) if has_time else f"zfw guard: {line(record)}")
 
-    return Teller(tell, has_all=file is not None or (events is not None and has_all))
+    lines: Lines = "none" if events is None else "all" if has_all else "denials"
+    return Teller(tell, file is not None or (events is not None and has_all), lines)
 
 
 def _with_time(record: Record) -> str:

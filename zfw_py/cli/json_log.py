@@ -35,15 +35,26 @@ class JsonLog:
 
         Raises UsageError for what is no file, NotFound, PermissionDenied, KernelError.
         """
-        self._path = path
-        self._command = command
         try:
-            self._fd = os.open(path, _APPEND, 0o600)
+            fd = os.open(path, _APPEND, 0o600)
         except OSError as error:
             raise _not_opened(path, error) from None
-        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
-            os.close(self._fd)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
             raise UsageError(f"--log {path}: not a file")
+        self._begin(fd, path, command)
+
+    @classmethod
+    def of(cls, fd: int, path: str, command: str) -> JsonLog:
+        """One that another process has opened, by a descriptor of it."""
+        made = cls.__new__(cls)
+        made._begin(os.dup(fd), path, command)
+        return made
+
+    def _begin(self, fd: int, path: str, command: str) -> None:
+        self._fd = fd
+        self._path = path
+        self._command = command
         self._is_failing = False
         self._is_torn = False
 

@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The pinned maps of one redirect, and where those of all of them are."""
+"""The pinned maps of one redirect."""
 
 from __future__ import annotations
-
-import os
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -18,26 +15,26 @@ from zfw_py.docker_dns.codec import (
     domain_key,
     total,
 )
-from zfw_py.errors import NotFound, raise_expected
-from zfw_py.kernel import bpffs, pins
-from zfw_py.kernel.pins import Kind, Pins
+from zfw_py.errors import NotFound
+from zfw_py.lifecycle import manifest
+from zfw_py.lifecycle.pins import Pins
+from zfw_py.lifecycle.store import ROOT, Store
 
-if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
-ROOT = f"{bpffs.ROOT}/docker_dns"
-_ABOUT = "about"
 FLOWS = ("queries", "answers")
-_KIND = Kind(
-    layout.MAPS,
-    "redirect",
-    "zfw docker-dns remove of that version removes it",
-    frozenset(FLOWS),
-)
 
 
 class NoRedirects(NotFound):
     """There are none, and nobody has ever made one here."""
+
+
+STORE = Store(
+    f"{ROOT}/docker_dns",
+    layout.MAPS,
+    noun="redirect",
+    remedy="zfw docker-dns remove of that version removes it",
+    absent=lambda: NoRedirects("no redirects"),
+    sized=FLOWS,
+)
 
 
 class Watcher(msgspec.Struct, frozen=True):
@@ -69,53 +66,19 @@ class About(msgspec.Struct, frozen=True):
     made_clsact: list[int]
     created: float  # seconds since 1970
     watcher: Watcher | None = None
-
-
-def locked(*, is_exclusive: bool) -> AbstractContextManager[None]:
-    """Hold the lock on all redirects; an OSError from within becomes one of ours.
-
-    Raises NoRedirects where there never was one, PermissionDenied, Busy.
-    """
-    return pins.locked(ROOT, NoRedirects("no redirects"), is_exclusive=is_exclusive)
-
-
-def make_root() -> None:
-    """Make the directory of all redirects' state. Raises PermissionDenied or KernelError."""
-    pins.make_root(ROOT)
-
-
-def identifiers() -> list[str]:
-    """The ids of all redirects that have state, in no order."""
-    try:
-        names = os.listdir(ROOT)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise_expected(error)
-    return [name for name in names if name.isdigit()]
-
-
-def directory_of(identifier: str) -> str:
-    """Where a redirect has its pins. Raises NotFound for what is no id."""
-    if not identifier.isascii() or not identifier.isdigit():
-        raise NotFound(f"no such redirect: {identifier!r}")
-    return f"{ROOT}/{identifier}"
+    digest: str = ""  # of the object that its programs are from; before 0.2 nobody wrote it
 
 
 class Tables(Pins):
     """The maps of a redirect."""
 
     def __init__(self, directory: str) -> None:
-        """``directory`` has the pins; see ``directory_of``."""
-        super().__init__(directory, _KIND)
-
-    def write_about(self, about: About) -> None:
-        """Pin it, once."""
-        self.write_document(_ABOUT, about)
+        """``directory`` has the pins; see ``STORE.directory``."""
+        super().__init__(STORE, directory)
 
     def about(self) -> About:
-        """What was pinned."""
-        return self.document(_ABOUT, About)
+        """What was pinned. Raises LayoutMismatch, NotFound."""
+        return manifest.read(self, About)
 
     def config(self) -> Config:
         """What the programs go by. Raises LayoutMismatch if another version wrote it."""

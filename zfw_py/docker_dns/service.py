@@ -12,21 +12,23 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from zfw_py.docker_dns import layout, namespace_info, programs
 from zfw_py.docker_dns.codec import Config
-from zfw_py.docker_dns.maps import (
-    About,
-    NoRedirects,
-    Tables,
-    Watcher,
-    directory_of,
-    identifiers,
-    locked,
-    make_root,
+from zfw_py.docker_dns.maps import STORE, About, NoRedirects, Tables, Watcher
+from zfw_py.errors import (
+    Conflict,
+    KernelError,
+    LayoutMismatch,
+    NotFound,
+    NotInstalled,
+    PermissionDenied,
+    UsageError,
 )
-from zfw_py.errors import Conflict, KernelError, NotFound, PermissionDenied, UsageError
 from zfw_py.kernel import bpf
 from zfw_py.kernel.namespaces import call_in, hold
 from zfw_py.kernel.netns import netns_cookie
 from zfw_py.kernel.process import start_time
+from zfw_py.lifecycle.programs import clear, collect, locked, make_root
+from zfw_py.lifecycle.programs import remove as remove_instance
+from zfw_py.lifecycle.programs import upgrade as upgrade_instance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,25 +119,60 @@ def redirect(target: Target, asked: Redirect, making: Making = Making()) -> Abou
     that says what is in the way; then nothing is changed.
     """
     with _held(target.path) as (path, cookie):
+        if (older := _older(cookie, asked)) is not None and _upgrade(cookie):
+            return older
         if target.container is not None and cookie == netns_cookie():
             raise UsageError(
                 f"{target} shares this network namespace, whose DNS is not the engine's"
             )
-        make_root()
+        make_root(STORE)
         _check_free(cookie, making)
         found = call_in(path, lambda: namespace_info.look(asked, making.daemon))
         if making.is_probed:
             call_in(path, lambda: namespace_info.probe(asked, found.source))
-        with locked(is_exclusive=True):
-            programs.collect()
+        with locked(STORE, is_exclusive=True):
+            collect(programs.SYSTEM)
             _check_free(cookie, making)
             # What a watcher that was killed has left.
-            programs.remove(str(cookie))
+            remove_instance(programs.SYSTEM, str(cookie))
             # Now that nothing of ours is there any more: what is will stay.
             about = _about(target, asked, making, found, path)
             config = _config(asked, making, found)
-            programs.install(about, config, found.daemon, asked.domains, path)
-            return about
+            return programs.install(about, config, found.daemon, asked.domains, path)
+
+
+def _older(cookie: int, asked: Redirect) -> About | None:
+    """The redirect that is asked for, if it is there and no watcher keeps it."""
+    try:
+        about = Tables(STORE.directory(cookie)).about()
+    except (NotFound, LayoutMismatch):
+        return None
+    is_same = (
+        about.server == str(asked.server)
+        and about.resolver == str(asked.resolver)
+        and about.domains == list(asked.domains)
+        and (about.tcp, about.interface) == (asked.tcp, asked.interface)
+    )
+    return about if is_same and about.watcher is None and not programs.detached(about) else None
+
+
+def _upgrade(cookie: int) -> bool:
+    with locked(STORE, is_exclusive=True):
+        clear(programs.SYSTEM)
+        tables = Tables(STORE.directory(cookie))
+        tables.config()
+        return upgrade_instance(programs.SYSTEM, cookie)
+
+
+def upgrade() -> bool:
+    """Exchange programs of another build in the redirect of this network namespace.
+
+    False if they are this build's. Raises NotInstalled where there is none, KernelError.
+    """
+    cookie = netns_cookie()
+    if not STORE.exists(cookie):
+        raise NotInstalled("no redirect of this network namespace")
+    return _upgrade(cookie)
 
 
 def _check_free(cookie: int, making: Making) -> None:
@@ -143,7 +180,7 @@ def _check_free(cookie: int, making: Making) -> None:
 
     A watcher takes over from another that was killed.
     """
-    tables = Tables(directory_of(str(cookie)))
+    tables = Tables(STORE.directory(str(cookie)))
     if not os.path.isdir(tables.directory):
         return
     about = tables.about()
@@ -229,15 +266,15 @@ def _config(asked: Redirect, making: Making, found: namespace_info.Surroundings)
 
 def remove(identifier: str) -> None:
     """Take a redirect away: queries go to the built-in resolver again. Raises NotFound."""
-    directory = directory_of(identifier)
+    directory = STORE.directory(identifier)
     missing = NotFound(f"no such redirect: {identifier}")
     try:
-        with locked(is_exclusive=True):
-            programs.clear()
+        with locked(STORE, is_exclusive=True):
+            clear(programs.SYSTEM)
             if not os.path.isdir(directory):
                 raise missing
-            programs.remove(identifier)
-            programs.collect()
+            remove_instance(programs.SYSTEM, identifier)
+            collect(programs.SYSTEM)
     except NoRedirects:
         raise missing from None
 
@@ -245,9 +282,13 @@ def remove(identifier: str) -> None:
 def remove_all() -> list[str]:
     """Take all redirects away; their ids."""
     try:
-        with locked(is_exclusive=True):
-            programs.clear()
-            return [each for each in sorted(identifiers(), key=int) if programs.remove(each)]
+        with locked(STORE, is_exclusive=True):
+            clear(programs.SYSTEM)
+            return [
+                each
+                for each in sorted(STORE.identifiers(), key=int)
+                if remove_instance(programs.SYSTEM, each)
+            ]
     except NoRedirects:
         return []
 
@@ -258,8 +299,8 @@ def remove_all() -> list[str]:
 def redirects() -> list[Status]:
     """All redirects, the oldest first."""
     try:
-        with locked(is_exclusive=False):
-            found = [status(identifier) for identifier in identifiers()]
+        with locked(STORE, is_exclusive=False):
+            found = [status(identifier) for identifier in STORE.identifiers()]
     except NoRedirects:
         return []
     return sorted(found, key=lambda each: each.about.created)
@@ -267,7 +308,7 @@ def redirects() -> list[Status]:
 
 def status(identifier: str) -> Status:
     """One redirect as it is. Raises NotFound, LayoutMismatch."""
-    tables = Tables(directory_of(identifier))
+    tables = Tables(STORE.directory(identifier))
     about = tables.about()
     tables.config()
     return Status(

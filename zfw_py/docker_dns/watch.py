@@ -17,7 +17,7 @@ from zfw_py.containers import Watch
 from zfw_py.docker_dns import service as redirects
 from zfw_py.docker_dns.codec import Event
 from zfw_py.docker_dns.events import Reader, change
-from zfw_py.docker_dns.maps import Tables, directory_of
+from zfw_py.docker_dns.maps import STORE, Tables
 from zfw_py.errors import NotFound, ZfwError
 from zfw_py.kernel.libbpf import RingBuffer
 from zfw_py.kernel.process import start_time
@@ -174,7 +174,7 @@ class _Watcher:
     def _read_events(self, about: About) -> None:
         reader = Reader(self._name, about.id)
         # Kept: the descriptor goes with the map, and the map with its tables.
-        self._tables = Tables(directory_of(about.id))
+        self._tables = Tables(STORE.directory(about.id))
         ring = RingBuffer(
             self._tables.map("events").fd,
             lambda data: self._tell(reader.of_event(Event.decode(data))),
@@ -194,7 +194,7 @@ class _Watcher:
         about = self._about
         if about is None:
             return
-        if not os.path.isdir(directory_of(about.id)):
+        if not os.path.isdir(STORE.directory(about.id)):
             self._say("removed", "somebody else has taken the redirect away")
             self._steps.put_nowait(None)
         elif (problem := redirects.problem(about)) and not self._has_ended():

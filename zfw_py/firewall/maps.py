@@ -9,9 +9,8 @@ from zfw_py.errors import LayoutMismatch, NotInstalled, PermissionDenied, raise_
 from zfw_py.firewall import layout
 from zfw_py.firewall.codec import State, from_u32, u32
 from zfw_py.kernel import bpf
-from zfw_py.kernel.bpffs import ROOT, state_directory
-from zfw_py.kernel.lock import Lock
 from zfw_py.kernel.netns import netns_cookie
+from zfw_py.lifecycle.store import ROOT, Store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,6 +19,16 @@ if TYPE_CHECKING:
 
 ZERO = u32(0)
 _MAX_ENTRIES = 3  # index into a map's five numbers
+
+STORE = Store(
+    ROOT,
+    layout.MAPS,
+    noun="firewall",
+    remedy="zfw detach --all of that version removes it",
+    absent=lambda: NotInstalled(
+        "no firewall in this network namespace", hint="zfw attach IFACE starts one"
+    ),
+)
 
 
 class Tables:
@@ -36,12 +45,12 @@ class Tables:
 
         ``build`` makes and publishes the directory if there is none, under the lock.
         """
-        self.directory = directory or state_directory(netns_cookie())
+        self.directory = directory or STORE.directory(netns_cookie())
         self._build = build
         self._is_writer = is_writer
         # Whether ``build`` made it just now.
         self.is_new = False
-        self._lock = Lock(ROOT, is_exclusive=is_writer)
+        self._lock = STORE.lock(is_exclusive=is_writer)
         self._maps: dict[str, bpf.Map] = {}
         self._inner: dict[tuple[str, int], bpf.Map] = {}
 
@@ -53,7 +62,7 @@ class Tables:
         try:
             self._lock.__enter__()
         except FileNotFoundError:
-            raise self._not_installed() from None
+            raise STORE.absent() from None
         except PermissionError:
             raise PermissionDenied(f"cannot open {ROOT}: needs root") from None
         try:
@@ -82,17 +91,11 @@ class Tables:
         if isinstance(error, OSError):
             raise_expected(error)
 
-    @staticmethod
-    def _not_installed() -> NotInstalled:
-        return NotInstalled(
-            "no firewall in this network namespace", hint="zfw attach IFACE starts one"
-        )
-
     def mismatch(self, name: str, what: str) -> LayoutMismatch:
         """The error for a pin that is not what this version makes."""
         return LayoutMismatch(
             f"{self.directory}/{name} is of another version of zfw: {what}",
-            hint="zfw detach --all of that version removes it",
+            hint=STORE.remedy,
         )
 
     def map(self, name: str) -> bpf.Map:
@@ -102,7 +105,7 @@ class Tables:
         try:
             opened = bpf.open_map(f"{self.directory}/{name}")
         except FileNotFoundError:
-            raise self._not_installed() from None
+            raise STORE.absent() from None
         except PermissionError:
             if isdir(f"{self.directory}/{name}"):
                 raise self.mismatch(name, "it is a directory") from None

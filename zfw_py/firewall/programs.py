@@ -1,37 +1,36 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Programs onto interfaces and off them: by a pinned TCX link, or through clsact.
+"""The firewall's programs on interfaces: by a pinned TCX link, or through clsact.
 
-Settings and addresses are in place before a program goes live, a program is
-exchanged without a gap, and nothing but our own attachments is touched.
+Settings and addresses are in place before a program is attached, and nothing but our own
+attachments is touched.
 """
 
 from __future__ import annotations
 
 import errno
-import os
-from contextlib import contextmanager, suppress
-from hashlib import sha256
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from struct import unpack_from
 from typing import TYPE_CHECKING, NamedTuple
 
-from zfw_py.errors import KernelError, ZfwError, raise_expected
+from zfw_py.errors import KernelError, ZfwError
 from zfw_py.firewall.codec import State
 from zfw_py.firewall.flow_limits import FlowLimits
 from zfw_py.firewall.flows import drop_tables, make_tables, write_limits
-from zfw_py.firewall.maps import ZERO, Tables
+from zfw_py.firewall.maps import STORE, ZERO, Tables
 from zfw_py.firewall.model import DIRECTIONS
-from zfw_py.kernel import bpf, bpffs, netlink
-from zfw_py.kernel.libbpf import BpfObject
+from zfw_py.kernel import bpf, netlink
 from zfw_py.kernel.namespaces import live_cookies
+from zfw_py.lifecycle import attachment as kinds
+from zfw_py.lifecycle import programs
+from zfw_py.lifecycle.attachment import Clsact, Tcx, opened
+from zfw_py.lifecycle.pins import unlink
+from zfw_py.lifecycle.programs import System
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Generator, Iterable, Iterator
 
-OBJECT = Path(__file__).resolve().parent.parent / "objects" / "firewall.bpf.o"
 MODES = ("auto", "tcx", "clsact")
-_TCX_TYPES = {"ingress": bpf.TCX_INGRESS, "egress": bpf.TCX_EGRESS}
-_LINK_PIN = "link_"  # bpffs takes no dots in names
 
 
 class Attachment(NamedTuple):
@@ -43,170 +42,119 @@ class Attachment(NamedTuple):
     program_id: int
 
 
-def _digest() -> bytes:
-    try:
-        return sha256(OBJECT.read_bytes()).digest()
-    except FileNotFoundError:
-        raise ZfwError(
-            f"{OBJECT.name} is missing", hint="build it: pip install . in the source tree"
-        ) from None
+def _pinned_links(directory: str) -> Iterator[Tcx]:
+    """Those whose interface is still there."""
+    for name in programs.link_pins(directory):
+        direction, _, number = name.partition("_")
+        link = _tcx(directory, direction, int(number))
+        if link.target == int(number):
+            yield link
 
 
-def open_or_install() -> Tables:
-    """The tables, for writing; made and published first where there are none."""
-    try:
-        bpffs.make_root()
-    except OSError as error:
-        raise_expected(error)
-    return Tables(is_writer=True, build=_install)
+def _tcx(directory: str, direction: str, ifindex: int) -> Tcx:
+    return Tcx(directory, direction, ifindex, direction, f"{direction}_{ifindex}")
 
 
-def _install(directory: str) -> None:
-    """Load the object, pin all of it in a directory of its own, publish that by one rename."""
-    for leftover in bpffs.unfinished():
-        bpffs.remove_directory(leftover)
-    _remove_state_of_gone_namespaces()
-    digest = _digest()
-    built = bpffs.new_directory()
-    try:
-        with BpfObject(OBJECT) as loaded:
-            loaded.load()
-            for name, fd in (loaded.maps() | loaded.programs()).items():
-                bpf.pin(fd, f"{built}/{name}")
-        tables = Tables(is_writer=True, directory=built)
-        tables.new_inner("prefixes")
-        write_limits(tables, FlowLimits())
-        tables.map("state").update(ZERO, State.new(digest).encode())
-        bpffs.publish(built, directory)
-    except BaseException:
-        bpffs.remove_directory(built)
-        raise
+def _clsact(directory: str, direction: str, ifindex: int) -> Clsact:
+    ours = partial(programs.program_ids, SYSTEM, directory, direction)
+    return Clsact(direction, ifindex, direction, netlink.FIREWALL_HANDLE, ours)
 
 
-def _remove_state_of_gone_namespaces() -> None:
-    """Interface indexes and addresses mean nothing once their namespace is gone."""
-    cookies = bpffs.published()
+def _found(directory: str) -> list[tuple[Tcx | Clsact, int]]:
+    """What is attached on the interfaces of this network namespace, each with its program's id."""
+    import socket
+
+    hooks: list[Tcx | Clsact] = list(_pinned_links(directory))
+    hooks += [
+        _clsact(directory, direction, ifindex)
+        for ifindex, _ in socket.if_nameindex()
+        for direction in DIRECTIONS
+    ]
+    return [(hook, number) for hook in hooks if (number := hook.program_id()) is not None]
+
+
+def _hooks(directory: str) -> list[Tcx | Clsact]:
+    return [hook for hook, _ in _found(directory)]
+
+
+def _digest(directory: str) -> str:
+    return Tables(is_writer=True, directory=directory).state().object_digest.hex()
+
+
+def _record(directory: str, digest: str) -> None:
+    tables = Tables(is_writer=True, directory=directory)
+    state = tables.state()
+    state.object_digest = bytes.fromhex(digest)
+    tables.map("state").update(ZERO, state.encode())
+
+
+def _abandoned() -> Iterator[str]:
+    """Interface indexes and addresses mean nothing once their network namespace is gone."""
+    cookies = STORE.identifiers()
     live = live_cookies() if cookies else None
     if live is None:
         return
     for cookie in cookies:
-        directory = bpffs.state_directory(cookie)
         # A link that still has its interface proves the scan wrong.
-        if cookie not in live and not any(True for _ in _tcx_attachments(directory)):
-            bpffs.remove_directory(directory)
+        if int(cookie) not in live and not any(
+            True for _ in _pinned_links(STORE.directory(cookie))
+        ):
+            yield cookie
 
 
-def upgrade(tables: Tables) -> None:
-    """Where the pinned programs come from another build: load ours on the same maps.
+SYSTEM = System(
+    store=STORE,
+    object=Path(__file__).resolve().parent.parent / "objects" / "firewall.bpf.o",
+    attachments=_hooks,
+    digest=_digest,
+    record=_record,
+    abandoned=_abandoned,
+    pinned=("ingress", "egress", "explain_ingress", "explain_egress"),
+    prefix="",
+)
 
-    Every attachment is exchanged in place, so that no packet passes unfiltered.
+
+def open_or_install() -> Tables:
+    """The tables, for writing; made and published first where there are none."""
+    programs.make_root(STORE)
+    return Tables(is_writer=True, build=_install)
+
+
+def _install(directory: str) -> None:
+    """Publish the maps and programs of a firewall that is attached to nothing yet."""
+    programs.collect(SYSTEM)
+
+    def prepare(built: str) -> Generator[kinds.Attachment]:
+        tables = Tables(is_writer=True, directory=built)
+        tables.new_inner("prefixes")
+        write_limits(tables, FlowLimits())
+        digest = bytes.fromhex(programs.digest_of(SYSTEM))
+        tables.map("state").update(ZERO, State.new(digest).encode())
+        yield from ()
+
+    programs.install(SYSTEM, directory.rpartition("/")[2], prepare)
+
+
+def upgrade(tables: Tables) -> bool:
+    """Exchange programs of another build, as ``lifecycle.programs.upgrade`` does.
+
+    Pins of links whose interface is gone are removed first.
     """
-    state = tables.state()
-    digest = _digest()
-    if state.object_digest == digest:
-        return
-    attached = attachments(tables)
-    with BpfObject(OBJECT) as loaded:
-        loaded.reuse_maps({name: tables.map(name).fd for name in loaded.maps()})
-        loaded.load()
-        programs = loaded.programs()
-        for attachment in attached:
-            _put(
-                tables,
-                attachment.ifindex,
-                attachment.direction,
-                attachment.mode,
-                programs[attachment.direction],
-            )
-        for name, fd in programs.items():
-            bpf.pin(fd, f"{tables.directory}/new_{name}")
-            os.rename(f"{tables.directory}/new_{name}", f"{tables.directory}/{name}")
-    state.object_digest = digest
-    tables.map("state").update(ZERO, state.encode())
-
-
-def _link_path(tables: Tables, ifindex: int, direction: str) -> str:
-    return f"{tables.directory}/{_LINK_PIN}{direction}_{ifindex}"
-
-
-def _link_ifindex(fd: int) -> tuple[int, int]:
-    """Program id and interface index of a TCX link; index 0: the interface is gone."""
-    # struct bpf_link_info: type, id, prog_id, padding, tcx.ifindex, tcx.attach_type
-    program_id, ifindex = unpack_from("=I4xI", bpf.object_info(fd, 24), 8)
-    return program_id, ifindex
-
-
-def _tcx_attachments(directory: str) -> Iterable[Attachment]:
-    for name in os.listdir(directory):
-        if not name.startswith(_LINK_PIN):
-            continue
-        _, direction, number = name.split("_")
-        try:
-            fd = bpf.open_pin(f"{directory}/{name}")
-        except FileNotFoundError:
-            continue  # another reader removed a dead one
-        try:
-            program_id, ifindex = _link_ifindex(fd)
-        finally:
-            os.close(fd)
-        if ifindex == int(number):
-            yield Attachment(ifindex, direction, "tcx", program_id)
-        else:
-            with suppress(FileNotFoundError):  # another reader was quicker
-                os.unlink(f"{directory}/{name}")
-
-
-def _open_program(tables: Tables, name: str) -> int:
-    """A pinned program. Raises LayoutMismatch for anything else in its place."""
-    try:
-        fd = bpf.open_pin(f"{tables.directory}/{name}")
-    except PermissionError:
-        if os.path.isdir(f"{tables.directory}/{name}"):
-            raise tables.mismatch(name, "it is a directory") from None
-        raise
-    except OSError as error:
-        raise tables.mismatch(name, error.strerror or str(error)) from None
-    if not bpf.is_program(fd):
-        os.close(fd)
-        raise tables.mismatch(name, "it is no program")
-    return fd
-
-
-def _program_ids(tables: Tables) -> dict[str, int]:
-    found = {}
-    for direction in DIRECTIONS:
-        fd = _open_program(tables, direction)
-        try:
-            found[direction] = bpf.object_id(fd)
-        finally:
-            os.close(fd)
-    return found
-
-
-def _clsact_filters(tables: Tables, ifindexes: Iterable[int]) -> list[netlink.Filter]:
-    ours = _program_ids(tables)
-    return [
-        found
-        for ifindex in ifindexes
-        for direction in DIRECTIONS
-        for found in netlink.bpf_filters(ifindex, direction)
-        if found.program_id == ours[direction]
-    ]
-
-
-def _all_ifindexes() -> list[int]:
-    import socket
-
-    return [index for index, _ in socket.if_nameindex()]
+    living = {link.pin for link in _pinned_links(tables.directory)}
+    for name in programs.link_pins(tables.directory):
+        if (pin := f"{tables.directory}/{kinds.PIN}{name}") not in living:
+            unlink(pin)
+    return programs.upgrade(SYSTEM, tables.directory.rpartition("/")[2])
 
 
 def attachments(tables: Tables) -> list[Attachment]:
     """Where our programs are, as read back from the kernel."""
-    by_clsact = [
-        Attachment(found.ifindex, found.direction, "clsact", found.program_id)
-        for found in _clsact_filters(tables, _all_ifindexes())
-    ]
-    return sorted([*_tcx_attachments(tables.directory), *by_clsact])
+    return sorted(
+        Attachment(
+            hook.ifindex, hook.direction, "tcx" if isinstance(hook, Tcx) else "clsact", number
+        )
+        for hook, number in _found(tables.directory)
+    )
 
 
 def attach_all(
@@ -219,7 +167,7 @@ def attach_all(
     except BaseException:
         for attachment in attachments(tables):
             if attachment not in before:
-                _take_off(tables, attachment)
+                _detach(tables, attachment)
         raise
 
 
@@ -243,7 +191,7 @@ def equate(
         taken = [a for a in before if (a.ifindex, a.direction) not in places]
         for attachment in taken:
             with _told_as(f"detach from interface {attachment.ifindex} ({attachment.direction})"):
-                _take_off(tables, attachment)
+                _detach(tables, attachment)
         _forget_flows(tables)
     except BaseException:
         now = attachments(tables)
@@ -252,7 +200,7 @@ def equate(
                 attach(tables, old.ifindex, str(old.ifindex), old.direction, old.mode)
         for new in now:
             if not any((new.ifindex, new.direction) == (a.ifindex, a.direction) for a in before):
-                _take_off(tables, new)
+                _detach(tables, new)
         raise
     return made, taken
 
@@ -288,14 +236,12 @@ def attach(tables: Tables, ifindex: int, name: str, direction: str, mode: str) -
     if not any(a.mode == mode for a in present):
         if direction == "egress":
             make_tables(tables)
-        fd = _open_program(tables, direction)
-        try:
-            _put(tables, ifindex, direction, mode, fd)
-        finally:
-            os.close(fd)
+        with _opened_program(tables, direction) as program:
+            hook = _hook(tables, ifindex, direction, mode)
+            programs.attach(hook, program, f"to {name} ({direction})")
     for old in present:
         if old.mode != mode:
-            _take_off(tables, old)
+            _detach(tables, old)
     for attachment in attachments(tables):
         if (attachment.ifindex, attachment.direction, attachment.mode) == (
             ifindex,
@@ -306,39 +252,26 @@ def attach(tables: Tables, ifindex: int, name: str, direction: str, mode: str) -
     raise ZfwError(f"attached to {name} ({direction}, {mode}), but the kernel does not show it")
 
 
-def _put(tables: Tables, ifindex: int, direction: str, mode: str, program_fd: int) -> None:
-    if mode == "clsact":
-        netlink.attach_clsact(ifindex, direction, program_fd, f"zfw_{direction}")
-        return
-    path = _link_path(tables, ifindex, direction)
-    with suppress(FileNotFoundError):
-        link = bpf.open_pin(path)
+@contextmanager
+def _opened_program(tables: Tables, name: str) -> Iterator[int]:
+    """A pinned program. Raises LayoutMismatch for anything else in its place."""
+    with ExitStack() as held:
         try:
-            bpf.update_link(link, program_fd)
-            return
-        finally:
-            os.close(link)
-    link = bpf.create_link(program_fd, ifindex, _TCX_TYPES[direction])
-    try:
-        # Unpinned, the link and with it the filter would go with this process.
-        bpf.pin(link, path)
-    finally:
-        os.close(link)
+            program = held.enter_context(opened(f"{tables.directory}/{name}"))
+        except OSError as error:
+            raise tables.mismatch(name, error.strerror or str(error)) from None
+        if not bpf.is_program(program):
+            raise tables.mismatch(name, "it is no program")
+        yield program
 
 
-def _take_off(tables: Tables, attachment: Attachment) -> None:
-    if attachment.mode == "tcx":
-        path = _link_path(tables, attachment.ifindex, attachment.direction)
-        link = bpf.open_pin(path)
-        try:
-            bpf.detach_link(link)
-        finally:
-            os.close(link)
-        os.unlink(path)
-        return
-    for found in _clsact_filters(tables, [attachment.ifindex]):
-        if found.direction == attachment.direction:
-            netlink.delete_filter(found)
+def _hook(tables: Tables, ifindex: int, direction: str, mode: str) -> Tcx | Clsact:
+    made = _tcx if mode == "tcx" else _clsact
+    return made(tables.directory, direction, ifindex)
+
+
+def _detach(tables: Tables, attachment: Attachment) -> None:
+    _hook(tables, attachment.ifindex, attachment.direction, attachment.mode).detach()
 
 
 def detach(tables: Tables, ifindex: int | None, direction: str | None) -> list[Attachment]:
@@ -349,7 +282,7 @@ def detach(tables: Tables, ifindex: int | None, direction: str | None) -> list[A
         if ifindex in (None, a.ifindex) and direction in (None, a.direction)
     ]
     for attachment in taken:
-        _take_off(tables, attachment)
+        _detach(tables, attachment)
     _forget_flows(tables)
     return taken
 
@@ -361,5 +294,5 @@ def _forget_flows(tables: Tables) -> None:
 
 
 def uninstall(tables: Tables) -> None:
-    """After ``detach``: remove every pin of this namespace."""
-    bpffs.withdraw(tables.directory)
+    """Detach all programs, and remove every pin of this network namespace."""
+    programs.remove(SYSTEM, tables.directory.rpartition("/")[2])

@@ -352,6 +352,16 @@ class Firewall:
                     programs.uninstall(tables)
                 raise
 
+    def upgrade(self) -> bool:
+        """Exchange programs of another build of zfw in place; False if they are this one's.
+
+        Raises NotInstalled where there is no firewall, LayoutMismatch, KernelError.
+        """
+        from zfw_py.firewall import programs
+
+        with Tables(is_writer=True) as tables:
+            return programs.upgrade(tables)
+
     def detach(self, name: str, direction: str | None = None) -> list[Attachment]:
         """Take the firewall off an interface. Rules and settings stay."""
         from zfw_py.firewall import programs

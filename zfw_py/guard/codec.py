@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from zfw_py.guard import layout
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 _u32 = Struct("=I")
 _u64 = Struct("=Q")
@@ -110,6 +110,20 @@ class Proxy(NamedTuple):
     def encode(self) -> bytes:
         """As the map has it."""
         return _proxy.pack(self.ipv4, self.ipv6, _padded(self.ipv4_ports), _padded(self.ipv6_ports))
+
+
+def proxies_of(items: Iterable[tuple[bytes, bytes]]) -> dict[int, Proxy]:
+    """The elements of the map ``proxies``, by the cookie of their network namespace."""
+    found = {}
+    for key, value in items:
+        ipv4, ipv6, ports4, ports6 = _proxy.unpack(value)
+        (cookie,) = _u64.unpack(key)
+        found[cookie] = Proxy(ipv4, _ports_of(ports4), ipv6, _ports_of(ports6))
+    return found
+
+
+def _ports_of(data: bytes) -> tuple[int, ...]:
+    return tuple(port for port in _servers.unpack(data) if port)
 
 
 def _padded(ports: tuple[int, ...]) -> bytes:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from socket import IPPROTO_TCP, IPPROTO_UDP
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from zfw_py.errors import NotFound
 from zfw_py.kernel import cgroup
@@ -22,6 +22,9 @@ _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "ipv6-icmp", 132: "sctp", 136:
 TRANSPORTS = {"udp": IPPROTO_UDP, "tcp": IPPROTO_TCP}
 _NAMES = 65_536
 _NANOSECONDS = 1_000_000_000
+
+
+Lines = Literal["none", "denials", "all"]
 
 
 class Record(NamedTuple):
@@ -50,10 +53,14 @@ class Record(NamedTuple):
 
 
 class Teller(NamedTuple):
-    """Who is told of decisions. Without ``has_all``: denials are all that has to be told."""
+    """Who is told of decisions. Without ``has_all``: denials are all that has to be told.
+
+    ``lines`` are those on the terminal.
+    """
 
     tell: Callable[[Record], None]
     has_all: bool
+    lines: Lines = "none"
 
 
 class Recorder:

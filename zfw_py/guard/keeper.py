@@ -18,11 +18,12 @@ from zfw_py.guard.codec import Event
 from zfw_py.guard.dns.proxy import Proxy
 from zfw_py.guard.dns.upstream import check_upstreams
 from zfw_py.guard.events import TRANSPORTS, Recorder
-from zfw_py.guard.maps import exists
-from zfw_py.guard.programs import is_gone
+from zfw_py.guard.maps import STORE
+from zfw_py.guard.programs import SYSTEM, is_gone
 from zfw_py.kernel import cgroup
 from zfw_py.kernel.libbpf import RingBuffer
 from zfw_py.kernel.netns import netns_cookie
+from zfw_py.lifecycle.programs import clear, locked, remove
 
 if TYPE_CHECKING:
     import signal
@@ -93,6 +94,13 @@ async def keep(
     removed.
     """
     return await _Keeper(kept, opened, maker).run(ready, stops)
+
+
+def remove_guard(identifier: str) -> None:
+    """Remove a guard of which ``keep`` says that nobody is left."""
+    with locked(STORE, is_exclusive=True):
+        clear(SYSTEM)
+        remove(SYSTEM, identifier)
 
 
 class _Keeper:
@@ -262,7 +270,7 @@ class _Keeper:
         is_populated = population.is_populated()
         if self._maker is not None:
             return
-        if not exists(self._kept.about.id):
+        if not STORE.exists(self._kept.about.id):
             self._stop.set()  # taken away
         elif not is_populated and (self._kept.about.is_cgroup_ours or is_gone(self._kept.about)):
             self._is_of_no_use = True

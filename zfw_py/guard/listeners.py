@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 from contextlib import ExitStack, suppress
+from sys import byteorder
 from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.errors import KernelError, NotFound, ZfwError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _LOOPBACK4 = ("127.0.0.1", IPV4_MAPPED + b"\x7f\0\0\1")
 _LOOPBACK6 = ("::1", b"\0" * 15 + b"\1")
 _BACKLOG = 128
+_SO_NETNS_COOKIE = 71  # asm-generic/socket.h
 # TCP's port may be another's with UDP.
 _ATTEMPTS = 64
 
@@ -63,6 +65,32 @@ def open_here() -> Listeners:
         )
         undo.pop_all()
         return Listeners(netns_cookie(), udp4 + udp6, tcp4 + tcp6, proxy)
+
+
+def recognised(sockets: Iterable[socket.socket], cookie: int, proxy: Proxy) -> Listeners | None:
+    """The proxy's sockets in the network namespace of a cookie, among those of a process.
+
+    None if not all of them are there. Sockets say where they are since Linux 5.14 (e8b9eab99232).
+    """
+    by_end: dict[tuple[int, str, int], socket.socket] = {}
+    for each in sockets:
+        try:
+            place = int.from_bytes(
+                each.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), byteorder
+            )
+            is_tcp = each.type == socket.SOCK_STREAM
+            is_server = each.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) if is_tcp else 1
+        except OSError:
+            continue
+        if place == cookie and is_server:
+            by_end[each.type, *each.getsockname()[:2]] = each
+    udp, tcp = [], []
+    for address, ports in ((_LOOPBACK4[0], proxy.ipv4_ports), (_LOOPBACK6[0], proxy.ipv6_ports)):
+        udp += [by_end.get((socket.SOCK_DGRAM, address, port)) for port in ports]
+        tcp += [by_end.get((socket.SOCK_STREAM, address, port)) for port in ports[:1]]
+    if None in udp or None in tcp or not udp:
+        return None
+    return Listeners(cookie, udp, tcp, proxy)  # type: ignore[arg-type]
 
 
 def open_in(path: str) -> Listeners:

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.errors import LayoutMismatch, NotFound
 from zfw_py.guard import processes
-from zfw_py.guard.maps import Tables, directory_of, identifiers, locked
+from zfw_py.guard.maps import STORE, NoGuards, Tables
 from zfw_py.guard.programs import is_gone
 from zfw_py.kernel import cgroup
+from zfw_py.lifecycle.programs import locked
 
 if TYPE_CHECKING:
     from zfw_py.guard.maps import About
@@ -49,18 +49,17 @@ def guards() -> tuple[list[Status], list[LayoutMismatch]]:
     Raises PermissionDenied.
     """
     found, foreign = [], []
-    with ExitStack() as held:
-        try:
-            held.enter_context(locked(is_exclusive=False))
-        except FileNotFoundError:
-            return [], []
-        for identifier in sorted(identifiers()):
-            try:
-                found.append(_status(Tables(directory_of(identifier))))
-            except LayoutMismatch as error:
-                foreign.append(error)
-            except NotFound:
-                continue  # removed by hand
+    try:
+        with locked(STORE, is_exclusive=False):
+            for identifier in sorted(STORE.identifiers()):
+                try:
+                    found.append(_status(Tables(STORE.directory(identifier))))
+                except LayoutMismatch as error:
+                    foreign.append(error)
+                except NotFound:
+                    continue  # removed by hand
+    except NoGuards:
+        return [], []
     return sorted(found, key=lambda status: status.about.created), foreign
 
 

@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-import os
 import time
-from contextlib import ExitStack, contextmanager, suppress
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from zfw_py.errors import NotFound, raise_expected
+from zfw_py.errors import NotFound
 from zfw_py.guard import layout
 from zfw_py.guard.codec import (
     ZERO,
@@ -30,25 +28,33 @@ from zfw_py.guard.codec import (
     time_value,
     total,
 )
-from zfw_py.kernel import bpffs
-from zfw_py.kernel.lock import Lock
-from zfw_py.kernel.pins import Kind, Pins
+from zfw_py.guard.events import Lines  # noqa: TC001 - msgspec reads it
+from zfw_py.lifecycle import manifest
+from zfw_py.lifecycle.pins import Pins
+from zfw_py.lifecycle.store import ROOT, Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
     from zfw_py.guard.model import Reach
     from zfw_py.kernel import bpf
 
-ROOT = f"{bpffs.ROOT}/guard"
-ABOUT, _NEW_ABOUT = "about", "new_about"
 _NANOSECONDS = 1_000_000_000
-_KIND = Kind(
+
+
+class NoGuards(NotFound):
+    """There are none, and nobody has ever made one here."""
+
+
+STORE = Store(
+    f"{ROOT}/guard",
     layout.MAPS,
-    "guard",
-    "that version's zfw guard detach removes it, or rm -r {directory}",
+    noun="guard",
+    remedy="that version's zfw guard detach removes it, or rm -r {directory}",
+    absent=lambda: NoGuards("no guards"),
     # The trie is sized to its policy.
-    frozenset({"prefixes"}),
+    sized=("prefixes",),
+    is_identifier=lambda name: name.isascii() and name.isalnum(),
 )
 
 
@@ -70,53 +76,16 @@ class About(msgspec.Struct, frozen=True):
     created: float  # seconds since 1970
     servers: list[str]
     policy: dict[str, object]
-
-
-@contextmanager
-def locked(*, is_exclusive: bool) -> Iterator[Lock]:
-    """Hold the lock on all guards.
-
-    Raises FileNotFoundError where there never was one, PermissionDenied, Busy.
-    """
-    with ExitStack() as held:
-        try:
-            lock = held.enter_context(Lock(ROOT, is_exclusive=is_exclusive))
-        except PermissionError as error:
-            raise_expected(error)
-        yield lock
-
-
-def make_root() -> None:
-    """Make the directory of all guards' state. Raises PermissionDenied or KernelError."""
-    try:
-        bpffs.make_root()
-        os.makedirs(ROOT, mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise_expected(error)
-
-
-def identifiers() -> list[str]:
-    """The ids of all guards that have state, in no order."""
-    try:
-        names = os.listdir(ROOT)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise_expected(error)
-    # What is being built or removed has an underscore.
-    return [name for name in names if _is_identifier(name)]
-
-
-def _is_identifier(name: str) -> bool:
-    return name.isalnum() and name.isascii()
+    lines: Lines = "denials"  # on the stderr of the command that it guards
+    digest: str = ""  # of the object that its programs are from; before 0.2 nobody wrote it
 
 
 class Tables(Pins):
     """The maps of a guard."""
 
     def __init__(self, directory: str) -> None:
-        """``directory`` has the pins; see ``directory_of``."""
-        super().__init__(directory, _KIND)
+        """``directory`` has the pins; see ``STORE.directory``."""
+        super().__init__(STORE, directory)
         # Of what was admitted here: until when at least, and its key. One for each key.
         self._expiries: list[tuple[int, bytes]] = []
 
@@ -124,14 +93,11 @@ class Tables(Pins):
 
     def write_about(self, about: About) -> None:
         """Pin it, in the place of an earlier one."""
-        with suppress(FileNotFoundError):
-            os.unlink(f"{self.directory}/{_NEW_ABOUT}")  # of one who was killed here
-        self.write_document(_NEW_ABOUT, about)
-        os.rename(f"{self.directory}/{_NEW_ABOUT}", f"{self.directory}/{ABOUT}")
+        manifest.write(self.directory, about)
 
     def about(self) -> About:
-        """What was pinned."""
-        return self.document(ABOUT, About)
+        """What was pinned. Raises LayoutMismatch, NotFound."""
+        return manifest.read(self, About)
 
     def config(self) -> Config:
         """What the programs go by. Raises LayoutMismatch if another version wrote it."""
@@ -234,15 +200,3 @@ class Tables(Pins):
     def lost(self) -> int:
         """How many events found no room."""
         return total(self.map("lost").lookup(ZERO) or b"")
-
-
-def directory_of(identifier: str) -> str:
-    """Where a guard has its pins. Raises NotFound for what is no id."""
-    if not _is_identifier(identifier):
-        raise NotFound(f"no such guard: {identifier!r}")
-    return f"{ROOT}/{identifier}"
-
-
-def exists(identifier: str) -> bool:
-    """Whether there is a guard of this id. Raises NotFound for what is no id."""
-    return os.path.isdir(directory_of(identifier))

@@ -1,12 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Programs onto a cgroup and off it.
+"""A guard's programs on a cgroup: what is made, in which order, and which guards are in the way.
 
-A guard is built in a directory of its own: what is to be made is written there
-first, then cgroups, rules and programs. When its process answers DNS, the programs are
-attached, the one that judges packets last, and the directory gets the guard's name:
-from then on it is one. It goes the other way: it loses its name, and what says what
-was made goes last. Whoever finds a directory without a name while holding the lock
-knows that its maker was killed, and removes it. Only our own links are ever removed.
+The DNS process answers before the first program is attached; the program that evaluates
+packets is attached last.
 """
 
 from __future__ import annotations
@@ -19,27 +15,19 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from msgspec.structs import replace
 
-from zfw_py.errors import (
-    Conflict,
-    KernelError,
-    LayoutMismatch,
-    NotFound,
-    ZfwError,
-    raise_expected,
-)
+from zfw_py.errors import Conflict, LayoutMismatch, NotFound
 from zfw_py.guard import cgroups, layout, processes
-from zfw_py.guard.maps import ABOUT, ROOT, Tables, directory_of, identifiers
-from zfw_py.kernel import bpf, bpffs, cgroup, pins
-from zfw_py.kernel.libbpf import BpfObject
+from zfw_py.guard.maps import STORE, Tables
+from zfw_py.kernel import bpf, cgroup
+from zfw_py.lifecycle import programs
+from zfw_py.lifecycle.attachment import Attachment, CgroupHook
+from zfw_py.lifecycle.programs import System
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
     from zfw_py.guard.maps import About
     from zfw_py.guard.model import Policy, Reach
-
-OBJECT = Path(__file__).resolve().parent.parent / "objects" / "guard.bpf.o"
-_LINK_PIN, _PROGRAM_PIN = "link_", "program_"
 
 # In the order in which they are attached.
 _REDIRECT = {
@@ -77,30 +65,93 @@ class Rules(NamedTuple):
         return cls(policy.flatten(), policy.is_log_only, policy.is_allowed_by_default)
 
 
-def build(about: About, rules: Rules | None, *, tells_all: bool) -> tuple[Tables, About]:
-    """Make all that a guard is, attached to nothing yet; the caller holds the lock.
+def _attachments(directory: str) -> Sequence[Attachment]:
+    there = set(programs.link_pins(directory))
+    return [
+        CgroupHook(directory, name, kind)
+        for name, kind in (_REDIRECT | _JUDGE).items()
+        if name in there
+    ]
 
-    Without rules: for DNS alone; without ``tells_all`` only denials are told. Raises
-    Conflict if the cgroup is guarded already; whatever is raised, nothing is left.
+
+def _digest(directory: str) -> str:
+    return Tables(directory).about().digest
+
+
+def _record(directory: str, digest: str) -> None:
+    tables = Tables(directory)
+    tables.write_about(replace(tables.about(), digest=digest))
+
+
+def _undo(directory: str) -> None:
+    """Remove the cgroups that were made for a guard."""
+    about = _about(directory)
+    if about is None:
+        return
+    for path, is_ours in (
+        (about.cgroup, about.is_cgroup_ours),
+        (about.proxy_cgroup, bool(about.proxy_cgroup)),
+    ):
+        if is_ours:
+            cgroups.remove(path, STORE.identifiers())
+
+
+def _abandoned() -> Iterator[str]:
+    for identifier in STORE.identifiers():
+        about = _about(STORE.directory(identifier))
+        if about is not None and is_abandoned(identifier, about):
+            yield identifier
+
+
+SYSTEM = System(
+    store=STORE,
+    object=Path(__file__).resolve().parent.parent / "objects" / "guard.bpf.o",
+    attachments=_attachments,
+    digest=_digest,
+    record=_record,
+    abandoned=_abandoned,
+    undo=_undo,
+)
+
+
+def install(
+    about: About, rules: Rules | None, start: Callable[[Tables, About], None], *, tells_all: bool
+) -> None:
+    """Make a guard and put it in force; the caller holds the lock.
+
+    Without rules: for DNS alone; without ``tells_all`` only denials are emitted. ``start``
+    starts what answers its DNS, before the first program is attached. Raises Conflict if the
+    cgroup is guarded already, or another program forbids ours; then nothing is left.
     """
-    for other in identifiers():
-        found = _about(directory_of(other))
+    for other in STORE.identifiers():
+        found = _about(STORE.directory(other))
         if found is not None and found.cgroup_id == about.cgroup_id:
             raise Conflict(f"{about.cgroup} is guarded already, by guard {other}")
-    if not OBJECT.exists():
-        raise ZfwError(f"{OBJECT.name} is missing", hint="build it: pip install . in the source")
-    tables = Tables(bpffs.new_directory(ROOT))
-    try:
-        tables.write_about(about)
-        about = _make_cgroups(about)
-        tables.write_about(about)
-        _load(tables, rules, tells_all=tells_all)
-    except BaseException as error:
-        dismantle(tables.directory)
-        if isinstance(error, OSError):
-            raise_expected(error)
-        raise
-    return tables, about
+    hooks = _REDIRECT if rules is None else _REDIRECT | _JUDGE
+    about = replace(about, digest=programs.digest_of(SYSTEM))
+
+    def prepare(directory: str) -> Generator[Attachment]:
+        tables = Tables(directory)
+        made = _make_cgroups(about)
+        tables.write_about(made)
+        _fill(tables, rules, tells_all=tells_all)
+        try:
+            start(tables, made)
+            _check_others(made.cgroup, hooks)
+            _take_in(made)
+            place = cgroup.open_directory(made.cgroup)
+            try:
+                for name, kind in hooks.items():
+                    yield CgroupHook(directory, name, kind, place)
+            finally:
+                os.close(place)
+        except BaseException:
+            processes.end(tables.keeper())
+            raise
+        tables.directory = STORE.directory(about.id)
+
+    sizes = {} if rules is None else {"prefixes": max(1, len(rules.flat))}
+    programs.install(SYSTEM, about.id, prepare, about, sizes)
 
 
 def _make_cgroups(about: About) -> About:
@@ -111,16 +162,7 @@ def _make_cgroups(about: About) -> About:
     return replace(about, cgroup_id=cgroup.identifier(about.cgroup))
 
 
-def _load(tables: Tables, rules: Rules | None, *, tells_all: bool) -> None:
-    with BpfObject(OBJECT) as loaded:
-        if rules is not None:
-            loaded.size_map("prefixes", max(1, len(rules.flat)))
-        loaded.load()
-        for name, fd in loaded.maps().items():
-            bpf.pin(fd, f"{tables.directory}/{name}")
-        programs = loaded.programs()
-        for name in _REDIRECT if rules is None else _REDIRECT | _JUDGE:
-            bpf.pin(programs[name], f"{tables.directory}/{_PROGRAM_PIN}{name}")
+def _fill(tables: Tables, rules: Rules | None, *, tells_all: bool) -> None:
     flags = layout.REDIRECT_ONLY
     if rules is not None:
         tables.write_prefixes(rules.flat)
@@ -135,40 +177,16 @@ def _load(tables: Tables, rules: Rules | None, *, tells_all: bool) -> None:
     tables.open_all()
 
 
-def put_in_force(tables: Tables, about: About) -> None:
-    """Attach what was built, and give it its name; the caller holds the lock.
+def _check_others(path: str, hooks: Mapping[str, int]) -> None:
+    """Raise Conflict if another program forbids ours, or would not run beside it.
 
-    Raises Conflict if another program forbids it.
-    """
-    programs = {
-        name: attach_type
-        for name, attach_type in (_REDIRECT | _JUDGE).items()
-        if os.path.exists(f"{tables.directory}/{_PROGRAM_PIN}{name}")
-    }
-    _check_others(about.cgroup, programs)
-    place = cgroup.open_directory(about.cgroup)
-    try:
-        for name, attach_type in programs.items():
-            pin = f"{tables.directory}/{_PROGRAM_PIN}{name}"
-            _attach(pin, place, attach_type, f"{tables.directory}/{_LINK_PIN}{name}")
-            os.unlink(pin)  # the link has it
-    finally:
-        os.close(place)
-    _take_in(about)
-    bpffs.publish(tables.directory, directory_of(about.id))
-    tables.directory = directory_of(about.id)
-
-
-def _check_others(path: str, programs: Mapping[str, int]) -> None:
-    """Raise Conflict if a program of somebody's forbids ours, or would not run beside it.
-
-    Without BPF_F_ALLOW_MULTI it is alone on its cgroup, and within it either nobody may
-    attach or whoever does takes its place.
+    Without BPF_F_ALLOW_MULTI a program is alone on its cgroup, and below that cgroup either
+    no other may attach, or one that attaches takes its place.
     """
     for where in (path, *cgroup.ancestors(path)):
         place = cgroup.open_directory(where)
         try:
-            for name, attach_type in programs.items():
+            for name, attach_type in hooks.items():
                 count, flags = bpf.attached_to_cgroup(place, attach_type)
                 if count and not flags & bpf.ALLOW_MULTI:
                     raise Conflict(
@@ -177,82 +195,6 @@ def _check_others(path: str, programs: Mapping[str, int]) -> None:
                     )
         finally:
             os.close(place)
-
-
-def _attach(program_pin: str, place: int, attach_type: int, pin: str) -> None:
-    name = pin.rpartition(_LINK_PIN)[2]
-    program = bpf.open_pin(program_pin)
-    try:
-        link = bpf.create_link(program, place, attach_type)
-    except OSError as error:
-        raise KernelError(f"attach {name} to the cgroup", error.errno or 0) from error
-    finally:
-        os.close(program)
-    try:
-        # Unpinned, the link and with it the program would go with this process.
-        bpf.pin(link, pin)
-    finally:
-        os.close(link)
-
-
-# Off it
-
-
-def remove(identifier: str) -> bool:
-    """Take a guard's programs off and forget it; the caller holds the lock.
-
-    False if there is none of this id any more.
-    """
-    _remove_unfinished()
-    doomed = bpffs.new_directory(ROOT)
-    try:
-        os.rename(directory_of(identifier), doomed)
-    except FileNotFoundError:
-        os.rmdir(doomed)
-        return False
-    dismantle(doomed)
-    return True
-
-
-def dismantle(directory: str) -> None:
-    """Remove what is in a directory without a name, and what its guard made.
-
-    The lock does not keep anybody from removing pins by hand meanwhile.
-    """
-    about = _about(directory)
-    names = os.listdir(directory)
-    for name in names:
-        if name.startswith(_LINK_PIN):
-            pins.detach(f"{directory}/{name}")
-    if about is not None:
-        if about.is_cgroup_ours:
-            cgroups.remove(about.cgroup, identifiers())
-        if about.proxy_cgroup:
-            cgroups.remove(about.proxy_cgroup, identifiers())
-    # What says what was made goes last.
-    for name in sorted(names, key=lambda name: name == ABOUT):
-        with suppress(FileNotFoundError):
-            os.unlink(f"{directory}/{name}")
-    with suppress(FileNotFoundError):
-        os.rmdir(directory)
-
-
-def _remove_unfinished() -> None:
-    for leftover in bpffs.unfinished(ROOT):
-        dismantle(leftover)
-
-
-def collect() -> None:
-    """Remove what a process that was killed has left; the caller holds the lock.
-
-    That is what was being built or removed, guards whose cgroup is gone, and those
-    whose cgroup was made for them that nobody keeps and nobody is in.
-    """
-    _remove_unfinished()
-    for identifier in identifiers():
-        about = _about(directory_of(identifier))
-        if about is not None and is_abandoned(identifier, about):
-            remove(identifier)
 
 
 def is_gone(about: About) -> bool:
@@ -270,7 +212,7 @@ def is_abandoned(identifier: str, about: About) -> bool:
     if not about.is_cgroup_ours or cgroup.is_populated(about.cgroup):
         return False
     try:
-        return not processes.is_alive(Tables(directory_of(identifier)).keeper())
+        return not processes.is_alive(Tables(STORE.directory(identifier)).keeper())
     except LayoutMismatch:
         return False
 
@@ -291,16 +233,16 @@ def has_guards_at(path: str) -> bool:
     here = {cgroup.identifier(each) for each in (path, *cgroup.ancestors(path))}
     return any(
         about is not None and about.cgroup_id in here
-        for about in map(_about, map(directory_of, identifiers()))
+        for about in (_about(STORE.directory(each)) for each in STORE.identifiers())
     )
 
 
 def keeper_pids() -> set[int]:
     """The ids of the processes that keep guards."""
     found = set()
-    for identifier in identifiers():
+    for identifier in STORE.identifiers():
         with suppress(LayoutMismatch, NotFound):
-            process = Tables(directory_of(identifier)).keeper()
+            process = Tables(STORE.directory(identifier)).keeper()
             if processes.is_alive(process):
                 found.add(process.pid)
     return found
@@ -312,8 +254,8 @@ def _take_in(outer: About) -> None:
     Else what they allow would be asked past it, and it would not know the addresses
     when the packets come.
     """
-    for identifier in identifiers():
-        tables = Tables(directory_of(identifier))
+    for identifier in STORE.identifiers():
+        tables = Tables(STORE.directory(identifier))
         try:
             inner, process = tables.about(), tables.keeper()
             is_inside = inner.cgroup_id != outer.cgroup_id and cgroups.is_within(

@@ -21,14 +21,17 @@ from zfw_py.guard.dns.upstream import Server as Upstream
 from zfw_py.guard.dns.upstream import system_upstreams
 from zfw_py.guard.events import Teller
 from zfw_py.guard.keeper import Kept
-from zfw_py.guard.maps import About, Tables, directory_of, exists, identifiers, locked, make_root
+from zfw_py.guard.maps import STORE, About, NoGuards, Tables
+from zfw_py.guard.takeover import take_over
 from zfw_py.kernel import cgroup
+from zfw_py.lifecycle.programs import clear, collect, digest_of, locked, make_root, remove
 from zfw_py.values.prefix import mapped_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from zfw_py.guard.background import Background
+    from zfw_py.guard.events import Lines
     from zfw_py.guard.foreign_sockets import ForeignSocket
     from zfw_py.guard.listeners import Listeners
     from zfw_py.guard.model import Policy
@@ -98,28 +101,30 @@ def _made(
     """
     # Of many prefixes it takes long, and others may want the lock.
     rules = None if policy is None else programs.Rules.of(policy)
-    make_root()
+    make_root(STORE)
     background.fill_stdio()
+    made: list[tuple[Kept, _Started]] = []
     try:
-        with locked(is_exclusive=True) as lock:
-            programs.collect()
-            tables, about = programs.build(_beside(about), rules, tells_all=teller.has_all)
-            kept = Kept(tables, about, policy, upstreams, teller)
-            try:
-                started = start(kept, lock)
-                programs.put_in_force(tables, about)
-            except BaseException:
-                processes.end(tables.keeper())
-                programs.dismantle(tables.directory)
-                raise
-        yield kept, started
+        with locked(STORE, is_exclusive=True) as lock:
+            collect(programs.SYSTEM)
+
+            def begin(tables: Tables, about: About) -> None:
+                kept = Kept(tables, about, policy, upstreams, teller)
+                made.append((kept, start(kept, lock)))
+
+            programs.install(_beside(about), rules, begin, tells_all=teller.has_all)
+        yield made[0]
     except BaseException:
         _forget(about.id)
         raise
 
 
 def _about(
-    kind: str, target: Target, servers: Iterable[object], policy: Policy | None = None
+    kind: str,
+    target: Target,
+    servers: Iterable[object],
+    policy: Policy | None = None,
+    lines: Lines = "none",
 ) -> About:
     identifier = programs.new_identifier()
     path = target.cgroup
@@ -135,6 +140,7 @@ def _about(
         created=time.time(),
         servers=[str(server) for server in servers],
         policy={} if policy is None else policy.as_object(),
+        lines=lines,
     )
 
 
@@ -198,8 +204,7 @@ def _keep(
     maker: int | None = None,
 ) -> None:
     if asyncio.run(keeper.keep(kept, opened, ready, stops, maker)):
-        with locked(is_exclusive=True):
-            programs.remove(kept.about.id)
+        keeper.remove_guard(kept.about.id)
 
 
 def _entered(target: Target, about: About) -> Made:
@@ -221,6 +226,9 @@ def attach(target: Target, policy: Policy, teller: Teller) -> Made:
     ``teller`` is called there. Raises NotFound, Conflict, UsageError, KernelError; then
     nothing is changed.
     """
+    older = _older(target, policy)
+    if older is not None and take_over(older.id, lambda _: teller):
+        return Made(older.id, older.cgroup, [])
     upstreams = _upstreams(policy)
     about = _about("attach", target, upstreams, policy)
     with _made(
@@ -233,6 +241,23 @@ def attach(target: Target, policy: Policy, teller: Teller) -> Made:
         made = _entered(target, kept.about)
         keeping.let_go()
         return made
+
+
+def _older(target: Target, policy: Policy) -> About | None:
+    """A guard of the same target and policy that another build of zfw made."""
+    if target.is_ours:
+        return None
+    wanted = cgroup.identifier(target.cgroup)
+    for identifier in STORE.identifiers():
+        with suppress(LayoutMismatch, NotFound):
+            about = Tables(STORE.directory(identifier)).about()
+            if (about.cgroup_id, about.kind, about.policy) == (
+                wanted,
+                "attach",
+                policy.as_object(),
+            ) and about.digest != digest_of(programs.SYSTEM):
+                return about
+    return None
 
 
 def attach_here(
@@ -336,7 +361,7 @@ def run(
     upstreams = _upstreams(policy)
     with ExitStack() as running:
         with _made(
-            _about("run", target, upstreams, policy),
+            _about("run", target, upstreams, policy, teller.lines),
             policy,
             upstreams,
             teller,
@@ -347,7 +372,7 @@ def run(
                 note(f"{foreign}; the command inherits it")
 
             def on_child() -> None:
-                if keeping.has_just_ended() and exists(about.id):
+                if keeping.has_just_ended() and _has_no_process(about.id):
                     note("the guard's process has ended: DNS fails from now on")
 
             status = running.enter_context(command.run(arguments, about.cgroup, user, on_child))
@@ -359,6 +384,13 @@ def run(
             note(f"guard {about.id} is not taken away: {error}")
         keeping.let_go()
     return status
+
+
+def _has_no_process(identifier: str) -> bool:
+    """Whether a guard is there and its process is not; another build's may have its place."""
+    with suppress(LayoutMismatch, NotFound):
+        return not processes.is_alive(Tables(STORE.directory(identifier)).keeper())
+    return False
 
 
 def _leave(about: About, note: Callable[[str], None]) -> None:
@@ -412,19 +444,19 @@ def detach(identifier: str) -> None:
 
     Raises NotFound, LayoutMismatch if another version made it.
     """
-    directory = directory_of(identifier)
+    directory = STORE.directory(identifier)
     missing = NotFound(f"no such guard: {identifier}")
-    with ExitStack() as held:
-        try:
-            held.enter_context(locked(is_exclusive=True))
-        except FileNotFoundError:
-            raise missing from None
-        if not os.path.isdir(directory):
-            raise missing
-        tables = Tables(directory)
-        tables.config()
-        process = tables.keeper()
-        programs.remove(identifier)
+    try:
+        with locked(STORE, is_exclusive=True):
+            if not os.path.isdir(directory):
+                raise missing
+            tables = Tables(directory)
+            tables.config()
+            process = tables.keeper()
+            clear(programs.SYSTEM)
+            remove(programs.SYSTEM, identifier)
+    except NoGuards:
+        raise missing from None
     # Not with the lock: its process may want it too, to take itself away.
     processes.end(process)
 
@@ -435,7 +467,7 @@ def detach_all() -> tuple[list[str], list[LayoutMismatch]]:
     Raises PermissionDenied.
     """
     gone, foreign = [], []
-    for identifier in sorted(identifiers()):
+    for identifier in sorted(STORE.identifiers()):
         try:
             detach(identifier)
             gone.append(identifier)

@@ -25,6 +25,7 @@ _MAP_DELETE_ELEM = 3
 _OBJ_PIN = 6
 _OBJ_GET = 7
 _PROG_TEST_RUN = 10
+_PROG_GET_FD_BY_ID = 13
 _MAP_GET_FD_BY_ID = 14
 _OBJ_GET_INFO_BY_FD = 15
 _PROG_QUERY = 16
@@ -318,6 +319,11 @@ def open_pin(path: str, flags: int = ANY) -> int:
     """A descriptor of what is pinned at ``path``; with READ_ONLY who may only read it can."""
     name = ctypes.create_string_buffer(path.encode())
     return _bpf(_OBJ_GET, _attribute(_object.pack(ctypes.addressof(name), 0, flags, 0)))
+
+
+def open_program(number: int) -> int:
+    """A descriptor of a loaded program, by its id. Needs CAP_SYS_ADMIN."""
+    return _bpf(_PROG_GET_FD_BY_ID, _attribute(Struct("=III").pack(number, 0, 0)))
 
 
 def pin(fd: int, path: str) -> None:

@@ -101,7 +101,7 @@ def call_in(path: str, function: Callable[[], _Result]) -> _Result:
     """
 
     def call() -> _Result:
-        _enter(path)
+        enter(path)
         return function()
 
     return _in_thread(call)
@@ -115,7 +115,8 @@ def _in_thread(function: Callable[[], _Result]) -> _Result:
         return executor.submit(function).result()
 
 
-def _enter(path: str) -> None:
+def enter(path: str) -> None:
+    """Move the calling thread into a network namespace, for good. Raises as ``call_in``."""
     operation = f"enter the network namespace {path}"
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -159,7 +160,7 @@ def _visit(paths: dict[str, list[str]]) -> dict[int, str]:
         # The first may be of a thread that has ended meanwhile; another has the namespace still.
         for path in candidates:
             try:
-                _enter(path)
+                enter(path)
             except PermissionDenied:
                 is_denied = True
             except (NotFound, UsageError, KernelError):

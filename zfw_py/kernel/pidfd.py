@@ -104,6 +104,34 @@ def take(
     return None
 
 
+def take_all(pid: int, kinds: Set[str]) -> Iterator[socket]:
+    """Descriptors of all sockets of a process whose protocol is one of ``kinds``, as in ``take``.
+
+    The caller closes them. Raises PermissionDenied, KernelError.
+    """
+    process = os.pidfd_open(pid)
+    try:
+        for _, number in _sockets_of(pid):
+            if _kind(pid, number) in kinds:
+                taken = _take(process, number, pid)
+                if taken is not None:
+                    yield taken
+    finally:
+        os.close(process)
+
+
+def take_descriptor(pid: int, number: int) -> int:
+    """A duplicate of a process's descriptor of any kind. Raises PermissionDenied, KernelError."""
+    process = os.pidfd_open(pid)
+    try:
+        fd = _getfd(process, number)
+        if fd < 0:
+            raise _failed(pid, ctypes.get_errno())
+        return fd
+    finally:
+        os.close(process)
+
+
 def _inode_of(held: tuple[str, int]) -> int:
     return int(held[0][len("socket:[") : -1])
 
@@ -117,9 +145,7 @@ def _kind(pid: int, number: int) -> str:
 
 
 def _take(process: int, number: int, pid: int) -> socket | None:
-    fd = _libc.syscall(
-        ctypes.c_long(_PIDFD_GETFD), ctypes.c_int(process), ctypes.c_int(number), ctypes.c_uint(0)
-    )
+    fd = _getfd(process, number)
     if fd < 0:
         number = ctypes.get_errno()
         if number in (errno.EBADF, errno.ESRCH):
@@ -130,6 +156,13 @@ def _take(process: int, number: int, pid: int) -> socket | None:
     except OSError:
         os.close(fd)  # no socket any more
         return None
+
+
+def _getfd(process: int, number: int) -> int:
+    fd: int = _libc.syscall(
+        ctypes.c_long(_PIDFD_GETFD), ctypes.c_int(process), ctypes.c_int(number), ctypes.c_uint(0)
+    )
+    return fd
 
 
 def cookie_of(held: socket) -> int | None:

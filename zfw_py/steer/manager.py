@@ -23,12 +23,14 @@ from zfw_py.errors import Busy, NotInstalled, ZfwError
 from zfw_py.kernel import pidfd
 from zfw_py.kernel.libbpf import RingBuffer
 from zfw_py.kernel.process import start_time
+from zfw_py.lifecycle.programs import locked
 from zfw_py.steer import adoption, layout, units
 from zfw_py.steer.codec import Event
-from zfw_py.steer.maps import Tables, directory_of, locked
+from zfw_py.steer.maps import STORE, Tables
 from zfw_py.steer.model import AddressTarget, ProcessTarget
 from zfw_py.steer.sockets import PROTOCOL_NUMBERS
 from zfw_py.steer.state import Run
+from zfw_py.values.endpoint import Endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -73,7 +75,7 @@ class _Manager:
     def __init__(self, steering: Steering, tell: Callable[[str], None]) -> None:
         self._steering = steering
         self._tell = tell
-        self._directory = directory_of(steering.cookie)
+        self._directory = STORE.directory(steering.cookie)
         self._tables = Tables(self._directory)
         self._pending: dict[Place, str] = {}
         self._lost = 0
@@ -135,7 +137,7 @@ class _Manager:
         return sum(found.get(name, 0) for name in ("events", "adoption", "listeners"))
 
     def _supply_all(self) -> None:
-        with locked(is_exclusive=False):
+        with locked(STORE, is_exclusive=False):
             if not os.path.isdir(self._directory):
                 return
             around = self._steering.look(self._tables)
@@ -161,7 +163,7 @@ class _Manager:
         if not self._is_managing:
             return
         try:
-            with locked(is_exclusive=False):
+            with locked(STORE, is_exclusive=False):
                 places = self._tables.state().places
                 if event.kind == "came":
                     self._on_came(event, places)
@@ -218,11 +220,11 @@ class _Manager:
         if isinstance(place.target, AddressTarget):
             return []
         at = event.listener.at
-        ends = {str(at)}
+        ends = {str(Endpoint.from_mapped(at.address, at.port))}
         for cookie in self._tables.sockets_of(number):
             known = self._tables.listening(cookie)
             if known is not None and known.family == event.listener.family:
-                ends.add(str(known.at))
+                ends.add(str(Endpoint.from_mapped(known.at.address, known.at.port)))
         return sorted(ends) if len(ends) > 1 else []
 
     def _on_left(self, event: Event, places: dict[Place, int]) -> None:

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The pinned maps of steering in one network namespace, and where those of all of them are."""
+"""The pinned maps of steering in one network namespace."""
 
 from __future__ import annotations
 
 import errno
 import os
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from zfw_py.errors import MapFull, NotInstalled
-from zfw_py.kernel import bpf, bpffs, pins
-from zfw_py.kernel.pins import Kind, Pins
+from zfw_py.kernel import bpf
+from zfw_py.lifecycle.pins import Pins, replace_pin, unlink
+from zfw_py.lifecycle.store import ROOT, Store
 from zfw_py.steer import codec, layout
 from zfw_py.steer.model import AddressTarget
 from zfw_py.steer.sockets import PROTOCOL_NUMBERS
@@ -21,20 +21,24 @@ from zfw_py.values.prefix import mapped_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from contextlib import AbstractContextManager
     from socket import socket
 
     from zfw_py.steer.model import Mapping
     from zfw_py.steer.segments import Class, Table
     from zfw_py.steer.state import Place, Steered
 
-ROOT = f"{bpffs.ROOT}/steer"
+STORE = Store(
+    f"{ROOT}/steer",
+    layout.MAPS,
+    noun="steering",
+    remedy="zfw steer detach removes it",
+    absent=lambda: NotInstalled("nothing is steered in this network namespace"),
+    sized=("events",),
+)
 _STATE = "state_"
-_NEW_STATE = "new_state"
 _ARRAY = 2  # BPF_MAP_TYPE_ARRAY
 # A value that every kernel lets user space read at once; KMALLOC_MAX_SIZE is a limit of some.
 _CHUNK = 1 << 16
-_KIND = Kind(layout.MAPS, "steering", "zfw steer detach removes it", frozenset({"events"}))
 _CLASSES: dict[Class, int] = {
     "port": layout.CLASS_PORT,
     "range": layout.CLASS_RANGE,
@@ -42,39 +46,12 @@ _CLASSES: dict[Class, int] = {
 }
 
 
-def locked(*, is_exclusive: bool) -> AbstractContextManager[None]:
-    """Hold the lock on all steering; an OSError from within becomes one of ours.
-
-    Raises NotInstalled where there never was any, PermissionDenied, Busy.
-    """
-    return pins.locked(
-        ROOT,
-        NotInstalled("nothing is steered in this network namespace"),
-        is_exclusive=is_exclusive,
-    )
-
-
-def make_root() -> None:
-    """Make the directory of all steering's state. Raises PermissionDenied or KernelError."""
-    pins.make_root(ROOT)
-
-
-def directory_of(cookie: int) -> str:
-    """Where a network namespace has its pins."""
-    return f"{ROOT}/{cookie}"
-
-
-def cookies() -> list[int]:
-    """The network namespaces that have steering."""
-    return [int(name) for name in os.listdir(ROOT) if name.isdigit()]
-
-
 class Tables(Pins):
     """The maps of one network namespace."""
 
     def __init__(self, directory: str) -> None:
-        """``directory`` has the pins; see ``directory_of``."""
-        super().__init__(directory, _KIND, is_read_only=os.geteuid() != 0)
+        """``directory`` has the pins; see ``STORE.directory``."""
+        super().__init__(STORE, directory, is_read_only=os.geteuid() != 0)
         self._read: tuple[int, State] | None = None
 
     # What is steered
@@ -131,8 +108,7 @@ class Tables(Pins):
         self.map("active").update(codec.ZERO, active.encode())
         old = 1 - active.table
         self.empty_table(old)
-        with suppress(FileNotFoundError):
-            os.unlink(f"{self.directory}/{_STATE}{old}")
+        unlink(f"{self.directory}/{_STATE}{old}")
 
     def empty_table(self, number: int, size: int = 1) -> bpf.Map:
         """An empty one, once no packet reads the one before (maybe_wait_bpf_programs())."""
@@ -180,11 +156,7 @@ class Tables(Pins):
         for index in range(count):
             chunk = data[index * _CHUNK : (index + 1) * _CHUNK]
             stored.update(codec.number_key(index), chunk.ljust(_CHUNK, b"\0"))
-        new = f"{self.directory}/{_NEW_STATE}"
-        with suppress(FileNotFoundError):
-            os.unlink(new)
-        bpf.pin(stored.fd, new)
-        os.rename(new, f"{self.directory}/{_STATE}{number}")
+        replace_pin(stored.fd, f"{self.directory}/{_STATE}{number}")
 
     # Targets
 

@@ -22,12 +22,14 @@ from zfw_py.kernel import bpf
 from zfw_py.kernel.namespaces import call_in, hold
 from zfw_py.kernel.netns import netns_cookie
 from zfw_py.kernel.process import start_time
+from zfw_py.lifecycle import manifest
+from zfw_py.lifecycle.programs import clear, locked, make_root, remove
 from zfw_py.steer import adoption, edit, programs
 from zfw_py.steer.activation import passed_sockets
 from zfw_py.steer.codec import Counter
 from zfw_py.steer.layout import TARGET_SOCKETS
 from zfw_py.steer.listing import Applied, Held, Listed, Status
-from zfw_py.steer.maps import Tables, directory_of, locked, make_root
+from zfw_py.steer.maps import STORE, Tables
 from zfw_py.steer.model import (
     AddressTarget,
     Entry,
@@ -84,11 +86,11 @@ class Steering:
     @contextmanager
     def writing(self) -> Iterator[Tables]:
         """Hold the lock, with programs of ours attached. Raises as ``programs.install``."""
-        make_root()
-        with locked(is_exclusive=True):
+        make_root(STORE)
+        with locked(STORE, is_exclusive=True):
             namespace = programs.Namespace(self.cookie, self._fd, self.call)
-            tables = Tables(directory_of(self.cookie))
-            programs.clear()
+            tables = Tables(STORE.directory(self.cookie))
+            clear(programs.SYSTEM)
             if os.path.isdir(tables.directory):
                 programs.check_version(tables)
                 programs.upgrade(tables, namespace)
@@ -102,6 +104,17 @@ class Steering:
         self._check_installed()
         with self.writing() as tables:
             yield tables
+
+    def upgrade(self) -> bool:
+        """Exchange programs of another build of zfw; False if they are this one's.
+
+        Raises NotInstalled where nothing is steered, and as ``lifecycle.programs.upgrade``.
+        """
+        self._check_installed()
+        with locked(STORE, is_exclusive=True):
+            clear(programs.SYSTEM)
+            tables = Tables(STORE.directory(self.cookie))
+            return programs.upgrade(tables, programs.Namespace(self.cookie, self._fd, self.call))
 
     def add(self, mappings: Sequence[Mapping], run: Run | None = None) -> list[Listed]:
         """Steer these too, all or none; how each is.
@@ -268,8 +281,8 @@ class Steering:
         Raises NotInstalled. Also takes off what another version has attached.
         """
         self._check_installed()
-        with locked(is_exclusive=True):
-            tables = Tables(directory_of(self.cookie))
+        with locked(STORE, is_exclusive=True):
+            tables = Tables(STORE.directory(self.cookie))
             try:
                 old = tables.state()
                 count = len(old.steered)
@@ -277,33 +290,32 @@ class Steering:
                 self._put_in_force(tables, old, [])
             except ZfwError:
                 count = 0  # of another version
-            try:
-                programs.remove(self.cookie)
-            except FileNotFoundError:
-                raise NotInstalled("nothing is steered in this network namespace") from None
+            clear(programs.SYSTEM)
+            if not remove(programs.SYSTEM, self.cookie):
+                raise STORE.absent()
         return count
 
     # Looking
 
     def _check_installed(self) -> None:
-        if not os.path.isdir(directory_of(self.cookie)):
-            if os.geteuid() != 0 and not os.access(os.path.dirname(directory_of(0)), os.X_OK):
+        if not os.path.isdir(STORE.directory(self.cookie)):
+            if os.geteuid() != 0 and not os.access(os.path.dirname(STORE.directory(0)), os.X_OK):
                 raise PermissionDenied(
                     f"needs root, or membership of the group {programs.GROUP} if there is one"
                 )
-            raise NotInstalled("nothing is steered in this network namespace")
+            raise STORE.absent()
 
     @contextmanager
     def reading(self) -> Iterator[Tables]:
         """What is pinned, while nobody writes; others than root do without the lock."""
         self._check_installed()
         if os.geteuid() != 0:
-            tables = Tables(directory_of(self.cookie))
+            tables = Tables(STORE.directory(self.cookie))
             programs.check_version(tables)
             yield tables
             return
-        with locked(is_exclusive=False):
-            tables = Tables(directory_of(self.cookie))
+        with locked(STORE, is_exclusive=False):
+            tables = Tables(STORE.directory(self.cookie))
             programs.check_version(tables)
             yield tables
 
@@ -387,7 +399,7 @@ class Steering:
         """What is attached, and how it does. Raises NotInstalled."""
         with self.reading() as tables:
             state = self._state(tables)
-            about = tables.document("about", programs.About)
+            about = manifest.read(tables, programs.About)
             empty = {number for number in state.places.values() if not tables.sockets_of(number)}
             attached = programs.attached(self.cookie) if os.geteuid() == 0 else []
             warnings = []
@@ -397,9 +409,9 @@ class Steering:
                     " this is not the root of all cgroups"
                 )
             order, own = self._order()
-            if own and own not in order:
+            if os.geteuid() == 0 and own not in order:
                 warnings.append("the program that steers was detached by somebody else")
-            elif own and order.index(own) > 0:
+            elif order and order.index(own) > 0:
                 warnings.append("what another program has chosen a socket for is not steered")
             return Status(
                 cookie=self.cookie,

@@ -15,7 +15,7 @@ import pytest
 from zfw_py import Busy, Conflict, UsageError, __version__
 from zfw_py.compat import contents, install, places
 from zfw_py.compat.tree import Tree, changeable_by_others
-from zfw_py.firewall.programs import OBJECT
+from zfw_py.firewall.programs import SYSTEM
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -131,7 +131,7 @@ def test_the_command_loads_no_more_than_the_environments_own(laid_out: Path) -> 
 
 def test_case_38_the_objects_that_callers_look_for_are_there(laid_out: Path) -> None:
     for name in ("zfw_tc_ingress.o", "zfw_tc_outbound_track.o"):
-        assert (laid_out / "opt/openziti/bin" / name).read_bytes() == OBJECT.read_bytes()
+        assert (laid_out / "opt/openziti/bin" / name).read_bytes() == SYSTEM.object.read_bytes()
     assert not (laid_out / "opt/openziti/bin/zfw_xdp_tun_ingress.o").exists()
 
 

@@ -17,7 +17,7 @@ from tests.guard.support.world import UNNAMED, UPSTREAM, UPSTREAM6, ZFW
 from zfw_py.guard import layout
 from zfw_py.guard import service as guard
 from zfw_py.guard.codec import ZERO, Config
-from zfw_py.guard.maps import ROOT, Tables
+from zfw_py.guard.maps import STORE, Tables
 from zfw_py.kernel import bpf
 
 if TYPE_CHECKING:
@@ -319,9 +319,9 @@ HINT = "hint: that version's zfw guard detach removes it, or rm -r {}\n"
 
 def of_other_version(identifier: str) -> str:
     """Make a guard one of another version; what is said of it."""
-    tables = Tables(f"{ROOT}/{identifier}")
+    tables = Tables(f"{STORE.root}/{identifier}")
     tables.map("config").update(ZERO, Config(layout.ABI_VERSION + 1, 0).encode())
-    place = f"{ROOT}/{identifier}"
+    place = f"{STORE.root}/{identifier}"
     what = f"{place}/config is of another version of zfw: version {layout.ABI_VERSION + 1}"
     return f"zfw: {what}\n{HINT.format(place)}"
 
@@ -347,7 +347,7 @@ def test_the_guard_of_another_version_is_left_alone(world: World, service: Path)
     # Others can be made beside it.
     assert world.zfw("run", "--dns-upstream", UPSTREAM, "--", "true").returncode == 0
     # What the hint says is what helps, and its process sees that it is gone.
-    world.run("rm", "-r", f"{ROOT}/{foreign}")
+    world.run("rm", "-r", f"{STORE.root}/{foreign}")
     other.rmdir()
     service.rmdir()
     assert world.is_clean(), world.left()
@@ -358,7 +358,7 @@ def test_the_guard_of_another_version_is_left_alone(world: World, service: Path)
 def test_pins_of_other_shapes_are_refused(world: World, service: Path, name: str) -> None:
     options = ("--dns-upstream", UPSTREAM, "--cgroup", str(service))
     identifier = world.zfw("attach", *options).stdout.strip()
-    pin = f"{ROOT}/{identifier}/{name}"
+    pin = f"{STORE.root}/{identifier}/{name}"
     Path(pin).unlink()
     made = bpf.create_map((1, 8, 8, 1, 0), "other")
     bpf.pin(made.fd, pin)
@@ -366,7 +366,7 @@ def test_pins_of_other_shapes_are_refused(world: World, service: Path, name: str
     assert (done.returncode, done.stdout) == (8, "")
     assert done.stderr.startswith(f"zfw: {pin} is of another version of zfw: (1, 8, 8, 1, 0)")
     assert world.zfw("run", "--dns-upstream", UPSTREAM, "--", "true").returncode == 0
-    world.run("rm", "-r", f"{ROOT}/{identifier}")
+    world.run("rm", "-r", f"{STORE.root}/{identifier}")
     service.rmdir()
     assert world.is_clean(), world.left()
 
@@ -378,7 +378,7 @@ def test_a_guard_without_one_of_its_pins_is_not_hidden(
 ) -> None:
     options = ("--dns-upstream", UPSTREAM, "--cgroup", str(service))
     identifier = world.zfw("attach", *options).stdout.strip()
-    place = f"{ROOT}/{identifier}"
+    place = f"{STORE.root}/{identifier}"
     Path(f"{place}/{name}").unlink()
     said = f"zfw: {place}/{name} is of another version of zfw: it is missing\n{HINT.format(place)}"
     done = world.zfw("list")
@@ -396,7 +396,7 @@ def test_what_is_left_of_a_guard_can_be_detached(world: World, service: Path) ->
     options = ("--dns-upstream", UPSTREAM, "--cgroup", str(service))
     identifier = world.zfw("attach", *options).stdout.strip()
     for name in ("link_egress", "link_connect4", "learnt", "about"):
-        Path(f"{ROOT}/{identifier}/{name}").unlink()
+        Path(f"{STORE.root}/{identifier}/{name}").unlink()
     done = world.zfw("detach", identifier)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"detached {identifier}\n", "")
     service.rmdir()
@@ -406,7 +406,7 @@ def test_what_is_left_of_a_guard_can_be_detached(world: World, service: Path) ->
 @pytest.mark.kernel
 def test_what_is_no_guard_is_no_guard(world: World) -> None:
     assert world.zfw("run", "--dns-upstream", UPSTREAM, "--", "true").returncode == 0
-    place = Path(f"{ROOT}/no-guard")
+    place = Path(f"{STORE.root}/no-guard")
     place.mkdir()
     try:
         assert world.zfw("list").stdout == "no guards\n"

@@ -35,9 +35,9 @@ from zfw_py import Firewall
 from zfw_py.docker_dns import layout
 from zfw_py.docker_dns import service as redirects
 from zfw_py.docker_dns.codec import Daemon as Ports
-from zfw_py.docker_dns.maps import ROOT, directory_of
+from zfw_py.docker_dns.maps import STORE
 from zfw_py.docker_dns.model import parse_redirect
-from zfw_py.docker_dns.programs import OBJECT
+from zfw_py.docker_dns.programs import SYSTEM
 from zfw_py.errors import Conflict, NotFound, UsageError, ZfwError
 from zfw_py.kernel import bpf, bpffs, netlink
 from zfw_py.kernel.libbpf import BpfObject
@@ -203,7 +203,7 @@ def test_another_server(docker: World, tmp_path: Path) -> None:
 
 def state_names() -> list[str]:
     """What there is of redirects, finished or not."""
-    return sorted(path.name for path in Path(ROOT).glob("*"))
+    return sorted(path.name for path in Path(STORE.root).glob("*"))
 
 
 def state_of(namespace: Namespace) -> dict[str, Any]:
@@ -253,7 +253,7 @@ _BY_ID = {"prog_type:": 13, "map_type:": 14, "link_type:": 30}
 def pinned_objects(identifier: str) -> list[tuple[str, int, int]]:
     """All that a redirect has in the kernel: a name, the command that finds it, its id."""
     found = []
-    for pin in Path(directory_of(identifier)).iterdir():
+    for pin in Path(STORE.directory(identifier)).iterdir():
         fd = bpf.open_pin(str(pin))
         try:
             (command,) = (
@@ -300,7 +300,7 @@ def test_removal_restores_the_first_state(docker: World, mode: str) -> None:
 
 def others_programs(docker: World, mode: str) -> None:
     """Somebody else's programs where ours go; they see packets, and say nothing to them."""
-    with BpfObject(OBJECT) as loaded:
+    with BpfObject(SYSTEM.object) as loaded:
         loaded.load()
         for number, (name, fd) in enumerate(loaded.programs().items()):
             with docker.container.entered():

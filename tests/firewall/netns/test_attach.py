@@ -20,7 +20,7 @@ import traceback
 from contextlib import contextmanager
 from pathlib import Path
 from struct import pack, unpack_from
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -43,10 +43,13 @@ from zfw_py import (
 )
 from zfw_py.firewall import layout, programs
 from zfw_py.firewall.explain import explain
-from zfw_py.firewall.maps import ZERO, Tables
+from zfw_py.firewall.maps import STORE, ZERO, Tables
 from zfw_py.kernel import bpf, bpffs
 from zfw_py.kernel.libbpf import BpfObject
 from zfw_py.kernel.netns import netns_cookie
+from zfw_py.lifecycle import programs as lifecycle
+from zfw_py.lifecycle.attachment import PIN, Clsact, Tcx
+from zfw_py.lifecycle.store import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -82,10 +85,15 @@ def stand_in_object(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+def use_object(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    """Another compiled object in the firewall's place."""
+    monkeypatch.setattr(programs, "SYSTEM", programs.SYSTEM._replace(object=path))
+
+
 @pytest.fixture
 def stand_in(stand_in_object: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is attached is the stand-in, in this test."""
-    monkeypatch.setattr(programs, "OBJECT", stand_in_object)
+    use_object(monkeypatch, stand_in_object)
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +170,7 @@ def our_program(direction: str = "ingress") -> int:
 
 def directory() -> Path:
     """Where the state of this network namespace is pinned."""
-    return Path(bpffs.state_directory(netns_cookie()))
+    return Path(STORE.directory(netns_cookie()))
 
 
 def names_in(path: Path | str) -> list[str]:
@@ -424,13 +432,14 @@ def test_rules_settings_and_addresses_are_there_before_the_program_is(
     machine.gateway.run("ip", "address", "add", "10.99.0.1/24", "dev", INTERFACE)
     answers = []
 
-    def put(tables: Tables, ifindex: int, *rest: object) -> None:
+    def attach(attachment: Tcx | Clsact, *rest: Any) -> None:
+        tables = Tables(is_writer=False)  # the writer holds the lock
         for some in (frame(ALLOWED), frame(22, "tcp"), frame(22, "tcp", "10.99.0.1")):
-            answers.append(explain(tables, some, ifindex).reason)
-        original(tables, ifindex, *rest)
+            answers.append(explain(tables, some, attachment.ifindex).reason)
+        original(attachment, *rest)
 
-    original = programs._put
-    monkeypatch.setattr(programs, "_put", put)
+    original = lifecycle.attach
+    monkeypatch.setattr(lifecycle, "attach", attach)
     Firewall().attach(INTERFACE, mode=mode)
     machine.gateway.run("ip", "address", "del", "10.99.0.1/24", "dev", INTERFACE)
     assert answers == ["rule_pass", "ssh", "ssh"]
@@ -443,7 +452,7 @@ def test_rules_settings_and_addresses_are_there_before_the_program_is(
 def newer_object(tmp_path: Path) -> Path:
     """The same programs from another build: a byte behind the end, which no loader reads."""
     path = tmp_path / "newer.bpf.o"
-    path.write_bytes(programs.OBJECT.read_bytes() + b"\0")
+    path.write_bytes(programs.SYSTEM.object.read_bytes() + b"\0")
     return path
 
 
@@ -460,7 +469,7 @@ def test_programs_of_another_build_are_exchanged_without_a_gap(
         stream.flows()
         counted = firewall.rules()[0].packets
         with monkeypatch.context() as patched:
-            patched.setattr(programs, "OBJECT", newer_object)
+            use_object(patched, newer_object)
             made = firewall.attach(INTERFACE, "both", mode)
             stream.flows()
             assert not {one.program_id for one in made} & set(old.values())
@@ -484,7 +493,7 @@ def test_an_upgrade_reaches_every_interface(
     firewall.attach(INTERFACE, "both", "tcx")
     firewall.attach("up0", "both", "clsact")
     old = our_program()
-    monkeypatch.setattr(programs, "OBJECT", newer_object)
+    use_object(monkeypatch, newer_object)
     firewall.attach("up1")
     assert our_program() != old
     for interface, mode in ((INTERFACE, "tcx"), ("up0", "clsact")):
@@ -507,7 +516,7 @@ def test_an_upgrade_that_does_not_load_changes_nothing(
     Firewall().attach(INTERFACE)
     before = attached(INTERFACE)
     with monkeypatch.context() as patched:
-        patched.setattr(programs, "OBJECT", tmp_path / "bad.bpf.o")
+        use_object(patched, tmp_path / "bad.bpf.o")
         with pytest.raises(KernelError, match="ingress"):
             Firewall().attach(INTERFACE)
     assert attached(INTERFACE) == before
@@ -517,7 +526,7 @@ def test_an_upgrade_that_does_not_load_changes_nothing(
 def test_an_object_that_is_missing_is_told_of(
     machine: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(programs, "OBJECT", tmp_path / "gone.bpf.o")
+    use_object(monkeypatch, tmp_path / "gone.bpf.o")
     with pytest.raises(ZfwError, match=r"gone\.bpf\.o is missing"):
         Firewall().attach(INTERFACE)
     assert attached(INTERFACE) == []
@@ -706,21 +715,12 @@ def test_what_was_attached_to_an_interface_that_is_gone_is_gone(
 ) -> None:
     Firewall().attach("it0", "both")
     machine.gateway.run("ip", "link", "del", "it0")
+    pinned = names_in(directory())
     assert [row for row in Firewall().status().interfaces if row.attachments] == []
-    assert not [name for name in names_in(directory()) if name.startswith("link")]
-
-
-def test_two_who_clear_away_the_same_dead_link_do_not_trip_over_each_other(
-    machine: Network, pair: Callable[[], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Readers share the lock: another may have removed the pin meanwhile."""
-    Firewall().attach("it0")
-    machine.gateway.run("ip", "link", "del", "it0")
-    listed = names_in(directory())
-    Firewall().status()
-    with monkeypatch.context() as patched:
-        patched.setattr(programs.os, "listdir", lambda path: listed)
-        assert [row for row in Firewall().status().interfaces if row.attachments] == []
+    assert names_in(directory()) == pinned, "a reader has removed something"
+    Firewall().attach(INTERFACE)
+    links = [name for name in names_in(directory()) if name.startswith(PIN)]
+    assert links == [f"{PIN}ingress_{index()}"], "the writer removes pins of dead links"
 
 
 def test_an_index_that_is_given_again_to_an_interface_of_another_kind(
@@ -785,7 +785,7 @@ def test_pins_are_root_s_alone(
         Firewall().attach(INTERFACE, "both")
     finally:
         os.umask(old_mask)
-    for path in (Path(bpffs.ROOT), directory()):
+    for path in (Path(ROOT), directory()):
         assert stat.S_IMODE(path.stat().st_mode) == 0o700, path
     pins = list(directory().iterdir())
     assert {*layout.MAPS, "ingress", "egress", "explain_ingress", "explain_egress"} < {
@@ -802,9 +802,9 @@ def test_detach_all_removes_every_pin(
 ) -> None:
     Firewall().attach(INTERFACE, "both")
     name = directory().name
-    assert name in names_in(bpffs.ROOT)
+    assert name in names_in(ROOT)
     Firewall().detach_all()
-    assert name not in names_in(bpffs.ROOT)
+    assert name not in names_in(ROOT)
     assert frames.until(lambda: attached(INTERFACE) == [])
 
 
@@ -850,7 +850,7 @@ def without_bpffs(action: Callable[[], object]) -> str:
     def unmount() -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         assert libc.unshare(CLONE_NEWNS) == 0
-        while bpffs._is_bpffs(bpffs.MOUNT_POINT):
+        while bpffs.is_mounted():
             assert libc.umount2(bpffs.MOUNT_POINT.encode(), 2) == 0  # MNT_DETACH
         action()
 
@@ -941,7 +941,7 @@ def test_attach_mounts_bpffs_where_it_is_missing(
 ) -> None:
     def attach() -> None:
         Firewall().attach(INTERFACE)
-        assert bpffs._is_bpffs(bpffs.MOUNT_POINT)
+        assert bpffs.is_mounted()
         assert Path(bpffs.MOUNT_POINT).stat().st_mode & 0o777 == 0o700
         last = [
             line.split()
@@ -1101,117 +1101,8 @@ def test_a_pin_that_is_missing_is_an_expected_failure(machine: Network, name: st
     assert attached(INTERFACE) == []
 
 
-# Killed in the middle
-
-
-class _Killed:
-    """Ends the process before a call of a function, as a kill would: nothing is cleaned up."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, owner: object, name: str, at: int) -> None:
-        self._original = getattr(owner, name)
-        self._left = at
-        monkeypatch.setattr(owner, name, self)
-
-    def __call__(self, *arguments: object, **options: object) -> object:
-        if self._left == 0:
-            os._exit(9)
-        self._left -= 1
-        return self._original(*arguments, **options)
-
-
-@pytest.mark.parametrize(
-    ("owner", "name", "at"),
-    [
-        pytest.param(bpf, "pin", 0, id="before the first pin"),
-        pytest.param(bpf, "pin", 9, id="half of the pins made"),
-        pytest.param(bpffs, "publish", 0, id="before it is published"),
-        pytest.param(programs, "attach", 0, id="published and not attached"),
-        pytest.param(bpf, "create_link", 0, id="before the link"),
-        pytest.param(bpf, "pin", 18, id="before the link is pinned"),
-    ],
-)
-@pytest.mark.usefixtures("stand_in")
-def test_an_attach_that_is_killed_is_made_good_by_the_next(
-    network: Network,
-    monkeypatch: pytest.MonkeyPatch,
-    owner: object,
-    name: str,
-    at: int,
-) -> None:
-    with monkeypatch.context() as patched:
-
-        def attach() -> None:
-            _Killed(patched, owner, name, at)
-            Firewall().attach(INTERFACE)
-
-        assert in_child(attach) == "", "it was not killed there"
-    Firewall().attach(INTERFACE)
-    # What other systems have there is their own.
-    others = {"docker_dns", "guard", "steer"}
-    assert {name for name in names_in(bpffs.ROOT) if not name.isdigit()} <= others
-    assert names_in(directory()) == sorted(
-        [
-            *layout.MAPS,
-            "ingress",
-            "egress",
-            "explain_ingress",
-            "explain_egress",
-            programs._LINK_PIN + "ingress_" + index(),
-        ]
-    )
-    assert frames.until(lambda: attached(INTERFACE) == [("ingress", "tcx", our_program())])
-    allow()
-
-
 def index() -> str:
     return str(socket.if_nametoindex(INTERFACE))
-
-
-@pytest.mark.usefixtures("stand_in")
-def test_a_detach_all_that_is_killed_is_made_good_by_the_next(
-    network: Network, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Half of the pins are gone: what is left is no firewall, and attach makes one."""
-    for unlinked in (1, 10, 17):
-        Firewall().attach(INTERFACE)
-        with monkeypatch.context() as patched:
-
-            def detach_all(at: int = unlinked) -> None:
-                _Killed(patched, bpffs.posix, "unlink", at)
-                Firewall().detach_all()
-
-            assert in_child(detach_all) == ""
-        Firewall().attach(INTERFACE)
-        allow()
-        assert frames.until(lambda: attached(INTERFACE) == [("ingress", "tcx", our_program())])
-        Firewall().detach_all()
-
-
-@pytest.mark.usefixtures("stand_in")
-def test_an_upgrade_that_is_killed_is_made_good_by_the_next(
-    network: Network, newer_object: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Firewall().attach(INTERFACE, "both")
-    steps = [(bpf, "update_link", 0), (bpf, "update_link", 1)]
-    steps += [(bpf, "pin", at) for at in range(3)]
-    for owner, name, at in steps:
-        with monkeypatch.context() as patched:
-            patched.setattr(programs, "OBJECT", newer_object)
-
-            def upgrade(owner: object = owner, name: str = name, at: int = at) -> None:
-                _Killed(patched, owner, name, at)
-                Firewall().attach(INTERFACE)
-
-            assert in_child(upgrade) == "", (name, at)
-            assert len(attached(INTERFACE)) == 2, "one program a direction, old or new"
-        newer_object.write_bytes(newer_object.read_bytes() + b"\0")
-    with monkeypatch.context() as patched:
-        patched.setattr(programs, "OBJECT", newer_object)
-        Firewall().attach(INTERFACE, "both")
-        assert attached(INTERFACE) == [
-            (direction, "tcx", our_program(direction)) for direction in ("ingress", "egress")
-        ]
-        assert not [name for name in names_in(directory()) if name.startswith("new")]
 
 
 if sys.version_info >= (3, 12):

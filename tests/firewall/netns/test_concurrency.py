@@ -20,7 +20,7 @@ from tests.firewall.support import frames
 from zfw_py import Busy, Firewall, Prefix, Rule, RuleKey
 from zfw_py.firewall.maps import Tables
 from zfw_py.kernel import lock
-from zfw_py.kernel.bpffs import ROOT
+from zfw_py.lifecycle.store import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.netns import Namespace, Network
 from zfw_py import Firewall, NotFound, Prefix, Rule, RuleKey, UsageError, ZfwError
-from zfw_py.kernel.bpffs import published
+from zfw_py.firewall.maps import STORE
 from zfw_py.kernel.namespaces import call_in, find, live_cookies
 from zfw_py.kernel.netns import netns_cookie
 
@@ -73,26 +73,26 @@ def test_state_of_a_namespace_that_is_gone_is_removed_by_the_next_first_attach(
     with gone.entered():
         gone.run("ip", "link", "add", "d0", "type", "veth", "peer", "name", "d1")
         Firewall().attach("d0")
-        old = netns_cookie()
+        old = str(netns_cookie())
         rule = Rule(RuleKey(Prefix.parse("192.0.2.1"), "tcp", 1))
         Firewall().insert(rule)
-    assert old in published()
+    assert old in STORE.identifiers()
     gone.close()
 
     # The kernel takes a namespace apart in its own time.
     deadline = time.monotonic() + 10
-    while old in published() and time.monotonic() < deadline:
+    while old in STORE.identifiers() and time.monotonic() < deadline:
         Firewall().attach(network.interface)
-        if old in published():
+        if old in STORE.identifiers():
             Firewall().detach_all()
-    assert published() == [netns_cookie()]
+    assert STORE.identifiers() == [str(netns_cookie())]
 
 
 def test_state_of_a_namespace_that_lives_stays(network: Network) -> None:
     with network.client.entered():
         Firewall().attach("eth0")
     Firewall().attach(network.interface)
-    assert len(published()) == 2
+    assert len(STORE.identifiers()) == 2
     with network.client.entered():
         assert Firewall().detach_all()
     assert Path(f"/sys/fs/bpf/zfw/{netns_cookie()}").is_dir()

@@ -39,6 +39,7 @@ from zfw_py.firewall.document import (
 )
 from zfw_py.firewall.flow_limits import FlowLimits
 from zfw_py.firewall.maps import Tables
+from zfw_py.lifecycle.attachment import Tcx
 from zfw_py.systemd.firewall import CAPABILITIES
 
 if TYPE_CHECKING:
@@ -336,15 +337,15 @@ def test_what_the_document_has_not_goes(gateway: Gateway) -> None:
 def test_a_mode_is_changed_without_a_gap(gateway: Gateway) -> None:
     ifindex = if_nametoindex("gw0")
     seen = []
-    taken_off = programs._take_off
+    detach = programs._detach
 
     def watched(tables: Tables, attachment: programs.Attachment) -> None:
         seen.append(sorted(a.mode for a in programs.attachments(tables) if a.ifindex == ifindex))
-        taken_off(tables, attachment)
+        detach(tables, attachment)
 
     for mode in ("clsact", "tcx"):
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(programs, "_take_off", watched)
+            patched.setattr(programs, "_detach", watched)
             gateway.firewall.restore(
                 document(attachments=(AttachmentEntry(interface="gw0", mode=mode),))  # type: ignore[arg-type]
             )
@@ -426,7 +427,7 @@ def both(gateway: Gateway) -> tuple[Document, Document]:
     return gateway.firewall.save(), new
 
 
-@pytest.mark.parametrize("what", ["_put", "_take_off", "clsact"])
+@pytest.mark.parametrize("what", ["attach", "_detach", "clsact"])
 def test_an_attachment_that_fails_undoes_all(
     gateway: Gateway,
     both: tuple[Document, Document],
@@ -437,7 +438,7 @@ def test_an_attachment_that_fails_undoes_all(
         raise OSError(errno.EIO, "broken")
 
     old, wanted = both[0], NEW
-    if what == "_take_off":
+    if what == "_detach":
         # lo has a program already and is to lose it; only the first attempt fails.
         old = document(*OLD.rules, settings=OLD.settings, attachments=NEW.attachments)
         gateway.firewall.restore(old)
@@ -457,7 +458,7 @@ def test_an_attachment_that_fails_undoes_all(
                 attachments=(AttachmentEntry(interface="gw0"), mode),
             )
         else:
-            patched.setattr(programs, what, fails)
+            patched.setattr(Tcx if what == "attach" else programs, what, fails)
         try:
             with pytest.raises(ZfwError) as raised:
                 gateway.firewall.restore(wanted)
@@ -480,7 +481,7 @@ def test_a_program_that_was_taken_off_is_put_back(
     attachments = (AttachmentEntry(interface="gw0"), AttachmentEntry(interface="lo"))
     gateway.firewall.restore(document(attachments=attachments))
     before = raw()["attachments"]
-    original = programs._take_off
+    original = programs._detach
     calls: list[programs.Attachment] = []
 
     def fails_once(tables: Tables, attachment: programs.Attachment) -> None:
@@ -490,7 +491,7 @@ def test_a_program_that_was_taken_off_is_put_back(
         original(tables, attachment)
 
     with monkeypatch.context() as patched:
-        patched.setattr(programs, "_take_off", fails_once)
+        patched.setattr(programs, "_detach", fails_once)
         with pytest.raises(KernelError):
             gateway.firewall.restore(document(entry(1), attachments=()))
     assert raw()["attachments"] == before
@@ -599,7 +600,7 @@ def test_an_install_that_fails_leaves_none(
     def fails(*_: object) -> None:
         raise OSError(errno.EIO, "broken")
 
-    monkeypatch.setattr(programs, "_put", fails)
+    monkeypatch.setattr(Tcx, "attach", fails)
     wanted = Document(
         version=1,
         settings={"lo": Settings(ipv6=True)},

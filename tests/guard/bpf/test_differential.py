@@ -27,10 +27,12 @@ from tests.guard.support.rules import packed, policy_of, proxy_of, random_rules,
 from zfw_py.guard import layout
 from zfw_py.guard.codec import DENIALS as CODEC_DENIALS
 from zfw_py.guard.codec import Event, asker_key
-from zfw_py.guard.maps import Tables
-from zfw_py.guard.programs import OBJECT
-from zfw_py.kernel import bpf, bpffs, cgroup
+from zfw_py.guard.maps import STORE, Tables
+from zfw_py.guard.programs import SYSTEM
+from zfw_py.kernel import bpf, cgroup
 from zfw_py.kernel.libbpf import BpfObject, RingBuffer
+from zfw_py.lifecycle.pins import remove_directory
+from zfw_py.lifecycle.programs import make_root
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -225,11 +227,11 @@ class _Judge:
 @contextmanager
 def _judge(rng: Random, rules: Rules, *, tells_all: bool) -> Iterator[_Judge]:
     policy = policy_of(rng, rules)
-    bpffs.make_root()
-    directory = bpffs.new_directory(bpffs.ROOT)
+    make_root(STORE)
+    directory = STORE.new_directory()
     events: list[Event] = []
     try:
-        with BpfObject(OBJECT) as loaded:
+        with BpfObject(SYSTEM.object) as loaded:
             loaded.size_map("prefixes", max(1, len(policy.flatten())))
             loaded.load()
             for name, fd in loaded.maps().items():
@@ -250,4 +252,4 @@ def _judge(rng: Random, rules: Rules, *, tells_all: bool) -> Iterator[_Judge]:
                 yield _Judge(loaded.programs()["egress"], tables, ring, events)
             assert tables.lost() == 0
     finally:
-        bpffs.remove_directory(directory)
+        remove_directory(directory)

@@ -17,8 +17,8 @@ from tests.guard.support.world import UPSTREAM, UPSTREAM6, ZFW
 from tests.support.waiting import wait_until
 from zfw_py.guard import layout, listing, maps
 from zfw_py.guard.codec import ZERO, Config, decision_counts
-from zfw_py.guard.maps import ROOT
-from zfw_py.guard.programs import OBJECT
+from zfw_py.guard.maps import STORE
+from zfw_py.guard.programs import SYSTEM
 from zfw_py.kernel import bpf, cgroup
 from zfw_py.kernel.libbpf import BpfObject
 
@@ -71,7 +71,7 @@ def test_a_cgroup_is_guarded_until_it_is_detached(world: World, service: Path) -
     assert not knows(world, service, "other")
     detach(world, identifier)
     assert knows(world, service, "other")
-    assert not Path(f"{ROOT}/{identifier}").exists()
+    assert not Path(f"{STORE.root}/{identifier}").exists()
     assert service.is_dir()
     service.rmdir()
     assert world.left() == []
@@ -326,7 +326,7 @@ def test_an_upstream_that_is_the_proxy_itself_is_not_a_matter_of_luck(
 
 def test_the_proxy_of_another_guard_may_be_an_upstream(world: World, service: Path) -> None:
     identifier = attach(world, "--cgroup", str(service))
-    proxy = maps.Tables(f"{ROOT}/{identifier}").map("proxies").items()
+    proxy = maps.Tables(f"{STORE.root}/{identifier}").map("proxies").items()
     port = next(int.from_bytes(value[32:34], sys.byteorder) for _, value in proxy)
     allow = ("--allow", "both.example", "--allow", "other.example", "-q")
     upstream = ("--dns-upstream", f"127.0.0.1:{port}")
@@ -477,7 +477,7 @@ class Other:
     """A program on a cgroup that is not this guard's: it counts packets, and lets them pass."""
 
     def __init__(self, stack: ExitStack) -> None:
-        loaded = stack.enter_context(BpfObject(OBJECT))
+        loaded = stack.enter_context(BpfObject(SYSTEM.object))
         loaded.load()
         self.program = loaded.programs()["egress"]
         maps = loaded.maps()

@@ -39,7 +39,7 @@ from tests.support.netns import CLONE_NEWNET
 from tests.support.questions import addresses_in, question
 from tests.support.sockets import FAMILIES, error_of, tcp_socket, udp_socket
 from zfw_py.guard.layout import SERVERS
-from zfw_py.guard.maps import Tables, directory_of
+from zfw_py.guard.maps import STORE, Tables
 from zfw_py.guard.service import detach_all
 
 if TYPE_CHECKING:
@@ -417,7 +417,7 @@ def test_loopback_is_open_unless_told_otherwise(
 
 def test_without_loopback_there_is_still_the_proxy_and_nothing_else(world: World) -> None:
     with world.attached("--no-loopback", "--allow", "both.example") as guard:
-        proxies = Tables(directory_of(guard.id)).map("proxies")
+        proxies = Tables(STORE.directory(guard.id)).map("proxies")
         ports = {
             address: struct.unpack_from(f"={SERVERS}H", value, offset)
             for _, value in proxies.items()

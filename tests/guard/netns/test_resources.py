@@ -15,7 +15,7 @@ from tests.guard.support.world import NAMES, UPSTREAM, UPSTREAM6, ZFW
 from tests.support.waiting import wait_until
 from zfw_py.guard import layout, listing
 from zfw_py.guard.codec import learnt_key, time_value
-from zfw_py.guard.maps import ROOT, Tables
+from zfw_py.guard.maps import STORE, Tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,7 +68,7 @@ def test_addresses_that_are_no_longer_allowed_are_forgotten(world: World, shell:
     assert shell.ask("getent ahostsv4 short.example > /dev/null") == (0, "")
     assert shell.ask("getent ahostsv4 both.example > /dev/null") == (0, "")
     [status], _ = listing.guards()
-    table = Tables(f"{ROOT}/{status.about.id}").map("learnt")
+    table = Tables(f"{STORE.root}/{status.about.id}").map("learnt")
     assert len(list(table.items())) == 2
     assert wait_until(lambda: len(list(table.items())) == 1)
     # The other one's time to live is five minutes.
@@ -80,7 +80,7 @@ def test_addresses_that_are_no_longer_allowed_are_forgotten(world: World, shell:
 def test_a_full_table_of_addresses(world: World, shell: Shell) -> None:
     """What counts stays, and what does not makes room."""
     [status], _ = listing.guards()
-    tables = Tables(f"{ROOT}/{status.about.id}")
+    tables = Tables(f"{STORE.root}/{status.about.id}")
     table = tables.map("learnt")
     # It counts for five seconds.
     assert shell.ask(f"dig +short +tries=1 @{UPSTREAM} short.example") == (0, "10.9.0.14\n")

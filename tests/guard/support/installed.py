@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from tests.support.cgroups import private_cgroup
 from zfw_py.guard import programs
-from zfw_py.guard.maps import About, Tables, make_root
+from zfw_py.guard.maps import STORE, About, Tables
 from zfw_py.kernel import cgroup
+from zfw_py.lifecycle.programs import make_root, remove
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 @contextmanager
 def installed(policy: Policy, proxies: Mapping[int, Proxy]) -> Iterator[tuple[Path, Tables]]:
     """The cgroup and the guard's maps, for the length of a with block."""
-    make_root()
+    make_root(STORE)
     with private_cgroup() as place:
         about = About(
             id=programs.new_identifier(),
@@ -36,11 +37,13 @@ def installed(policy: Policy, proxies: Mapping[int, Proxy]) -> Iterator[tuple[Pa
             servers=[],
             policy=policy.as_object(),
         )
-        tables, about = programs.build(about, programs.Rules.of(policy), tells_all=True)
-        for cookie, proxy in proxies.items():
-            tables.write_proxy(cookie, proxy)
-        programs.put_in_force(tables, about)
+
+        def start(tables: Tables, _: About) -> None:
+            for cookie, proxy in proxies.items():
+                tables.write_proxy(cookie, proxy)
+
+        programs.install(about, programs.Rules.of(policy), start, tells_all=True)
         try:
-            yield place, tables
+            yield place, Tables(STORE.directory(about.id))
         finally:
-            programs.remove(about.id)
+            remove(programs.SYSTEM, about.id)

@@ -29,7 +29,7 @@ from tests.support.cgroups import enter, private_cgroup
 from tests.support.children import child, in_child, staged_child
 from tests.support.netns import Network
 from tests.support.waiting import wait_until
-from zfw_py.guard.maps import ROOT
+from zfw_py.guard.maps import STORE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -239,7 +239,7 @@ class World:
 
     def left(self) -> list[str]:
         """What guards have made and not taken away: pins, cgroups, processes in ours."""
-        found = [path for path, _, _ in os.walk(ROOT)][1:]
+        found = [path for path, _, _ in os.walk(STORE.root)][1:]
         found += [path for path, _, _ in os.walk(self.cgroup)][1:]
         for path in (str(self.cgroup), *found):
             with suppress(OSError):  # no cgroup, or removed meanwhile

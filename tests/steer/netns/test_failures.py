@@ -36,8 +36,10 @@ from zfw_py.errors import (
 )
 from zfw_py.kernel import bpf, bpffs, pidfd
 from zfw_py.kernel.libbpf import BpfObject
+from zfw_py.lifecycle import programs as lifecycle
+from zfw_py.lifecycle.store import ROOT
 from zfw_py.steer import programs
-from zfw_py.steer.maps import ROOT, Tables, directory_of
+from zfw_py.steer.maps import STORE, Tables
 from zfw_py.steer.model import AddressTarget
 from zfw_py.steer.service import Steering, manager_pid
 from zfw_py.systemd.steer import CAPABILITIES
@@ -80,12 +82,12 @@ def listed(directory: str) -> list[str]:
 
 def is_tidy(steering: Steering) -> bool:
     """Whether there is nothing but what a namespace that is steered has."""
-    tables = Tables(directory_of(steering.cookie))
+    tables = Tables(STORE.directory(steering.cookie))
     state = tables.state()
     addressed = [place for place in state.places if isinstance(place.target, AddressTarget)]
     names = set(listed(tables.directory))
     return (
-        bpffs.unfinished(ROOT) == []
+        STORE.unfinished() == []
         and len(tables.addressed()) == len(addressed)
         and not any(name.startswith("new") for name in names)
     )
@@ -151,7 +153,7 @@ def test_one_that_is_killed_while_it_attaches_or_detaches(
         assert is_tidy(steering), told
         assert lands_on(network.client, IPV4, 5555, daemon)
         steering.detach()
-        assert listed(ROOT) == []
+        assert listed(STORE.root) == []
         assert is_refused(network.client, IPV4, 5555)
         if told is None:
             break
@@ -165,12 +167,12 @@ def test_a_manager_that_is_killed_leaves_steering_and_another_takes_over(
     own = mapping("tcp", "any", "5555", "127.0.0.1:2222", label="run")
     steering.add([mapping("udp", "any", "53", "127.0.0.5:53")])
     with managed([own]) as first:
-        assert manager_pid(directory_of(steering.cookie)) == first.pid
+        assert manager_pid(STORE.directory(steering.cookie)) == first.pid
         with managed([mapping("tcp", "any", "8", "127.0.0.1:8")], is_first=False) as second:
             second.wait_for("port 8")
             os.kill(first.pid, signal.SIGKILL)
             second.wait_for("managing")
-            assert manager_pid(directory_of(steering.cookie)) == second.pid
+            assert manager_pid(STORE.directory(steering.cookie)) == second.pid
             stack.enter_context(datagrams("127.0.0.5", 53))
             second.wait_for(": took ")
             assert lands_on(network.client, IPV4, 5555, daemon)
@@ -294,7 +296,7 @@ class Other(NamedTuple):
 
 @pytest.fixture
 def other_build(monkeypatch: pytest.MonkeyPatch) -> Other:
-    return Other(lambda: monkeypatch.setattr(programs, "_digest", lambda: "another"))
+    return Other(lambda: monkeypatch.setattr(lifecycle, "digest_of", lambda system: "another"))
 
 
 def test_an_upgrade_keeps_all(
@@ -336,13 +338,13 @@ def test_an_upgrade_that_fails_leaves_the_programs_of_before(
     daemon = stack.enter_context(listen("127.0.0.1", 2222))
     steering.add([mapping("tcp", "any", "5555", "127.0.0.1:2222")])
     links = sorted(
-        name for name in listed(directory_of(steering.cookie)) if name.startswith("link_")
+        name for name in listed(STORE.directory(steering.cookie)) if name.startswith("link_")
     )
 
     def programs() -> list[int]:
         found = []
         for name in links:
-            fd = bpf.open_pin(f"{directory_of(steering.cookie)}/{name}")
+            fd = bpf.open_pin(f"{STORE.directory(steering.cookie)}/{name}")
             found.append(int.from_bytes(bpf.object_info(fd, 12)[8:12], "little"))
             os.close(fd)
         return found
@@ -379,7 +381,7 @@ def test_maps_of_another_version_are_refused_and_can_be_detached(
             action()
         assert "zfw steer detach" in (refused.value.hint or "")
     steering.detach()
-    assert listed(ROOT) == []
+    assert listed(STORE.root) == []
 
 
 # Others
@@ -390,7 +392,7 @@ def test_another_sk_lookup_program_runs_too_and_the_order_is_told(
 ) -> None:
     daemon = stack.enter_context(listen("127.0.0.1", 2222))
     steering.add([mapping("tcp", "any", "5555", "127.0.0.1:2222")])
-    loaded = stack.enter_context(BpfObject(programs.OBJECT))
+    loaded = stack.enter_context(BpfObject(programs.SYSTEM.object))
     loaded.load()
     program = loaded.programs()["lookup"]  # of nobody: it lets all pass
     link = bpf.create_link(program, steering._fd, bpf.SK_LOOKUP)
@@ -409,7 +411,7 @@ def test_another_sk_lookup_program_runs_too_and_the_order_is_told(
 
 def test_a_program_that_somebody_took_off_is_told(steering: Steering) -> None:
     steering.add([mapping("tcp", "any", "5555", "127.0.0.1:2222")])
-    link = bpf.open_pin(f"{directory_of(steering.cookie)}/link_lookup")
+    link = bpf.open_pin(f"{STORE.directory(steering.cookie)}/link_lookup")
     bpf.detach_link(link)
     os.close(link)
     assert steering.status().warnings == ["the program that steers was detached by somebody else"]
@@ -423,7 +425,7 @@ def test_a_kernel_without_sk_lookup(steering: Steering, monkeypatch: pytest.Monk
     with pytest.raises(KernelError, match="the kernel has no sk_lookup programs") as refused:
         steering.add([mapping("tcp", "any", "5555", "127.0.0.1:2222")])
     assert "Linux 5.9" in (refused.value.hint or "")
-    assert listed(ROOT) == []
+    assert listed(STORE.root) == []
 
 
 # Privileges
@@ -504,5 +506,5 @@ def test_the_group_may_read(
         assert as_user(65534, lambda: len(Steering().listed())) == ["PermissionDenied", 77]
     finally:
         Path(bpffs.MOUNT_POINT).chmod(0o700)
-        Path(bpffs.ROOT).chmod(0o700)
         Path(ROOT).chmod(0o700)
+        Path(STORE.root).chmod(0o700)

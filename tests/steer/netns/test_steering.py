@@ -29,7 +29,7 @@ from zfw_py.errors import Conflict, MapFull, NotFound, NotInstalled, UsageError
 from zfw_py.kernel import pidfd
 from zfw_py.kernel.cgroup import systemd_mounts
 from zfw_py.kernel.process import start_time
-from zfw_py.steer.maps import Tables, directory_of
+from zfw_py.steer.maps import STORE, Tables
 from zfw_py.steer.model import UnitTarget, decode, make_mapping, parse_key
 from zfw_py.steer.service import Steering
 
@@ -496,7 +496,7 @@ def test_a_full_map_leaves_what_was(
     with pytest.raises(MapFull, match="2 mappings"):
         steering.add([mapping("tcp", "any", "6666", "127.0.0.1:3333")])
     assert steering.listed() == before
-    assert len(Tables(directory_of(steering.cookie)).addressed()) == 1
+    assert len(Tables(STORE.directory(steering.cookie)).addressed()) == 1
     assert lands_on(network.client, IPV4, 5555, daemon)
     assert is_refused(network.client, IPV4, 6666)
 
@@ -547,7 +547,7 @@ def test_what_is_left_of_a_namespace_that_is_gone_is_removed(
         cookie = before.cookie
     del before
     gone.close()
-    assert Path(directory_of(cookie)).is_dir()
+    assert Path(STORE.directory(cookie)).is_dir()
 
     def is_removed() -> bool:
         # The kernel takes a while to end it; the next one that begins to steer cleans up.
@@ -557,7 +557,7 @@ def test_what_is_left_of_a_namespace_that_is_gone_is_removed(
             made.add([])
             made.detach()
         new.close()
-        return not Path(directory_of(cookie)).exists()
+        return not Path(STORE.directory(cookie)).exists()
 
     assert wait_until(is_removed)
 

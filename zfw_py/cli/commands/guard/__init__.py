@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-COMMANDS = ("run", "attach", "redirect", "list", "detach")
+COMMANDS = ("run", "attach", "redirect", "list", "upgrade", "detach")
 
 
 def command() -> None:

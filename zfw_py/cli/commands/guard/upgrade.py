@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""zfw guard upgrade."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from zfw_py.cli import guard_log, output
+from zfw_py.cli.commands.guard import options
+from zfw_py.errors import NotFound, ZfwError
+
+
+def command(
+    identifier: Annotated[
+        str | None, typer.Argument(metavar="[ID]", help="The guard's id, as list prints it.")
+    ] = None,
+) -> None:
+    """Take over guards of an older version.
+
+    Exchanges the programs and the DNS process of one guard, or of every guard of the machine, while
+    it is in use. Policy, counters and the addresses that were resolved stay.
+    """
+    from zfw_py.guard.maps import STORE
+    from zfw_py.guard.takeover import take_over
+
+    failures: list[ZfwError] = []
+    for each in sorted(STORE.identifiers()) if identifier is None else [identifier]:
+        try:
+            is_done = take_over(each, guard_log.teller_of)
+        except NotFound:
+            if identifier is not None:
+                raise
+            continue  # removed meanwhile
+        except ZfwError as error:
+            failures.append(error)
+            continue
+        output.line(f"guard {each}: {'upgraded' if is_done else 'up to date'}")
+    options.end_with(failures)

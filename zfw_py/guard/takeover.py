@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Takes a guard over from another build of zfw, with its DNS process, while it is in use.
+
+1. The old process is stopped, so that two never read one ring buffer.
+2. Its sockets, its log and its stderr are duplicated by pidfd_getfd(2). A question that comes
+   meanwhile waits in its socket.
+3. A new process starts in the same cgroup and network namespace, with these sockets. When it
+   is ready it ends the old one. If it fails to start, the old one goes on.
+4. The programs are exchanged.
+
+What was allowed, and the counters, are in the maps and stay. Lost are answers that the old
+process was still waiting for, and its TCP connections: their clients ask again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import stat
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+from zfw_py.errors import Conflict, NotFound
+from zfw_py.guard import background, document, keeper, listeners, processes, programs
+from zfw_py.guard.codec import netns_key, proxies_of
+from zfw_py.guard.dns.upstream import Server as Upstream
+from zfw_py.guard.keeper import Kept
+from zfw_py.guard.maps import STORE, NoGuards, Tables
+from zfw_py.kernel import cgroup, pidfd
+from zfw_py.kernel.namespaces import enter, hold
+from zfw_py.lifecycle.programs import clear, digest_of, locked, upgrade
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from zfw_py.guard.codec import Keeper, Proxy
+    from zfw_py.guard.events import Lines, Teller
+    from zfw_py.guard.listeners import Listeners
+    from zfw_py.guard.maps import About
+    from zfw_py.kernel.lock import Lock
+
+# Signals that the process in the background ignores, and one in the foreground does not.
+_IGNORED = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTSTP)
+_KINDS = frozenset(("TCP", "TCPv6", "UDP", "UDPv6"))
+_NULL = "/dev/null"
+
+
+class Outputs(NamedTuple):
+    """Where the old process writes its events; descriptors are the new process's own.
+
+    ``log`` is the file of --log with its path. ``lines`` are those that go to stderr: none,
+    or what the guard's command line asked for while that command runs.
+    """
+
+    log: tuple[int, str] | None
+    lines: Lines
+
+
+def take_over(identifier: str, teller_of: Callable[[Outputs], Teller]) -> bool:
+    """Exchange a guard's DNS process and programs for this build's; False if they are already.
+
+    ``teller_of`` makes what is given each event, in the new process. Raises NotFound,
+    LayoutMismatch, and Conflict for a guard in the foreground, which its caller starts again.
+    """
+    missing = NotFound(f"no such guard: {identifier}")
+    if not STORE.exists(identifier):
+        raise missing
+    try:
+        with locked(STORE, is_exclusive=True) as lock:
+            clear(programs.SYSTEM)
+            if not STORE.exists(identifier):
+                raise missing
+            return _take_over(identifier, teller_of, lock)
+    except NoGuards:
+        raise missing from None
+
+
+def _take_over(identifier: str, teller_of: Callable[[Outputs], Teller], lock: Lock) -> bool:
+    tables = Tables(STORE.directory(identifier))
+    tables.config()
+    about, old = tables.about(), tables.keeper()
+    if about.digest == digest_of(programs.SYSTEM):
+        return False
+    if about.kind != "redirect":
+        if processes.is_alive(old) and not _is_in_background(old.pid):
+            raise Conflict(
+                f"guard {identifier} is kept in the foreground by process {old.pid}",
+                hint="end that process and start it again",
+            )
+        tables.open_all()
+        _exchange_process(tables, about, old, teller_of, lock)
+    return upgrade(programs.SYSTEM, identifier)
+
+
+def _exchange_process(
+    tables: Tables,
+    about: About,
+    old: Keeper,
+    teller_of: Callable[[Outputs], Teller],
+    lock: Lock,
+) -> None:
+    policy = document.decode(json.dumps(about.policy).encode(), "json")
+    upstreams = [_upstream(each) for each in about.servers]
+    with ExitStack() as held:
+        if not processes.is_alive(old):
+            _start(
+                Kept(tables, about, policy, upstreams, teller_of(Outputs(None, "none"))),
+                lambda kept: keeper.open_sockets(
+                    kept, cgroup.processes(about.cgroup, is_recursive=True)
+                ),
+                about.proxy_cgroup,
+                None,
+                lambda: None,
+                lock,
+            )
+            return
+        process = os.pidfd_open(old.pid)
+        held.callback(os.close, process)
+        signal.pidfd_send_signal(process, signal.SIGSTOP)
+        # Without effect on a process that has ended.
+        held.callback(_signal, process, signal.SIGCONT)
+        taken = _sockets(old.pid, proxies_of(tables.map("proxies").items()))
+        log, stderr = _log(old.pid), _stderr(old.pid)
+        outputs = Outputs(log, "none" if stderr is None else about.lines)
+        maker = None if stderr is None else os.pidfd_open(_parent(old.pid))
+        for each in (log and log[0], stderr, maker):
+            if each is not None:
+                held.callback(os.close, each)
+        held.callback(lambda: [each.close() for each in taken])
+        place, netns = cgroup.of_process(old.pid), hold(f"/proc/{old.pid}/ns/net")
+        held.callback(os.close, netns)
+
+        def open_there(kept: Kept) -> list[Listeners]:
+            enter(f"/proc/self/fd/{netns}")
+            if stderr is not None:
+                os.dup2(stderr, 2)
+            if not taken:
+                pids = cgroup.processes(about.cgroup, is_recursive=True)
+                return keeper.open_sockets(kept, pids)
+            for cookie in proxies_of(kept.tables.map("proxies").items()):
+                if cookie not in {each.cookie for each in taken}:
+                    # Its sockets are gone: the next question there has them opened again.
+                    kept.tables.map("proxies").delete(netns_key(cookie))
+            kept.tables.write_keeper(processes.this_process())
+            return taken
+
+        kept = Kept(tables, about, policy, upstreams, teller_of(outputs))
+        try:
+            _start(kept, open_there, place, maker, lambda: _signal(process, signal.SIGKILL), lock)
+        except BaseException:
+            tables.write_keeper(old)
+            raise
+
+
+def _start(
+    kept: Kept,
+    open_sockets: Callable[[Kept], list[Listeners]],
+    place: str,
+    first_maker: int | None,
+    when_ready: Callable[[], None],
+    lock: Lock,
+) -> None:
+    """Start the new process. ``first_maker`` is a pidfd of the command that made the guard."""
+
+    def body(ready: Callable[[], None], maker: int) -> None:
+        if place:
+            cgroup.move(os.getpid(), place)
+        opened = open_sockets(kept)
+
+        def on_ready() -> None:
+            when_ready()
+            ready()
+
+        end_of_maker = maker if first_maker is None else os.dup(first_maker)
+        if asyncio.run(keeper.keep(kept, opened, on_ready, [signal.SIGTERM], end_of_maker)):
+            keeper.remove_guard(kept.about.id)
+
+    background.start(body, has_stderr=False, closes=[lock.fileno()]).let_go()
+
+
+def _signal(process: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        signal.pidfd_send_signal(process, number)
+
+
+def _upstream(text: str) -> Upstream:
+    address, _, port = text.rpartition(":")
+    return Upstream(address.removeprefix("[").removesuffix("]"), int(port))
+
+
+# The old process
+
+
+def _status(pid: int) -> dict[str, str]:
+    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+        return dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+
+
+def _is_in_background(pid: int) -> bool:
+    ignored = int(_status(pid)["SigIgn"], 16)
+    return all(ignored >> (number - 1) & 1 for number in _IGNORED)
+
+
+def _parent(pid: int) -> int:
+    return int(_status(pid)["PPid"])
+
+
+def _files(pid: int) -> Iterator[tuple[int, str]]:
+    directory = f"/proc/{pid}/fd"
+    for name in os.listdir(directory):
+        with suppress(FileNotFoundError):
+            yield int(name), os.readlink(f"{directory}/{name}")
+
+
+def _log(pid: int) -> tuple[int, str] | None:
+    """The one regular file that it appends to."""
+    for number, path in _files(pid):
+        with open(f"/proc/{pid}/fdinfo/{number}", encoding="ascii") as file:
+            flags = int(next(line for line in file if line.startswith("flags:")).split()[1], 8)
+        if number > 2 and flags & (os.O_APPEND | os.O_ACCMODE) == os.O_APPEND | os.O_WRONLY:
+            fd = pidfd.take_descriptor(pid, number)
+            if stat.S_ISREG(os.fstat(fd).st_mode):
+                return fd, path
+            os.close(fd)
+    return None
+
+
+def _stderr(pid: int) -> int | None:
+    """Its stderr, while the command that it guards runs."""
+    return None if dict(_files(pid)).get(2, _NULL) == _NULL else pidfd.take_descriptor(pid, 2)
+
+
+def _sockets(pid: int, proxies: Mapping[int, Proxy]) -> list[Listeners]:
+    """The sockets of its proxy in each network namespace, where all of them are there."""
+    found = []
+    with ExitStack() as strangers:
+        sockets = list(pidfd.take_all(pid, _KINDS))
+        for each in sockets:
+            strangers.callback(each.close)
+        for cookie, proxy in proxies.items():
+            made = listeners.recognised(sockets, cookie, proxy)
+            if made is not None:
+                found.append(made)
+        wanted = {id(each) for made in found for each in (*made.udp, *made.tcp)}
+        strangers.pop_all()
+        for each in sockets:
+            if id(each) not in wanted:
+                each.close()
+    return found
