@@ -80,7 +80,7 @@ def pins(directory: str) -> list[str]:
 def conversation(
     client: Namespace, address: str, port: int, listener: socket.socket
 ) -> Iterator[Any]:
-    """A connection on which bytes go to and fro all the time; whether they all came back."""
+    """A connection on which bytes go both ways all the time, without one that is lost."""
     stop = threading.Event()
     failures: list[BaseException] = []
     rounds = [0]
