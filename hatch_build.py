@@ -11,8 +11,8 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 # Build front ends do not put the project on sys.path.
-sys.path.insert(0, str(Path(__file__).parent / "scripts"))
-from build_bpf import BuildError, build, find_clang
+sys.path.insert(0, str(Path(__file__).parent))
+from bpf.build import BuildError, build, find_clang
 
 
 class BpfBuildHook(BuildHookInterface[Any]):

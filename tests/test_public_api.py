@@ -151,7 +151,8 @@ print(opened)
     [
         path
         for path in sorted(ROOT.rglob("*.py"))
-        if "cli" not in path.relative_to(ROOT).parts and path.name != "entry.py"
+        if "cli" not in path.relative_to(ROOT).parts
+        and path.name not in ("__main__.py", "entry.py")
     ],
     ids=lambda path: str(path.relative_to(ROOT)),
 )

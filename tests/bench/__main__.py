@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from scripts.build_bpf import BuildError, compile_bpf
+from bpf.build import BuildError, compile_bpf
 from tests.bench import docker_dns, flows, guard, packets, path, report, rules, startup, steer
 from tests.bench.chart import Bar, svg
 from tests.bench.installation import Installation, installed

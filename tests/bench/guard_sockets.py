@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from scripts.build_bpf import compile_bpf
+from bpf.build import compile_bpf
 from tests.bench.guard_bed import AROUND, DOMAINS, MANY, UPSTREAM, many_addresses
 from tests.bench.packets import LEAST_SHARE, run_time, run_time_statistics
 from tests.bench.path import build, ended

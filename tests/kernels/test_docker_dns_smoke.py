@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from scripts import build_bpf
+from bpf import build
 from tests.docker_dns.support.world import ANY_ANSWER, BUILTIN_ANSWER, CONTAINER, RESOLVER, SERVER
 from tests.kernels.test_smoke import COMPILERS, MODE, ZFW
 from zfw_py.docker_dns import programs
@@ -29,9 +29,9 @@ pytestmark = pytest.mark.kernel
 def test_the_verifier_takes_what_each_compiler_of_this_machine_makes(
     docker: World, compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_bpf, "find_clang", lambda: compiler)
+    monkeypatch.setattr(build, "find_clang", lambda: compiler)
     built = tmp_path / "docker_dns.bpf.o"
-    build_bpf.compile_bpf(build_bpf.ROOT / "bpf" / "docker_dns.bpf.c", built)
+    build.compile_bpf(build.ROOT / "bpf" / "docker_dns.bpf.c", built)
     monkeypatch.setattr(programs, "SYSTEM", programs.SYSTEM._replace(object=built))
     assert docker.redirect("corp.example").mode == MODE
     assert docker.addresses("www.corp.example") == [ANY_ANSWER]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from scripts import build_bpf
+from bpf import build
 from tests.guard.support.installed import installed
 from tests.guard.support.world import NAMES, UNNAMED
 from tests.kernels.test_smoke import COMPILERS
@@ -127,9 +127,9 @@ print(json.dumps(dict(
 def test_the_verifier_takes_what_each_compiler_of_this_machine_makes(
     compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_bpf, "find_clang", lambda: compiler)
+    monkeypatch.setattr(build, "find_clang", lambda: compiler)
     built = tmp_path / "guard.bpf.o"
-    build_bpf.compile_bpf(build_bpf.ROOT / "bpf" / "guard.bpf.c", built)
+    build.compile_bpf(build.ROOT / "bpf" / "guard.bpf.c", built)
     monkeypatch.setattr(programs, "SYSTEM", programs.SYSTEM._replace(object=built))
     with installed(Policy(), {}) as (_, tables):
         assert tables.decisions() == {}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from scripts import build_bpf
+from bpf import build
 from tests.firewall.support.frames import (
     CLIENT,
     GATEWAY,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kernel
 
 ZFW = str(Path(sys.executable).with_name("zfw"))
-COMPILERS = sorted({path.resolve() for path in build_bpf.CLANGS if path.is_file()})
+COMPILERS = sorted({path.resolve() for path in build.CLANGS if path.is_file()})
 # TCX came with Linux 6.6; before it there is clsact.
 MODE = "tcx" if tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 6) else "clsact"
 ATTACHED = rf"attached {Network.interface} ingress by {MODE} \(program (\d+)\)\n"
@@ -60,9 +60,9 @@ def unarmed(_private_bpffs: None) -> Iterator[Gateway]:
 def test_the_verifier_takes_what_each_compiler_of_this_machine_makes(
     namespace: Namespace, compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_bpf, "find_clang", lambda: compiler)
+    monkeypatch.setattr(build, "find_clang", lambda: compiler)
     built = tmp_path / "firewall.bpf.o"
-    build_bpf.compile_bpf(build_bpf.ROOT / "bpf" / "firewall.bpf.c", built)
+    build.compile_bpf(build.ROOT / "bpf" / "firewall.bpf.c", built)
     monkeypatch.setattr(programs, "SYSTEM", programs.SYSTEM._replace(object=built))
     attachments = Firewall().attach("lo", "both")
     assert {(one.direction, one.mode) for one in attachments} == {

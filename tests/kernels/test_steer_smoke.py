@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from scripts import build_bpf
+from bpf import build
 from tests.kernels.test_smoke import COMPILERS
 from tests.steer.support import installed
 from tests.steer.support.reference import Mapping
@@ -38,9 +38,9 @@ PLACES = (
 def test_what_each_compiler_of_this_machine_makes_steers(
     network: Network, compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_bpf, "find_clang", lambda: compiler)
+    monkeypatch.setattr(build, "find_clang", lambda: compiler)
     built = tmp_path / "steer.bpf.o"
-    build_bpf.compile_bpf(build_bpf.ROOT / "bpf" / "steer.bpf.c", built)
+    build.compile_bpf(build.ROOT / "bpf" / "steer.bpf.c", built)
     monkeypatch.setattr(installed, "OBJECT", built)
     network.gateway.run("ip", "address", "add", "fd00::7/128", "dev", "lo")
     with installed.steered() as programs:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SOURCES = ("LICENSE", "README.md", "bpf", "hatch_build.py", "pyproject.toml", "scripts", "zfw_py")
+SOURCES = ("LICENSE", "README.md", "bpf", "hatch_build.py", "pyproject.toml", "zfw_py")
 
 
 def run(*command: str | Path, **environment: str) -> str:

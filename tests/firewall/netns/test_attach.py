@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from scripts.build_bpf import compile_bpf
+from bpf.build import compile_bpf
 from tests.firewall.support import frames
 from tests.support.netns import CLONE_NEWNS, Network
 from tests.support.tcx import tcx_programs

@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from zfw_py.guard import processes
 from zfw_py.guard.codec import Keeper
 
@@ -57,6 +59,7 @@ def test_to_end_it_is_to_wait_for_its_end() -> None:
         process.returncode = -signal.SIGTERM
 
 
+@pytest.mark.slow
 def test_one_that_will_not_is_killed() -> None:
     ignoring = "import signal; signal.signal(15, signal.SIG_IGN); print(flush=True)"
     with started(f"{ignoring}; import time; time.sleep(1000)") as process:

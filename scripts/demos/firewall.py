@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 
-from demo_steps import IP, ZFW, check_machine, enter, inside, join, remove_namespaces, run, say
+from steps import IP, ZFW, check_machine, enter, inside, join, remove_namespaces, run, say
 
 CLIENT, GATEWAY = "zfw-demo-client", "zfw-demo-gateway"
 

@@ -1,9 +1,14 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-only
-"""Compile bpf/*.bpf.c into zfw_py/objects/."""
+"""Compile bpf/*.bpf.c.
+
+bpf/build.py                                 into zfw_py/objects, with the newest clang
+bpf/build.py --clang 16 --output DIRECTORY   with this one, into another directory
+"""
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 import sys
@@ -28,10 +33,11 @@ FLAGS = (
 )
 
 # Absolute paths, newest first: a build by root takes no compiler out of PATH.
+PLACES = ("/usr/bin/clang{}", "/usr/local/bin/clang{}", "/usr/lib/llvm{}/bin/clang")
 CLANGS = tuple(
-    Path(pattern.format(version))
+    Path(place.format(version))
     for version in (*(f"-{number}" for number in range(22, 13, -1)), "")
-    for pattern in ("/usr/bin/clang{}", "/usr/local/bin/clang{}", "/usr/lib/llvm{}/bin/clang")
+    for place in PLACES
 )
 
 # The Debian package that brings the headers of a folder.
@@ -42,18 +48,24 @@ class BuildError(Exception):
     """An object cannot be built; the message is one line."""
 
 
-def find_clang() -> Path | None:
-    """Return the newest clang of this machine; one without a number is taken as it is."""
-    return next((path for path in CLANGS if path.is_file()), None)
+def find_clang(major: int | None = None) -> Path | None:
+    """Return the newest clang of this machine, or the one of a major version.
+
+    A path without a number counts as older than each path with one, whatever its version.
+    """
+    paths = CLANGS if major is None else [Path(place.format(f"-{major}")) for place in PLACES]
+    return next((path for path in paths if path.is_file()), None)
 
 
-def compile_bpf(source: Path, output: Path) -> None:
+def compile_bpf(source: Path, output: Path, *flags: str, clang: Path | None = None) -> None:
     """Compile one C file to a BPF object with BTF, for this machine's byte order.
+
+    ``flags`` are further ones for the compiler: ``clang``, or the newest of this machine.
 
     Raises:
         BuildError: There is no compiler, or it refuses the source.
     """
-    clang = find_clang()
+    clang = clang or find_clang()
     if clang:
         compiler = [str(clang)]
     elif (ziglang := find_spec("ziglang")) and ziglang.origin:
@@ -62,7 +74,8 @@ def compile_bpf(source: Path, output: Path) -> None:
     else:
         raise BuildError("no clang 14 or later found; on Debian: apt-get install clang")
 
-    command = [*compiler, *FLAGS, f"-ffile-prefix-map={ROOT}=.", f"-I{ROOT / 'bpf' / 'include'}"]
+    command = [*compiler, *FLAGS, *flags]
+    command += [f"-ffile-prefix-map={ROOT}=.", f"-I{ROOT / 'bpf' / 'include'}"]
     # Debian keeps asm/ there. The target is bpf, so that clang does not look by itself.
     if multiarch := sysconfig.get_config_var("MULTIARCH"):
         command += ["-idirafter", f"/usr/include/{multiarch}"]
@@ -89,18 +102,32 @@ def compile_bpf(source: Path, output: Path) -> None:
         subprocess.run([str(strip), "--strip-debug", str(output)], check=True)
 
 
-def build() -> None:
-    """Build every object of the package.
+def build(directory: Path = OBJECTS, clang: Path | None = None) -> None:
+    """Build every object of the package into a directory.
 
     Raises:
         BuildError: There is no compiler, or it refuses a source.
     """
     for source in sorted((ROOT / "bpf").glob("*.bpf.c")):
-        compile_bpf(source, OBJECTS / f"{source.stem}.o")
+        compile_bpf(source, directory / f"{source.stem}.o", clang=clang)
+
+
+def main() -> None:
+    """Build as the arguments of this process say."""
+    parser = argparse.ArgumentParser(description="Compile bpf/*.bpf.c.")
+    parser.add_argument("--clang", type=int, metavar="VERSION", help="not the newest, but this")
+    parser.add_argument("--output", type=Path, default=OBJECTS, metavar="DIRECTORY")
+    arguments = parser.parse_args()
+    clang = find_clang(arguments.clang)
+    if arguments.clang and not clang:
+        version = arguments.clang
+        raise BuildError(f"no clang {version} found; on Debian: apt-get install clang-{version}")
+    build(arguments.output, clang)
+    print(f"build: {arguments.output} by {clang or 'ziglang'}")
 
 
 if __name__ == "__main__":
     try:
-        build()
+        main()
     except BuildError as error:
-        sys.exit(f"build_bpf: {error}")
+        sys.exit(f"build: {error}")

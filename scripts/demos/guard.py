@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 
-from demo_steps import ZFW, check_machine, enter, inside, join, remove_namespaces, say
+from steps import ZFW, check_machine, enter, inside, join, remove_namespaces, say
 
 INSIDE, OUTSIDE = "zfw-demo-inside", "zfw-demo-outside"
 NAMES = {

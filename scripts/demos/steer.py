@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from demo_steps import IP, NSENTER, ZFW, check_machine, enter, inside, join, remove_namespaces, say
+from steps import IP, NSENTER, ZFW, check_machine, enter, inside, join, remove_namespaces, say
 
 INSIDE, OUTSIDE = "zfw-demo-inside", "zfw-demo-outside"
 HERE, HERE6 = "10.9.0.1", "fd09::1"

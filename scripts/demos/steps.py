@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 ZFW = str(ROOT / ".venv" / "bin" / "zfw")
 IP, NSENTER = "/usr/sbin/ip", "/usr/bin/nsenter"
 

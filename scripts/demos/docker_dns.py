@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 
-from demo_steps import (
+from steps import (
     IP,
     NSENTER,
     ZFW,
