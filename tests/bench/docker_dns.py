@@ -31,7 +31,7 @@ DIRECT, DOCKER, OUTWARD = "asked directly", "Docker's DNAT, server on lo", "DNAT
 REDIRECT = "redirected"
 DAEMON_PORT = 41552
 NAMES = 1000
-RATE, ALONE = "answers/s", "us alone"
+RATE, ALONE = "answers/s", "us, one at a time"
 NEW = ", new sockets"
 # By the name of a figure: questions at a time, and whether each has a socket of its own.
 LOADS = {

@@ -132,6 +132,6 @@ def panels(section: Section) -> dict[str, list[Bar]]:
     ]
     return {
         "Guard: its egress program, nanoseconds a run": runs,
-        "Guard: what goes with it, of what goes without": left,
+        "Guard: rates with a guard, relative to none": left,
         "Guard: DNS answers/s": answers,
     }

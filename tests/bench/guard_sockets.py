@@ -41,7 +41,7 @@ SENT_TO = 8192
 
 # No guard, and what a guard allows the many addresses by. Allowed ones are told to a log alone.
 NONE, FEW, LOGGED = "none", "1 prefix", "1 prefix, with a log"
-PREFIXES, LEARNT = f"{MANY:,} prefixes", f"{MANY:,} learnt addresses"
+PREFIXES, LEARNT = f"{MANY:,} prefixes", f"{MANY:,} resolved"
 
 # Nanoseconds a call.
 CALLS = {
@@ -73,7 +73,7 @@ COMPARED = [
 ]
 
 EMPTY = "egress: an empty program"
-ADMITTED = "egress: where the socket was let before"
+ADMITTED = "egress: socket allowed before"
 ALLOWED = {name: f"egress: allowed, {name}" for name in RATES[SCATTERED]}
 TOLD, REFUSED = f"egress: allowed, {LOGGED}", "egress: denied"
 
