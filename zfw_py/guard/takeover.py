@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Takes a guard over from another build of zfw, with its DNS process, while it is in use.
 
-1. The old process is stopped, so that two never read one ring buffer.
-2. Its sockets, its log and its stderr are duplicated by pidfd_getfd(2). A question that comes
-   meanwhile waits in its socket.
-3. A new process starts in the same cgroup and network namespace, with these sockets. When it
-   is ready it ends the old one. If it fails to start, the old one goes on.
+1. The sockets of the old process, its log and its stderr are duplicated by pidfd_getfd(2).
+2. A new process starts in the same cgroup and network namespace, with these sockets.
+3. The new process ends the old one, and reads: two must never read one ring buffer. A question
+   that comes meanwhile waits in its socket. If the command is killed, the new process does so
+   all the same; if the new process fails before this, the old one goes on.
 4. The programs are exchanged.
 
 What was allowed, and the counters, are in the maps and stay. Lost are answers that the old
@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
 import signal
 import stat
 from contextlib import ExitStack, suppress
@@ -105,61 +106,50 @@ def _exchange_process(
     upstreams = [_upstream(each) for each in about.servers]
     with ExitStack() as held:
         if not processes.is_alive(old):
-            _start(
-                Kept(tables, about, policy, upstreams, teller_of(Outputs(None, "none"))),
-                lambda kept: keeper.open_sockets(
-                    kept, cgroup.processes(about.cgroup, is_recursive=True)
-                ),
-                about.proxy_cgroup,
-                None,
-                lambda: None,
-                lock,
-            )
+            kept = Kept(tables, about, policy, upstreams, teller_of(Outputs(None, "none")))
+            _start(kept, lambda: _open_anew(kept), about.proxy_cgroup, None, lock)
             return
         process = os.pidfd_open(old.pid)
         held.callback(os.close, process)
-        signal.pidfd_send_signal(process, signal.SIGSTOP)
-        # Without effect on a process that has ended.
-        held.callback(_signal, process, signal.SIGCONT)
         taken = _sockets(old.pid, proxies_of(tables.map("proxies").items()))
+        held.callback(lambda: [each.close() for each in taken])
         log, stderr = _log(old.pid), _stderr(old.pid)
-        outputs = Outputs(log, "none" if stderr is None else about.lines)
         maker = None if stderr is None else os.pidfd_open(_parent(old.pid))
-        for each in (log and log[0], stderr, maker):
+        place, netns = cgroup.of_process(old.pid), hold(f"/proc/{old.pid}/ns/net")
+        for each in (log and log[0], stderr, maker, netns):
             if each is not None:
                 held.callback(os.close, each)
-        held.callback(lambda: [each.close() for each in taken])
-        place, netns = cgroup.of_process(old.pid), hold(f"/proc/{old.pid}/ns/net")
-        held.callback(os.close, netns)
+        outputs = Outputs(log, "none" if stderr is None else about.lines)
+        kept = Kept(tables, about, policy, upstreams, teller_of(outputs))
 
-        def open_there(kept: Kept) -> list[Listeners]:
+        def replace() -> list[Listeners]:
             enter(f"/proc/self/fd/{netns}")
             if stderr is not None:
                 os.dup2(stderr, 2)
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(process, signal.SIGKILL)
+            select.select([process], [], [])
             if not taken:
-                pids = cgroup.processes(about.cgroup, is_recursive=True)
-                return keeper.open_sockets(kept, pids)
-            for cookie in proxies_of(kept.tables.map("proxies").items()):
+                return _open_anew(kept)
+            for cookie in proxies_of(tables.map("proxies").items()):
                 if cookie not in {each.cookie for each in taken}:
                     # Its sockets are gone: the next question there has them opened again.
-                    kept.tables.map("proxies").delete(netns_key(cookie))
-            kept.tables.write_keeper(processes.this_process())
+                    tables.map("proxies").delete(netns_key(cookie))
+            tables.write_keeper(processes.this_process())
             return taken
 
-        kept = Kept(tables, about, policy, upstreams, teller_of(outputs))
-        try:
-            _start(kept, open_there, place, maker, lambda: _signal(process, signal.SIGKILL), lock)
-        except BaseException:
-            tables.write_keeper(old)
-            raise
+        _start(kept, replace, place, maker, lock)
+
+
+def _open_anew(kept: Kept) -> list[Listeners]:
+    return keeper.open_sockets(kept, cgroup.processes(kept.about.cgroup, is_recursive=True))
 
 
 def _start(
     kept: Kept,
-    open_sockets: Callable[[Kept], list[Listeners]],
+    open_sockets: Callable[[], list[Listeners]],
     place: str,
     first_maker: int | None,
-    when_ready: Callable[[], None],
     lock: Lock,
 ) -> None:
     """Start the new process. ``first_maker`` is a pidfd of the command that made the guard."""
@@ -167,22 +157,12 @@ def _start(
     def body(ready: Callable[[], None], maker: int) -> None:
         if place:
             cgroup.move(os.getpid(), place)
-        opened = open_sockets(kept)
-
-        def on_ready() -> None:
-            when_ready()
-            ready()
-
+        opened = open_sockets()
         end_of_maker = maker if first_maker is None else os.dup(first_maker)
-        if asyncio.run(keeper.keep(kept, opened, on_ready, [signal.SIGTERM], end_of_maker)):
+        if asyncio.run(keeper.keep(kept, opened, ready, [signal.SIGTERM], end_of_maker)):
             keeper.remove_guard(kept.about.id)
 
     background.start(body, has_stderr=False, closes=[lock.fileno()]).let_go()
-
-
-def _signal(process: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):
-        signal.pidfd_send_signal(process, number)
 
 
 def _upstream(text: str) -> Upstream:

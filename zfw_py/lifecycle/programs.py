@@ -183,9 +183,9 @@ def upgrade(system: System, identifier: str | int) -> bool:
     """
     directory = system.store.directory(identifier)
     digest = digest_of(system)
+    _settle(system, directory)
     if system.digest(directory) == digest:
         return False
-    _settle(system, directory)
     pins = Pins(system.store, directory)
     with BpfObject(system.object) as loaded:
         loaded.reuse_maps({name: pins.map(name).fd for name in system.store.maps})
@@ -235,10 +235,10 @@ def _replace(attachment: Attachment, program: int) -> None:
 
 
 def _settle(system: System, directory: str) -> None:
-    """After an upgrade that was killed: go back to the programs that are pinned.
+    """Remove what a killed process was about to rename; go back to the pinned programs.
 
-    Its new programs are pinned under other names. A filter that has one of them is known as
-    ours by that pin alone, so it gets the old program before the pin goes.
+    An upgrade pins its new programs under other names. A filter that has one of them is known
+    as ours by that pin alone, so it gets the old program before the pin goes.
     """
     if not names(directory, UNNAMED):
         return

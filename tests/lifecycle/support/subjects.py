@@ -11,7 +11,7 @@ import errno
 import json
 import socket
 import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -27,7 +27,7 @@ from tests.support.netns import Network
 from zfw_py import Firewall, NotInstalled, Prefix, Rule, RuleKey
 from zfw_py.docker_dns import programs as dns_programs
 from zfw_py.docker_dns import service as redirects
-from zfw_py.errors import NotFound
+from zfw_py.errors import Conflict, NotFound
 from zfw_py.firewall import programs as firewall_programs
 from zfw_py.guard import listing, takeover
 from zfw_py.guard import programs as guard_programs
@@ -64,6 +64,11 @@ class Subject:
 
     def install(self) -> None:
         raise NotImplementedError
+
+    def heal(self) -> None:
+        """The next command: install, where what was killed has not done so."""
+        with suppress(Conflict):
+            self.install()
 
     def upgrade(self) -> None:
         """As this build's command, to which the installed programs are another build's."""
@@ -120,13 +125,11 @@ class Subject:
     @contextmanager
     def another_build(self) -> Iterator[None]:
         """The same object, said to be another build's: its programs are loaded anew."""
-        with patch.object(lifecycle, "digest_of", lambda system: f"{self._build:064x}"):
-            for module in (takeover, guard):
-                patch.object(module, "digest_of", lambda system: f"{self._build:064x}").start()
-            try:
-                yield
-            finally:
-                patch.stopall()
+        with ExitStack() as patched:
+            for module in (lifecycle, takeover, guard):
+                digest = f"{self._build:064x}"
+                patched.enter_context(patch.object(module, "digest_of", lambda _, d=digest: d))
+            yield
 
 
 # The firewall's maps with small programs: the verifier takes seconds for the real ones.
@@ -176,17 +179,14 @@ class FirewallSubject(Subject):
         Firewall().detach_all()
 
     def probe(self, *, is_whole: bool = True) -> str:
-        with self._network.client.entered(), socket.socket(type=socket.SOCK_DGRAM) as asking:
-            asking.settimeout(0.1)
-            asking.connect((IPV4, 7777))
-            try:
-                asking.send(b"")
-                asking.recv(1)
-            except ConnectionRefusedError:
-                return "before"
-            except TimeoutError:
-                return "changed" if self._has_rule() else "installed"
-        raise AssertionError("somebody answers on port 7777")
+        try:
+            with self._network.client.entered():
+                socket.create_connection((IPV4, 7777), timeout=0.2).close()
+        except ConnectionRefusedError:
+            return "before"
+        except TimeoutError:
+            return "changed" if self._has_rule() else "installed"
+        raise AssertionError("somebody listens on port 7777")
 
     def _has_rule(self) -> bool:
         try:
