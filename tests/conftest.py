@@ -23,7 +23,7 @@ from tests.support.netns import Namespace, Network, use_private_bpffs
 from zfw_py import Firewall, NotInstalled
 from zfw_py.errors import KernelError
 from zfw_py.guard.service import detach_all
-from zfw_py.kernel import bpf
+from zfw_py.kernel import bpf_maps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,7 +91,7 @@ def _all_kernel_tests_were_skipped(config: pytest.Config, session: pytest.Sessio
 
 def _has_bpf() -> bool:
     try:
-        bpf.create_map((2, 4, 4, 1, 0), "probe")  # an array; closed when it is let go
+        bpf_maps.create_map((2, 4, 4, 1, 0), "probe")  # an array; closed when it is let go
     except KernelError:
         return False
     return True

@@ -61,9 +61,9 @@ def test_a_run_that_was_not_asked_for_kernel_tests_does_not(
         pytest.param(
             "def pytest_configure():\n"
             "    from zfw_py.errors import KernelError\n"
-            "    from zfw_py.kernel import bpf\n"
+            "    from zfw_py.kernel import bpf_maps\n"
             "    def refuse(*_): raise KernelError('create map', 1)\n"
-            "    bpf.create_map = refuse\n",
+            "    bpf_maps.create_map = refuse\n",
             id="no BPF",
         ),
     ],

@@ -13,6 +13,7 @@ Importing this package imports nothing else; each name is loaded when it is used
 
 from __future__ import annotations
 
+# Any module may import it from here: this file runs before each of them and imports none.
 __version__ = "0.1.0"
 
 _HOMES = {

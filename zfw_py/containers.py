@@ -19,6 +19,7 @@ from socket import AF_UNIX, SOCK_STREAM, socket
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from zfw_py.errors import NotFound, PermissionDenied, UsageError, ZfwError
+from zfw_py.kernel.process import descriptor_path, is_visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -97,7 +98,7 @@ def _opened(path: str) -> Iterator[str]:
             raise PermissionDenied(
                 f"container engine {path}: belongs to user {status.st_uid}, not to root or you"
             )
-        place = f"/proc/self/fd/{fd}"
+        place = descriptor_path(fd)
         try:
             # Here an error is still what the kernel said.
             with socket(AF_UNIX, SOCK_STREAM) as probe:
@@ -186,7 +187,7 @@ def _found(path: str, answer: object) -> Container:
     name = name.lstrip("/")
     if not is_running or pid <= 0:
         raise NotRunning(f"container {name} is not running: {_line(status)}")
-    if not os.path.exists(f"/proc/{pid}"):
+    if not is_visible(pid):
         raise NotRunning(f"container {name}: its process {pid} cannot be seen from here")
     return Container(name, identifier, pid)
 

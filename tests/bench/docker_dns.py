@@ -20,7 +20,7 @@ from zfw_py.docker_dns import layout
 from zfw_py.docker_dns import service as redirects
 from zfw_py.docker_dns.maps import STORE
 from zfw_py.docker_dns.model import parse_redirect
-from zfw_py.kernel import bpf
+from zfw_py.kernel import bpf_maps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -123,7 +123,7 @@ class _Programs:
     def __init__(self, identifier: str, stack: ExitStack) -> None:
         self._opened = []
         for name in ("query", "answer"):
-            program = bpf.open_pin(f"{STORE.directory(identifier)}/program_{name}")
+            program = bpf_maps.open_pin(f"{STORE.directory(identifier)}/program_{name}")
             stack.callback(os.close, program)
             self._opened.append(program)
 

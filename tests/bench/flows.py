@@ -23,8 +23,8 @@ from tests.support.netns import RoutedNetwork
 from zfw_py import Firewall, Prefix, Rule, RuleKey
 from zfw_py.firewall import layout
 from zfw_py.firewall.maps import STORE, Tables
-from zfw_py.kernel import bpf
-from zfw_py.kernel.netns import netns_cookie
+from zfw_py.kernel import bpf_maps
+from zfw_py.kernel.netns_cookie import netns_cookie
 
 EGRESS_NS = 400
 MANY_FLOWS, CAPACITY = 1_000_000, 1_250_000
@@ -108,7 +108,7 @@ class Bulk:
         self._bed = bed
         with network.gateway.entered():
             state = STORE.directory(netns_cookie())
-            self._program = bpf.open_pin(f"{state}/egress")
+            self._program = bpf_maps.open_pin(f"{state}/egress")
         stack.callback(os.close, self._program)
 
     def measure(self, name: str, seconds: float) -> float:

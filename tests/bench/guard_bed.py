@@ -20,7 +20,7 @@ from tests.support.netns import Network
 from zfw_py.guard import layout
 from zfw_py.guard import service as guard
 from zfw_py.guard.maps import STORE, Tables
-from zfw_py.kernel import bpf
+from zfw_py.kernel import bpf_maps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -147,13 +147,13 @@ def _opened(identifier: str, cgroup: Path, seconds: float) -> Guard:
     tables = Tables(STORE.directory(identifier))
     programs: dict[str, int] = {}
     for pin in Path(tables.directory).glob("link_*"):
-        link = bpf.open_pin(str(pin))
+        link = bpf_maps.open_pin(str(pin))
         try:
-            (number,) = struct.unpack_from("=I", bpf.object_info(link, 12), _PROGRAM_ID)
+            (number,) = struct.unpack_from("=I", bpf_maps.object_info(link, 12), _PROGRAM_ID)
         finally:
             os.close(link)
-        attribute = bpf._attribute(struct.pack("=III", number, 0, 0))
-        programs[pin.name.removeprefix("link_")] = bpf._bpf(_PROG_GET_FD_BY_ID, attribute)
+        attribute = bpf_maps.attribute(struct.pack("=III", number, 0, 0))
+        programs[pin.name.removeprefix("link_")] = bpf_maps.bpf(_PROG_GET_FD_BY_ID, attribute)
     return Guard(identifier, cgroup, seconds, tables.keeper().pid, tables, programs)
 
 

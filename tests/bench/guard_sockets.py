@@ -19,7 +19,7 @@ from tests.bench.path import build, ended
 from tests.bench.traffic import Drain, Sender, StreamSender, on_first_cpu, udp_sender
 from tests.support.cgroups import within
 from tests.support.netns import Network
-from zfw_py.kernel import bpf, cgroup
+from zfw_py.kernel import bpf_links, cgroup
 from zfw_py.kernel.libbpf import BpfObject
 
 if TYPE_CHECKING:
@@ -208,7 +208,9 @@ class Sockets:
         program = loaded.programs()["empty_egress"]
         place = cgroup.open_directory(str(path))
         try:
-            self._stack.callback(os.close, bpf.create_link(program, place, bpf.CGROUP_INET_EGRESS))
+            self._stack.callback(
+                os.close, bpf_links.create_link(program, place, bpf_links.CGROUP_INET_EGRESS)
+            )
         finally:
             os.close(place)
         return _Run(program, self._scatter(path).send)

@@ -25,9 +25,9 @@ from tests.firewall.support.listeners import Listener
 from tests.support.netns import Network
 from zfw_py import Firewall, Insert, Prefix, Rule, RuleKey
 from zfw_py.firewall.maps import STORE
-from zfw_py.kernel import bpf
+from zfw_py.kernel import bpf_links, bpf_maps
 from zfw_py.kernel.libbpf import BpfObject
-from zfw_py.kernel.netns import netns_cookie
+from zfw_py.kernel.netns_cookie import netns_cookie
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,7 +73,7 @@ def run_time_statistics() -> Iterator[None]:
     Unlike the sysctl kernel.bpf_stats_enabled nothing has to be put back, whatever
     becomes of this process.
     """
-    fd = bpf._bpf(_ENABLE_STATS, bpf._attribute(struct.pack("=I", 0)))
+    fd = bpf_maps.bpf(_ENABLE_STATS, bpf_maps.attribute(struct.pack("=I", 0)))
     try:
         yield
     finally:
@@ -82,7 +82,9 @@ def run_time_statistics() -> Iterator[None]:
 
 def run_time(program: int) -> tuple[int, int]:
     """Nanoseconds and runs of a program until now."""
-    run_time, runs = struct.unpack_from("=QQ", bpf.object_info(program, _RUN_TIME + 16), _RUN_TIME)
+    run_time, runs = struct.unpack_from(
+        "=QQ", bpf_maps.object_info(program, _RUN_TIME + 16), _RUN_TIME
+    )
     return run_time, runs
 
 
@@ -131,8 +133,8 @@ class Bed:
         with self.network.gateway.entered():
             (attachment,) = self.firewall.attach("gw0", mode="tcx")
             state = STORE.directory(netns_cookie())
-            self._link = bpf.open_pin(f"{state}/link_ingress_{attachment.ifindex}")
-            self._program = bpf.open_pin(f"{state}/ingress")
+            self._link = bpf_maps.open_pin(f"{state}/link_ingress_{attachment.ifindex}")
+            self._program = bpf_maps.open_pin(f"{state}/ingress")
             stack.callback(os.close, self._link)
             stack.callback(os.close, self._program)
             # A full queue of SYNs is left so, and cookies would be computed for each.
@@ -173,11 +175,11 @@ class Bed:
 
     def measure_empty(self, load: str, seconds: float) -> float:
         """The same with the empty program in the place of ours."""
-        bpf.update_link(self._link, self._empty)
+        bpf_links.update_link(self._link, self._empty)
         try:
             return self._run(self._empty, load, seconds)[0]
         finally:
-            bpf.update_link(self._link, self._program)
+            bpf_links.update_link(self._link, self._program)
 
     def _run(self, program: int, load: str, seconds: float) -> tuple[float, int]:
         before = run_time(program)

@@ -15,8 +15,8 @@ from zfw_py import Firewall
 from zfw_py.firewall import layout
 from zfw_py.firewall.codec import from_u32
 from zfw_py.firewall.maps import STORE
-from zfw_py.kernel import bpf
-from zfw_py.kernel.netns import netns_cookie
+from zfw_py.kernel import bpf_maps
+from zfw_py.kernel.netns_cookie import netns_cookie
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,14 +40,14 @@ def _descriptors(directory: str) -> Iterator[int]:
     for pin in Path(directory).iterdir():
         if pin.name.startswith("link_"):
             continue
-        fd = bpf.open_pin(str(pin))
+        fd = bpf_maps.open_pin(str(pin))
         try:
             yield fd
         finally:
             os.close(fd)
         if pin.name in layout.INNER_MAPS:
-            for _, inner in bpf.open_map(str(pin)).items():
-                opened = bpf.open_map_by_id(from_u32(inner))
+            for _, inner in bpf_maps.open_map(str(pin)).items():
+                opened = bpf_maps.open_map_by_id(from_u32(inner))
                 yield opened.fd
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import select
 import signal
 import time
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from zfw_py.kernel.cgroup import Population
 
 _numbers = itertools.count(1)
 
@@ -72,3 +75,13 @@ def within(cgroup: Path | str) -> Iterator[None]:
         yield
     finally:
         enter(before)
+
+
+def is_empty_within(population: Population, seconds: float) -> bool:
+    """Whether the last process of a cgroup ends in time; polls nothing but the descriptor."""
+    deadline = time.monotonic() + seconds
+    while population.is_populated():
+        left = max(deadline - time.monotonic(), 0)
+        if not select.select([population], [], [], left)[0]:
+            return not population.is_populated()
+    return True

@@ -12,7 +12,7 @@ from unittest.mock import patch
 from pyroute2 import IPRoute
 
 from zfw_py.errors import ZfwError
-from zfw_py.kernel import bpf, cgroup, netlink
+from zfw_py.kernel import bpf_maps, cgroup, rtnetlink
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,12 +95,12 @@ def _kill_before(number: int, tell: int, maker: int | None) -> None:
         made.tc = counted("tc", made.tc)
         return made
 
-    patch.object(netlink, "IPRoute", counted_route).start()
-    original = bpf._bpf
+    patch.object(rtnetlink, "IPRoute", counted_route).start()
+    original = bpf_maps.bpf
 
     def counted_bpf(command: int, attribute: Any) -> int:
         if command in _CHANGES:
             count(f"bpf {_CHANGES[command]}")
         return original(command, attribute)
 
-    patch.object(bpf, "_bpf", counted_bpf).start()
+    patch.object(bpf_maps, "bpf", counted_bpf).start()

@@ -8,7 +8,7 @@ import socket
 from struct import pack, unpack_from
 
 from tests.support.kernels import skip_lacking
-from zfw_py.kernel import bpf
+from zfw_py.kernel import bpf_links, bpf_maps
 
 _PROG_QUERY = 16
 
@@ -22,7 +22,7 @@ def tcx_programs(interface: str, direction: str) -> list[int]:
         pack(
             "=IIIIQI36x",
             socket.if_nametoindex(interface),
-            {"ingress": bpf.TCX_INGRESS, "egress": bpf.TCX_EGRESS}[direction],
+            {"ingress": bpf_links.TCX_INGRESS, "egress": bpf_links.TCX_EGRESS}[direction],
             0,
             0,
             ctypes.addressof(ids),
@@ -30,7 +30,7 @@ def tcx_programs(interface: str, direction: str) -> list[int]:
         )
     )
     libc = ctypes.CDLL(None, use_errno=True)
-    assert libc.syscall(bpf._number, _PROG_QUERY, attribute, len(attribute)) == 0, (
+    assert libc.syscall(bpf_maps._number, _PROG_QUERY, attribute, len(attribute)) == 0, (
         ctypes.get_errno()
     )
     return list(ids[: unpack_from("=I", attribute, 24)[0]])
@@ -38,5 +38,5 @@ def tcx_programs(interface: str, direction: str) -> list[int]:
 
 def skip_without_tcx() -> None:
     """For tests of what a kernel below 6.6 has not."""
-    if not bpf.supports_tcx(1):
+    if not bpf_links.supports_tcx(1):
         skip_lacking("TCX", 6, 6)

@@ -206,18 +206,14 @@ class Tree:
     @contextmanager
     def locked(self, path: str) -> Iterator[None]:
         """Hold a lock that only root can take: a file, made if there is none. Raises Busy."""
-        from fcntl import LOCK_EX, LOCK_NB, flock
+        from zfw_py.kernel.lock import try_exclusive
 
         with self._changing(path) as (directory, name):
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             fd = os.open(name, flags, 0o600, dir_fd=directory)
         try:
-            try:
-                flock(fd, LOCK_EX | LOCK_NB)
-                is_held = os.fstat(fd).st_nlink > 0  # else whoever held it removed it
-            except BlockingIOError:
-                is_held = False
-            if not is_held:
+            # Without a name it is of no use: the process that held it has removed it.
+            if not try_exclusive(fd) or os.fstat(fd).st_nlink == 0:
                 raise Busy(f"{self.absolute(path)}: another zfw is at work")
             yield
         finally:

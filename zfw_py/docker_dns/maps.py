@@ -16,6 +16,7 @@ from zfw_py.docker_dns.codec import (
     total,
 )
 from zfw_py.errors import NotFound
+from zfw_py.kernel.process import Process
 from zfw_py.lifecycle import manifest
 from zfw_py.lifecycle.pins import Pins
 from zfw_py.lifecycle.store import ROOT, Store
@@ -42,6 +43,11 @@ class Watcher(msgspec.Struct, frozen=True):
 
     pid: int
     start_time: int  # clock ticks since boot
+
+    @property
+    def process(self) -> Process:
+        """The same, apart from how it is pinned."""
+        return Process(self.pid, self.start_time)
 
 
 class About(msgspec.Struct, frozen=True):

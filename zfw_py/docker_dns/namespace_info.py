@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.docker_dns.codec import Daemon
 from zfw_py.errors import Conflict, KernelError, NotFound, UsageError, ZfwError
-from zfw_py.kernel import conntrack, netlink, routing
-from zfw_py.kernel.netns import netns_cookie
+from zfw_py.kernel import conntrack, routing, tc
+from zfw_py.kernel.netns_cookie import netns_cookie
 from zfw_py.kernel.sock_diag import sockets
+from zfw_py.kernel.sysctl import local_port_range
 
 if TYPE_CHECKING:
     from zfw_py.docker_dns.model import Redirect
     from zfw_py.values.endpoint import Server
 
 LOOPBACK_IFINDEX = 1
-_PORT_RANGE = "/proc/sys/net/ipv4/ip_local_port_range"
 _LAST_PORT = 65535
 _FIRST_UNPRIVILEGED = 1024
 # Fewer are soon taken, and soon guessed.
@@ -72,9 +72,7 @@ def look(asked: Redirect, daemon: Daemon | None) -> Surroundings:
 
 def without_clsact(uplink_ifindex: int) -> list[int]:
     """Those of lo and the uplink that no clsact is on."""
-    return [
-        ifindex for ifindex in (LOOPBACK_IFINDEX, uplink_ifindex) if not netlink.has_clsact(ifindex)
-    ]
+    return [ifindex for ifindex in (LOOPBACK_IFINDEX, uplink_ifindex) if not tc.has_clsact(ifindex)]
 
 
 def _uplink(name: str) -> routing.Interface:
@@ -128,8 +126,7 @@ def _source(server: Server, uplink: routing.Interface) -> str:
 
 def _free_ports() -> tuple[int, int]:
     """First port and count of the larger range that the kernel draws none from by itself."""
-    with open(_PORT_RANGE) as file:
-        low, high = map(int, file.read().split())
+    low, high = local_port_range()
     below = (_FIRST_UNPRIVILEGED, low - _FIRST_UNPRIVILEGED)
     above = (high + 1, _LAST_PORT - high)
     found = max(below, above, key=lambda each: each[1])

@@ -17,9 +17,9 @@ from zfw_py.docker_dns import layout
 from zfw_py.docker_dns.maps import FLOWS, STORE, Tables
 from zfw_py.docker_dns.namespace_info import LOOPBACK_IFINDEX
 from zfw_py.errors import ZfwError
-from zfw_py.kernel import netlink
+from zfw_py.kernel import tc
 from zfw_py.kernel.namespaces import call_in, find, live_cookies
-from zfw_py.kernel.netns import netns_cookie
+from zfw_py.kernel.netns_cookie import netns_cookie
 from zfw_py.lifecycle import manifest, programs
 from zfw_py.lifecycle.attachment import Attachment, Clsact, Tcx
 from zfw_py.lifecycle.programs import System
@@ -66,7 +66,7 @@ def _placed(directory: str, about: About, path: str) -> list[Attachment]:
         ifindex = LOOPBACK_IFINDEX if hook.is_on_loopback else about.ifindex
         if about.mode == "clsact":
             ours = partial(programs.program_ids, SYSTEM, directory, hook.program)
-            handle = netlink.DOCKER_DNS_HANDLE
+            handle = tc.DOCKER_DNS_HANDLE
             made.append(Clsact(hook.program, ifindex, hook.direction, handle, ours, call))
         else:
             made.append(Tcx(directory, hook.program, ifindex, hook.direction, call=call))
@@ -87,7 +87,7 @@ def _undo(directory: str) -> None:
     path = path_of(about) if about is not None and about.made_clsact else None
     if about is not None and path is not None:
         for ifindex in about.made_clsact:
-            call_in(path, partial(netlink.remove_empty_clsact, ifindex))
+            call_in(path, partial(tc.remove_empty_clsact, ifindex))
 
 
 def _abandoned() -> Iterator[str]:

@@ -22,10 +22,10 @@ from zfw_py.errors import (
     PermissionDenied,
     UsageError,
 )
-from zfw_py.kernel import bpf
-from zfw_py.kernel.namespaces import call_in, hold
-from zfw_py.kernel.netns import netns_cookie
-from zfw_py.kernel.process import start_time
+from zfw_py.kernel import bpf_links
+from zfw_py.kernel.namespaces import call_in, hold, path_of
+from zfw_py.kernel.netns_cookie import netns_cookie
+from zfw_py.kernel.process import Process, descriptor_path
 from zfw_py.lifecycle.programs import clear, collect, locked, make_root
 from zfw_py.lifecycle.programs import remove as remove_instance
 from zfw_py.lifecycle.programs import upgrade as upgrade_instance
@@ -74,14 +74,14 @@ class Status(NamedTuple):
 
 def of_container(container: Container) -> Target:
     """The network namespace of a running container."""
-    return Target(f"/proc/{container.pid}/ns/net", container)
+    return Target(path_of(container.pid), container)
 
 
 def of_process(pid: int) -> Target:
     """The network namespace of a process. Raises UsageError, NotFound."""
     if pid <= 0:
         raise UsageError(f"--pid: not a process id: {pid}")
-    path = f"/proc/{pid}/ns/net"
+    path = path_of(pid)
     if not os.path.lexists(path):
         raise NotFound(f"no such process: {pid}")
     return Target(path)
@@ -100,7 +100,7 @@ def _held(path: str) -> Iterator[tuple[str, int]]:
     """Another path to a namespace, which leads to that one even if its process ends; its cookie."""
     fd = hold(path)
     try:
-        held = f"/proc/self/fd/{fd}"
+        held = descriptor_path(fd)
         try:
             cookie = call_in(held, netns_cookie)
         except UsageError:
@@ -184,7 +184,7 @@ def _check_free(cookie: int, making: Making) -> None:
     if not os.path.isdir(tables.directory):
         return
     about = tables.about()
-    if making.is_watched and about.watcher is not None and not is_alive(about.watcher):
+    if making.is_watched and about.watcher is not None and not about.watcher.process.is_alive():
         return
     if programs.detached(about):
         return
@@ -192,11 +192,6 @@ def _check_free(cookie: int, making: Making) -> None:
         f"its queries are redirected already, to {about.server}",
         hint=f"zfw docker-dns remove {about.id}",
     )
-
-
-def is_alive(watcher: Watcher) -> bool:
-    """Whether a watcher lives."""
-    return start_time(watcher.pid) == watcher.start_time
 
 
 def _about(
@@ -226,12 +221,12 @@ def _about(
         mode=mode,
         made_clsact=made_clsact,
         created=time.time(),
-        watcher=Watcher(os.getpid(), start_time(os.getpid()) or 0) if making.is_watched else None,
+        watcher=Watcher(*Process.current()) if making.is_watched else None,
     )
 
 
 def _mode(wanted: Mode, path: str) -> str:
-    has_tcx = call_in(path, lambda: bpf.supports_tcx(namespace_info.LOOPBACK_IFINDEX))
+    has_tcx = call_in(path, lambda: bpf_links.supports_tcx(namespace_info.LOOPBACK_IFINDEX))
     if wanted == "auto":
         return "tcx" if has_tcx else "clsact"
     if wanted == "tcx" and not has_tcx:
@@ -335,6 +330,6 @@ def problem(about: About) -> str:
             about.path, lambda: namespace_info.is_source(about.source, about.ifindex, server)
         ):
             return f"packets to {server} do not leave from {about.source} any more"
-    if about.watcher is not None and not is_alive(about.watcher):
+    if about.watcher is not None and not about.watcher.process.is_alive():
         return "its watcher has died: it stays as it is"
     return ""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.errors import UsageError
 from zfw_py.firewall import layout
-from zfw_py.kernel import bpf
+from zfw_py.kernel import bpf_maps, bpf_run
 
 if TYPE_CHECKING:
     from zfw_py.firewall.maps import Tables
@@ -54,9 +54,9 @@ def explain(
     context = bytearray(_SK_BUFF_SIZE)
     pack_into("=I", context, _IFINDEX, ifindex)
     pack_into("=I", context, _INGRESS_IFINDEX, ingress_ifindex)
-    fd = bpf.open_pin(f"{tables.directory}/explain_{direction}")
+    fd = bpf_maps.open_pin(f"{tables.directory}/explain_{direction}")
     try:
-        _, answer = bpf.test_run(fd, frame, bytes(context))
+        answer = bpf_run.run(fd, frame, bytes(context)).context
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from zfw_py.firewall import layout
 from zfw_py.firewall.flow_limits import FlowLimits
 from zfw_py.firewall.maps import ZERO
-from zfw_py.kernel.bpf import create_map
+from zfw_py.kernel.bpf_maps import create_map
 from zfw_py.values.prefix import address_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from zfw_py.firewall.maps import Tables
-    from zfw_py.kernel.bpf import Map
+    from zfw_py.kernel.bpf_maps import Map
 
 _key = Struct(layout.FLOW_KEY)
 _flow = Struct(layout.FLOW)

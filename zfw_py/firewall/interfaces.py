@@ -7,21 +7,13 @@ read, by index, follows from the names and is brought up to date by every writer
 
 from __future__ import annotations
 
-from _socket import (
-    AF_INET,
-    SOCK_DGRAM,
-    if_indextoname,
-    if_nameindex,
-    if_nametoindex,
-    socket,
-)
-from fcntl import ioctl
-from struct import Struct, unpack_from
+from _socket import if_indextoname, if_nameindex, if_nametoindex
+from struct import Struct
 
 from zfw_py.errors import MapFull, NotFound
 from zfw_py.firewall import layout
 from zfw_py.firewall.codec import u32
-from zfw_py.kernel.ifaddrs import interface_addresses
+from zfw_py.kernel.netdevice import ETHERNET_TYPES, interface_addresses, link_type
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,9 +42,6 @@ SETTINGS = {
     "eapol": (layout.SETTING_EAPOL, False),
 }
 
-# Frames of these start with an Ethernet header: ARPHRD_ETHER, ARPHRD_LOOPBACK.
-_ETHERNET_TYPES = (1, 772)
-_SIOCGIFHWADDR = 0x8927
 _LOOPBACK_IFINDEX = 1  # lo comes first in every network namespace
 
 
@@ -87,15 +76,7 @@ def _text(key: bytes) -> str:
 def _link_flags(name: str, ifindex: int) -> int:
     if ifindex == _LOOPBACK_IFINDEX:
         return layout.LINK_LOOPBACK
-    # Not from /sys/class/net: that is the namespace of whoever mounted it.
-    probe = socket(AF_INET, SOCK_DGRAM)
-    try:
-        # struct ifreq: the name, then a sockaddr whose family is the link's type.
-        answer = ioctl(probe.fileno(), _SIOCGIFHWADDR, _key(name) + bytes(24))
-    finally:
-        probe.close()
-    (link_type,) = unpack_from("=H", answer, layout.NAME_LENGTH)
-    return 0 if link_type in _ETHERNET_TYPES else layout.LINK_NO_ETHERNET
+    return 0 if link_type(name) in ETHERNET_TYPES else layout.LINK_NO_ETHERNET
 
 
 class Interfaces:

@@ -8,8 +8,8 @@ from os.path import exists, isdir
 from zfw_py.errors import LayoutMismatch, NotInstalled, PermissionDenied, raise_expected
 from zfw_py.firewall import layout
 from zfw_py.firewall.codec import State, from_u32, u32
-from zfw_py.kernel import bpf
-from zfw_py.kernel.netns import netns_cookie
+from zfw_py.kernel import bpf_maps
+from zfw_py.kernel.netns_cookie import netns_cookie
 from zfw_py.lifecycle.store import ROOT, Store
 
 TYPE_CHECKING = False
@@ -51,8 +51,8 @@ class Tables:
         # Whether ``build`` made it just now.
         self.is_new = False
         self._lock = STORE.lock(is_exclusive=is_writer)
-        self._maps: dict[str, bpf.Map] = {}
-        self._inner: dict[tuple[str, int], bpf.Map] = {}
+        self._maps: dict[str, bpf_maps.Map] = {}
+        self._inner: dict[tuple[str, int], bpf_maps.Map] = {}
 
     def __enter__(self) -> Tables:
         """Take the lock. Raises NotInstalled, PermissionDenied, LayoutMismatch or Busy.
@@ -98,12 +98,12 @@ class Tables:
             hint=STORE.remedy,
         )
 
-    def map(self, name: str) -> bpf.Map:
+    def map(self, name: str) -> bpf_maps.Map:
         """The map of this name."""
         if name in self._maps:
             return self._maps[name]
         try:
-            opened = bpf.open_map(f"{self.directory}/{name}")
+            opened = bpf_maps.open_map(f"{self.directory}/{name}")
         except FileNotFoundError:
             raise STORE.absent() from None
         except PermissionError:
@@ -118,7 +118,7 @@ class Tables:
         self._maps[name] = opened
         return opened
 
-    def inner(self, name: str, index: int = 0) -> bpf.Map | None:
+    def inner(self, name: str, index: int = 0) -> bpf_maps.Map | None:
         """The map at this index of a map of maps, or None if there is none yet."""
         if (name, index) in self._inner:
             return self._inner[name, index]
@@ -127,18 +127,18 @@ class Tables:
             self._inner[name, index] = opened
         return opened
 
-    def open_inner(self, name: str, index: int) -> bpf.Map | None:
+    def open_inner(self, name: str, index: int) -> bpf_maps.Map | None:
         """The same, but not kept open: many rules have more maps than a process may."""
         number = self.map(name).lookup(u32(index))
         if number is None:
             return None
-        opened = bpf.open_map_by_id(from_u32(number))
+        opened = bpf_maps.open_map_by_id(from_u32(number))
         expected = layout.INNER_MAPS[name]
         if opened.spec[:_MAX_ENTRIES] != expected[:_MAX_ENTRIES]:
             raise self.mismatch(name, f"{opened.spec}, not {expected}")
         return opened
 
-    def new_inner(self, name: str, index: int = 0, max_entries: int | None = None) -> bpf.Map:
+    def new_inner(self, name: str, index: int = 0, max_entries: int | None = None) -> bpf_maps.Map:
         """A new map put at this index; what was there is gone for programs and for us.
 
         The kernel waits until no program uses the old one: about 10 ms.
@@ -146,11 +146,11 @@ class Tables:
         spec = list(layout.INNER_MAPS[name])
         if max_entries is not None:
             spec[_MAX_ENTRIES] = max_entries
-        created = bpf.create_map((spec[0], spec[1], spec[2], spec[3], spec[4]), name)
+        created = bpf_maps.create_map((spec[0], spec[1], spec[2], spec[3], spec[4]), name)
         self.put_inner(name, index, created)
         return created
 
-    def put_inner(self, name: str, index: int, inner: bpf.Map) -> None:
+    def put_inner(self, name: str, index: int, inner: bpf_maps.Map) -> None:
         """Put a map at this index."""
         self.map(name).update(u32(index), u32(inner.fd))
         self._inner[name, index] = inner
@@ -174,7 +174,7 @@ class Tables:
         self.map("state").update(ZERO, state.encode())
 
     @property
-    def prefixes(self) -> bpf.Map:
+    def prefixes(self) -> bpf_maps.Map:
         """The hash map of prefixes."""
         inner = self.inner("prefixes")
         if inner is None:

@@ -19,7 +19,7 @@ from zfw_py.firewall.flow_limits import FlowLimits
 from zfw_py.firewall.flows import drop_tables, make_tables, write_limits
 from zfw_py.firewall.maps import STORE, ZERO, Tables
 from zfw_py.firewall.model import DIRECTIONS
-from zfw_py.kernel import bpf, netlink
+from zfw_py.kernel import bpf_links, tc
 from zfw_py.kernel.namespaces import live_cookies
 from zfw_py.lifecycle import attachment as kinds
 from zfw_py.lifecycle import programs
@@ -57,7 +57,7 @@ def _tcx(directory: str, direction: str, ifindex: int) -> Tcx:
 
 def _clsact(directory: str, direction: str, ifindex: int) -> Clsact:
     ours = partial(programs.program_ids, SYSTEM, directory, direction)
-    return Clsact(direction, ifindex, direction, netlink.FIREWALL_HANDLE, ours)
+    return Clsact(direction, ifindex, direction, tc.FIREWALL_HANDLE, ours)
 
 
 def _found(directory: str) -> list[tuple[Tcx | Clsact, int]]:
@@ -226,8 +226,8 @@ def attach(tables: Tables, ifindex: int, name: str, direction: str, mode: str) -
     if mode == "auto":
         if present:
             return present[0]
-        mode = "tcx" if bpf.supports_tcx(ifindex) else "clsact"
-    elif mode == "tcx" and not bpf.supports_tcx(ifindex):
+        mode = "tcx" if bpf_links.supports_tcx(ifindex) else "clsact"
+    elif mode == "tcx" and not bpf_links.supports_tcx(ifindex):
         raise KernelError(
             f"attach to {name} by TCX",
             errno.EOPNOTSUPP,
@@ -260,7 +260,7 @@ def _opened_program(tables: Tables, name: str) -> Iterator[int]:
             program = held.enter_context(opened(f"{tables.directory}/{name}"))
         except OSError as error:
             raise tables.mismatch(name, error.strerror or str(error)) from None
-        if not bpf.is_program(program):
+        if not bpf_links.is_program(program):
             raise tables.mismatch(name, "it is no program")
         yield program
 

@@ -17,7 +17,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.firewall import layout
-from zfw_py.kernel import netlink
+from zfw_py.kernel import local_delivery
 from zfw_py.values.prefix import IPV4_MAPPED, Prefix
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def obstacle(destination: Prefix) -> str | None:
     The local table is looked at before all others: made local, an interface's
     subnet, or a part of it, would be cut off from its neighbours.
     """
-    subnet = netlink.overlapping_subnet(*_words(destination))
+    subnet = local_delivery.overlapping_subnet(*_words(destination))
     return f"{destination} shares addresses with the subnet {subnet}" if subnet else None
 
 
@@ -102,12 +102,12 @@ def _need(tables: Tables, prefix: Prefix, *, rules: int, binds: int) -> _Record:
         new = old._replace(rules=old.rules + rules, binds=old.binds + binds)
         _write(tables, prefix, new)
         return new
-    is_ours = netlink.is_ours(*_words(prefix))
+    is_ours = local_delivery.is_ours(*_words(prefix))
     if is_ours is None:
         # The record first: a prefix that nobody would remove must not be left behind.
         _write(tables, prefix, _Record(rules, binds, layout.OWNER_PENDING))
         try:
-            is_ours = netlink.add_local(*_words(prefix))
+            is_ours = local_delivery.add_local(*_words(prefix))
         except BaseException:
             tables.map("routes").delete(_key_of(prefix))
             raise
@@ -173,7 +173,7 @@ def reconcile(tables: Tables, needed: dict[Prefix, int]) -> None:
         rules = needed.pop(prefix, 0)
         if rules or record.binds:
             if owner == layout.OWNER_ZFW:
-                netlink.add_local(*_words(prefix))
+                local_delivery.add_local(*_words(prefix))
             _write(tables, prefix, _Record(rules, record.binds, owner))
         elif record.rules or record.owner == layout.OWNER_PENDING:
             _remove(tables, prefix, owner)
@@ -187,11 +187,11 @@ def _known(prefix: Prefix, owner: int) -> int:
     if owner != layout.OWNER_PENDING:
         return owner
     # False: there, but not by us. What is not there is ours to make.
-    is_others = netlink.is_ours(*_words(prefix)) is False
+    is_others = local_delivery.is_ours(*_words(prefix)) is False
     return layout.OWNER_OTHER if is_others else layout.OWNER_ZFW
 
 
 def _remove(tables: Tables, prefix: Prefix, owner: int) -> None:
     if _known(prefix, owner) == layout.OWNER_ZFW:
-        netlink.remove_local(*_words(prefix))
+        local_delivery.remove_local(*_words(prefix))
     tables.map("routes").delete(_key_of(prefix))

@@ -35,7 +35,7 @@ from zfw_py.firewall.codec import (
 )
 from zfw_py.firewall.maps import ZERO
 from zfw_py.firewall.port_index import resolve, shadowed
-from zfw_py.kernel.bpf import create_map
+from zfw_py.kernel.bpf_maps import create_map
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from zfw_py.firewall.maps import Tables
     from zfw_py.firewall.model import Rule, RuleKey
     from zfw_py.firewall.port_index import Interval, PortRule
-    from zfw_py.kernel.bpf import Map
+    from zfw_py.kernel.bpf_maps import Map
 
 _record = Struct(layout.RULE_RECORD)
 

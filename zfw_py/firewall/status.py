@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from zfw_py import __version__
 from zfw_py.firewall.codec import table_parts
 from zfw_py.firewall.interfaces import addresses_by_index, settings_by_index, settings_of
 from zfw_py.firewall.listing import read_reasons
@@ -39,8 +40,6 @@ class Status(NamedTuple):
 
 def read_status(tables: Tables, interfaces: Interfaces) -> Status:
     """Read all of it; the caller holds the lock."""
-    from zfw_py import __version__
-
     attached: dict[int, dict[str, Attachment]] = {}
     for attachment in attachments(tables):
         attached.setdefault(attachment.ifindex, {})[attachment.direction] = attachment

@@ -11,6 +11,7 @@ from json import dumps, loads
 from typing import TYPE_CHECKING
 
 from zfw_py.errors import Busy, Conflict, NotFound, PermissionDenied, UsageError, ZfwError
+from zfw_py.kernel.process import inheritable_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -109,13 +110,9 @@ def fill_stdio() -> None:
 
 def _close_inherited() -> None:
     """What the maker's caller left open for it: a reader of such a pipe waits for us as well."""
-    for name in os.listdir("/proc/self/fd"):
-        fd = int(name)
-        try:
-            if fd > 2 and os.get_inheritable(fd):
-                os.close(fd)
-        except OSError:
-            pass  # the listing's own
+    for fd in inheritable_descriptors():
+        if fd > 2:
+            os.close(fd)
 
 
 def _leave_stdio(*, has_stderr: bool) -> None:

@@ -10,6 +10,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.guard import layout
+from zfw_py.kernel.process import Process
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -56,20 +57,15 @@ class Config(NamedTuple):
         return cls(*_config.unpack(data))
 
 
-class Keeper(NamedTuple):
-    """The process that keeps a guard; ``pid`` 0: none. ``start_time`` in clock ticks."""
+def encode_keeper(process: Process) -> bytes:
+    """A struct keeper: the process that keeps a guard."""
+    return _keeper.pack(process.start_time, process.pid)
 
-    start_time: int
-    pid: int
 
-    def encode(self) -> bytes:
-        """As the map has it."""
-        return _keeper.pack(*self)
-
-    @classmethod
-    def decode(cls, data: bytes) -> Keeper:
-        """The inverse."""
-        return cls(*_keeper.unpack(data))
+def decode_keeper(data: bytes) -> Process:
+    """The inverse; pid 0 if no process keeps the guard."""
+    started, pid = _keeper.unpack(data)
+    return Process(pid, started)
 
 
 def prefix_key(address: bytes, length: int) -> bytes:

@@ -9,7 +9,6 @@ twice: a signal does not say whom else it was for.)
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import pwd
@@ -20,6 +19,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from zfw_py.errors import NotFound, UsageError, ZfwError
+from zfw_py.kernel.process import prevent_core_dump
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -41,7 +41,6 @@ _PASSED_ON = (
 _WAITED_FOR = (*_PASSED_ON, signal.SIGCHLD)
 # That kind of the kernel's signals is no terminal's: whoever executed us had set the clock.
 _OF_CLOCKS = (signal.SIGALRM,)
-_PR_SET_DUMPABLE = 4  # include/uapi/linux/prctl.h
 
 # What a command that did not start tells: which step it was, and its errno.
 _FAILURE = Struct("=BI")
@@ -220,9 +219,8 @@ def exit_as(status: int) -> int:
     """The exit code of what waitpid(2) said; of a command that a signal ended, end likewise."""
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        # A core, if there is one, is the command's; a limit of 0 does not count where
-        # core(5) has a program take them.
-        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+        # The only core file, if there is one, is the command's.
+        prevent_core_dump()
         if number != signal.SIGKILL:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.errors import NotFound
 from zfw_py.kernel.cgroup import descendants, identifier
+from zfw_py.kernel.process import command_name
 from zfw_py.kernel.sock_diag import Socket, sockets_of
 from zfw_py.values.endpoint import Endpoint
 
@@ -63,18 +64,11 @@ def foreign_sockets(pids: Iterable[int], cgroup_path: str) -> list[ForeignSocket
     found = []
     for pid in pids:
         try:
-            command, held = _command(pid), sockets_of(pid)
+            command, held = command_name(pid), sockets_of(pid)
         except (NotFound, FileNotFoundError, ProcessLookupError):
             continue
         found += [ForeignSocket(pid, command, each) for each in held if is_foreign(each, inside)]
     return found
-
-
-def _command(pid: int) -> str:
-    with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace", newline="\n") as file:
-        # The process chooses it, and it is shown on terminals.
-        name = file.read().removesuffix("\n")
-    return "".join(each if each.isprintable() else "?" for each in name)
 
 
 def _ends(socket: Socket) -> str:

@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.errors import ZfwError
-from zfw_py.guard import background, layout, listeners, processes
+from zfw_py.guard import background, layout, listeners
 from zfw_py.guard.codec import Event
 from zfw_py.guard.dns.proxy import Proxy
 from zfw_py.guard.dns.upstream import check_upstreams
@@ -22,7 +22,8 @@ from zfw_py.guard.maps import STORE
 from zfw_py.guard.programs import SYSTEM, is_gone
 from zfw_py.kernel import cgroup
 from zfw_py.kernel.libbpf import RingBuffer
-from zfw_py.kernel.netns import netns_cookie
+from zfw_py.kernel.netns_cookie import netns_cookie
+from zfw_py.kernel.process import Process
 from zfw_py.lifecycle.programs import clear, locked, remove
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def open_sockets(kept: Kept, pids: Iterable[int]) -> list[Listeners]:
         own = netns_cookie()
         here = (each for each in opened if each.cookie == own)
         check_upstreams(kept.upstreams, [end for each in here for end in each.addresses()])
-        kept.tables.write_keeper(processes.this_process())
+        kept.tables.write_keeper(Process.current())
         undo.pop_all()
     return opened
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from zfw_py.errors import KernelError, NotFound, ZfwError
 from zfw_py.guard.codec import Proxy
 from zfw_py.guard.layout import SERVERS
-from zfw_py.kernel.namespaces import call_in
-from zfw_py.kernel.netns import netns_cookie
+from zfw_py.kernel.namespaces import call_in, path_of
+from zfw_py.kernel.netns_cookie import netns_cookie
 from zfw_py.values.prefix import IPV4_MAPPED
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def namespace_of(cookie: int, pids: Iterable[int]) -> str | None:
     """A file for the network namespace of this cookie, if one of these processes is in it."""
     others = set()
     for pid in pids:
-        path = f"/proc/{pid}/ns/net"
+        path = path_of(pid)
         # It may have ended, or not be ours to look into.
         with suppress(ZfwError, OSError):
             name = os.readlink(path)
@@ -119,7 +119,7 @@ def open_for(pids: Iterable[int]) -> list[Listeners]:
     opened: dict[str, Listeners] = {}
     with ExitStack() as undo:
         for pid in pids:
-            path = f"/proc/{pid}/ns/net"
+            path = path_of(pid)
             try:
                 name = os.readlink(path)
                 if name not in opened:

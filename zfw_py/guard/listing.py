@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.errors import LayoutMismatch, NotFound
-from zfw_py.guard import processes
 from zfw_py.guard.maps import STORE, NoGuards, Tables
 from zfw_py.guard.programs import is_gone
 from zfw_py.kernel import cgroup
@@ -76,7 +75,7 @@ def _status(tables: Tables) -> Status:
             is_here = False
     return Status(
         about=about,
-        keeper_pid=keeper.pid if processes.is_alive(keeper) else None,
+        keeper_pid=keeper.pid if keeper.is_alive() else None,
         is_gone=not is_here,
         processes=count,
         learnt=len({address for address, _ in tables.learnt()}),

@@ -15,10 +15,11 @@ from zfw_py.guard.codec import (
     ZERO,
     Asker,
     Config,
-    Keeper,
     Proxy,
     asker_key,
     decision_counts,
+    decode_keeper,
+    encode_keeper,
     learnt_key,
     learnt_key_parts,
     netns_key,
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from zfw_py.guard.model import Reach
-    from zfw_py.kernel import bpf
+    from zfw_py.kernel import bpf_maps
+    from zfw_py.kernel.process import Process
 
 _NANOSECONDS = 1_000_000_000
 
@@ -110,13 +112,13 @@ class Tables(Pins):
         """Set the flags."""
         self.map("config").update(ZERO, Config(layout.ABI_VERSION, flags).encode())
 
-    def keeper(self) -> Keeper:
+    def keeper(self) -> Process:
         """The process that keeps it."""
-        return Keeper.decode(self.map("keeper").lookup(ZERO) or bytes(layout.KEEPER_SIZE))
+        return decode_keeper(self.map("keeper").lookup(ZERO) or bytes(layout.KEEPER_SIZE))
 
-    def write_keeper(self, keeper: Keeper) -> None:
+    def write_keeper(self, process: Process) -> None:
         """Say who keeps it."""
-        self.map("keeper").update(ZERO, keeper.encode())
+        self.map("keeper").update(ZERO, encode_keeper(process))
 
     # What it goes by
 
@@ -148,7 +150,7 @@ class Tables(Pins):
                 elif time_of(known) < until:
                     table.update(key, time_value(until))
 
-    def _add(self, table: bpf.Map, key: bytes, until: int) -> None:
+    def _add(self, table: bpf_maps.Map, key: bytes, until: int) -> None:
         try:
             table.update(key, time_value(until))
         except OSError:

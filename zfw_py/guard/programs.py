@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from msgspec.structs import replace
 
 from zfw_py.errors import Conflict, LayoutMismatch, NotFound
-from zfw_py.guard import cgroups, layout, processes
+from zfw_py.guard import cgroups, layout
 from zfw_py.guard.maps import STORE, Tables
-from zfw_py.kernel import bpf, cgroup
+from zfw_py.kernel import bpf_links, cgroup
+from zfw_py.kernel.process import Process
 from zfw_py.lifecycle import programs
 from zfw_py.lifecycle.attachment import Attachment, CgroupHook
 from zfw_py.lifecycle.programs import System
@@ -31,17 +32,17 @@ if TYPE_CHECKING:
 
 # In the order in which they are attached.
 _REDIRECT = {
-    "sock_create": bpf.CGROUP_INET_SOCK_CREATE,
-    "recvmsg4": bpf.CGROUP_UDP4_RECVMSG,
-    "recvmsg6": bpf.CGROUP_UDP6_RECVMSG,
-    "getpeername4": bpf.CGROUP_INET4_GETPEERNAME,
-    "getpeername6": bpf.CGROUP_INET6_GETPEERNAME,
-    "connect4": bpf.CGROUP_INET4_CONNECT,
-    "connect6": bpf.CGROUP_INET6_CONNECT,
-    "sendmsg4": bpf.CGROUP_UDP4_SENDMSG,
-    "sendmsg6": bpf.CGROUP_UDP6_SENDMSG,
+    "sock_create": bpf_links.CGROUP_INET_SOCK_CREATE,
+    "recvmsg4": bpf_links.CGROUP_UDP4_RECVMSG,
+    "recvmsg6": bpf_links.CGROUP_UDP6_RECVMSG,
+    "getpeername4": bpf_links.CGROUP_INET4_GETPEERNAME,
+    "getpeername6": bpf_links.CGROUP_INET6_GETPEERNAME,
+    "connect4": bpf_links.CGROUP_INET4_CONNECT,
+    "connect6": bpf_links.CGROUP_INET6_CONNECT,
+    "sendmsg4": bpf_links.CGROUP_UDP4_SENDMSG,
+    "sendmsg6": bpf_links.CGROUP_UDP6_SENDMSG,
 }
-_JUDGE = {"setsockopt": bpf.CGROUP_SETSOCKOPT, "egress": bpf.CGROUP_INET_EGRESS}
+_JUDGE = {"setsockopt": bpf_links.CGROUP_SETSOCKOPT, "egress": bpf_links.CGROUP_INET_EGRESS}
 
 
 def new_identifier() -> str:
@@ -146,7 +147,7 @@ def install(
             finally:
                 os.close(place)
         except BaseException:
-            processes.end(tables.keeper())
+            tables.keeper().end()
             raise
         tables.directory = STORE.directory(about.id)
 
@@ -173,7 +174,7 @@ def _fill(tables: Tables, rules: Rules | None, *, tells_all: bool) -> None:
         flags |= layout.TELL_ALL
     tables.write_config(flags)
     # Until it has a process of its own.
-    tables.write_keeper(processes.this_process())
+    tables.write_keeper(Process.current())
     tables.open_all()
 
 
@@ -187,8 +188,8 @@ def _check_others(path: str, hooks: Mapping[str, int]) -> None:
         place = cgroup.open_directory(where)
         try:
             for name, attach_type in hooks.items():
-                count, flags = bpf.attached_to_cgroup(place, attach_type)
-                if count and not flags & bpf.ALLOW_MULTI:
+                count, flags = bpf_links.attached_to_cgroup(place, attach_type)
+                if count and not flags & bpf_links.ALLOW_MULTI:
                     raise Conflict(
                         f"attach {name}: a program on {where} allows no other beside it",
                         hint="bpftool cgroup tree shows it",
@@ -212,7 +213,7 @@ def is_abandoned(identifier: str, about: About) -> bool:
     if not about.is_cgroup_ours or cgroup.is_populated(about.cgroup):
         return False
     try:
-        return not processes.is_alive(Tables(STORE.directory(identifier)).keeper())
+        return not Tables(STORE.directory(identifier)).keeper().is_alive()
     except LayoutMismatch:
         return False
 
@@ -243,7 +244,7 @@ def keeper_pids() -> set[int]:
     for identifier in STORE.identifiers():
         with suppress(LayoutMismatch, NotFound):
             process = Tables(STORE.directory(identifier)).keeper()
-            if processes.is_alive(process):
+            if process.is_alive():
                 found.add(process.pid)
     return found
 
@@ -264,7 +265,7 @@ def _take_in(outer: About) -> None:
             if (
                 is_inside
                 and inner.kind != "redirect"
-                and processes.is_alive(process)
+                and process.is_alive()
                 and not cgroups.is_within(cgroup.of_process(process.pid), outer.cgroup)
             ):
                 beside = cgroups.proxy_in(os.path.dirname(inner.cgroup), identifier)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from msgspec.structs import replace
 
 from zfw_py.errors import LayoutMismatch, NotFound, UsageError, ZfwError
-from zfw_py.guard import background, cgroups, command, keeper, processes, programs
+from zfw_py.guard import background, cgroups, command, keeper, programs
 from zfw_py.guard.codec import Proxy as ProxyEntry
 from zfw_py.guard.dns.upstream import Server as Upstream
 from zfw_py.guard.dns.upstream import system_upstreams
@@ -24,6 +24,7 @@ from zfw_py.guard.keeper import Kept
 from zfw_py.guard.maps import STORE, About, NoGuards, Tables
 from zfw_py.guard.takeover import take_over
 from zfw_py.kernel import cgroup
+from zfw_py.kernel.process import inheritable_descriptors
 from zfw_py.lifecycle.programs import clear, collect, digest_of, locked, make_root, remove
 from zfw_py.values.prefix import mapped_address
 
@@ -389,7 +390,7 @@ def run(
 def _has_no_process(identifier: str) -> bool:
     """Whether a guard is there and its process is not; another build's may have its place."""
     with suppress(LayoutMismatch, NotFound):
-        return not processes.is_alive(Tables(STORE.directory(identifier)).keeper())
+        return not Tables(STORE.directory(identifier)).keeper().is_alive()
     return False
 
 
@@ -417,17 +418,9 @@ def _inherited(path: str) -> list[ForeignSocket]:
 
 
 def _inheritable_sockets() -> set[int]:
-    """The inode numbers of sockets that stay open in what we execute."""
-    found = set()
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            if os.get_inheritable(int(name)):
-                status = os.fstat(int(name))
-                if S_ISSOCK(status.st_mode):
-                    found.add(status.st_ino)
-        except OSError:
-            pass  # the listing's own
-    return found
+    """The inode numbers of sockets that stay open in the command that is executed."""
+    opened = map(os.fstat, inheritable_descriptors())
+    return {status.st_ino for status in opened if S_ISSOCK(status.st_mode)}
 
 
 # Taking away
@@ -458,7 +451,7 @@ def detach(identifier: str) -> None:
     except NoGuards:
         raise missing from None
     # Not with the lock: its process may want it too, to take itself away.
-    processes.end(process)
+    process.end()
 
 
 def detach_all() -> tuple[list[str], list[LayoutMismatch]]:

@@ -20,23 +20,33 @@ import os
 import select
 import signal
 import stat
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.errors import Conflict, NotFound
-from zfw_py.guard import background, document, keeper, listeners, processes, programs
+from zfw_py.guard import background, document, keeper, listeners, programs
 from zfw_py.guard.codec import netns_key, proxies_of
 from zfw_py.guard.dns.upstream import Server as Upstream
 from zfw_py.guard.keeper import Kept
 from zfw_py.guard.maps import STORE, NoGuards, Tables
-from zfw_py.kernel import cgroup, pidfd
-from zfw_py.kernel.namespaces import enter, hold
+from zfw_py.kernel import cgroup, process_sockets
+from zfw_py.kernel.namespaces import enter, hold, path_of
+from zfw_py.kernel.process import (
+    Process,
+    descriptor_path,
+    files_of,
+    ignores,
+    open_flags,
+    open_pidfd,
+    parent_of,
+    send_signal,
+)
 from zfw_py.lifecycle.programs import clear, digest_of, locked, upgrade
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
-    from zfw_py.guard.codec import Keeper, Proxy
+    from zfw_py.guard.codec import Proxy
     from zfw_py.guard.events import Lines, Teller
     from zfw_py.guard.listeners import Listeners
     from zfw_py.guard.maps import About
@@ -85,7 +95,7 @@ def _take_over(identifier: str, teller_of: Callable[[Outputs], Teller], lock: Lo
     if about.digest == digest_of(programs.SYSTEM):
         return False
     if about.kind != "redirect":
-        if processes.is_alive(old) and not _is_in_background(old.pid):
+        if old.is_alive() and not ignores(old.pid, _IGNORED):
             raise Conflict(
                 f"guard {identifier} is kept in the foreground by process {old.pid}",
                 hint="end that process and start it again",
@@ -98,24 +108,24 @@ def _take_over(identifier: str, teller_of: Callable[[Outputs], Teller], lock: Lo
 def _exchange_process(
     tables: Tables,
     about: About,
-    old: Keeper,
+    old: Process,
     teller_of: Callable[[Outputs], Teller],
     lock: Lock,
 ) -> None:
     policy = document.decode(json.dumps(about.policy).encode(), "json")
     upstreams = [_upstream(each) for each in about.servers]
     with ExitStack() as held:
-        if not processes.is_alive(old):
+        if not old.is_alive():
             kept = Kept(tables, about, policy, upstreams, teller_of(Outputs(None, "none")))
             _start(kept, lambda: _open_anew(kept), about.proxy_cgroup, None, lock)
             return
-        process = os.pidfd_open(old.pid)
+        process = open_pidfd(old.pid)
         held.callback(os.close, process)
         taken = _sockets(old.pid, proxies_of(tables.map("proxies").items()))
         held.callback(lambda: [each.close() for each in taken])
         log, stderr = _log(old.pid), _stderr(old.pid)
-        maker = None if stderr is None else os.pidfd_open(_parent(old.pid))
-        place, netns = cgroup.of_process(old.pid), hold(f"/proc/{old.pid}/ns/net")
+        maker = None if stderr is None else open_pidfd(parent_of(old.pid))
+        place, netns = cgroup.of_process(old.pid), hold(path_of(old.pid))
         for each in (log and log[0], stderr, maker, netns):
             if each is not None:
                 held.callback(os.close, each)
@@ -123,11 +133,10 @@ def _exchange_process(
         kept = Kept(tables, about, policy, upstreams, teller_of(outputs))
 
         def replace() -> list[Listeners]:
-            enter(f"/proc/self/fd/{netns}")
+            enter(descriptor_path(netns))
             if stderr is not None:
                 os.dup2(stderr, 2)
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(process, signal.SIGKILL)
+            send_signal(process, signal.SIGKILL)
             select.select([process], [], [])
             if not taken:
                 return _open_anew(kept)
@@ -135,7 +144,7 @@ def _exchange_process(
                 if cookie not in {each.cookie for each in taken}:
                     # Its sockets are gone: the next question there has them opened again.
                     tables.map("proxies").delete(netns_key(cookie))
-            tables.write_keeper(processes.this_process())
+            tables.write_keeper(Process.current())
             return taken
 
         _start(kept, replace, place, maker, lock)
@@ -173,34 +182,12 @@ def _upstream(text: str) -> Upstream:
 # The old process
 
 
-def _status(pid: int) -> dict[str, str]:
-    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
-        return dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
-
-
-def _is_in_background(pid: int) -> bool:
-    ignored = int(_status(pid)["SigIgn"], 16)
-    return all(ignored >> (number - 1) & 1 for number in _IGNORED)
-
-
-def _parent(pid: int) -> int:
-    return int(_status(pid)["PPid"])
-
-
-def _files(pid: int) -> Iterator[tuple[int, str]]:
-    directory = f"/proc/{pid}/fd"
-    for name in os.listdir(directory):
-        with suppress(FileNotFoundError):
-            yield int(name), os.readlink(f"{directory}/{name}")
-
-
 def _log(pid: int) -> tuple[int, str] | None:
     """The one regular file that it appends to."""
-    for number, path in _files(pid):
-        with open(f"/proc/{pid}/fdinfo/{number}", encoding="ascii") as file:
-            flags = int(next(line for line in file if line.startswith("flags:")).split()[1], 8)
+    for number, path in files_of(pid).items():
+        flags = open_flags(pid, number)
         if number > 2 and flags & (os.O_APPEND | os.O_ACCMODE) == os.O_APPEND | os.O_WRONLY:
-            fd = pidfd.take_descriptor(pid, number)
+            fd = process_sockets.take_descriptor(pid, number)
             if stat.S_ISREG(os.fstat(fd).st_mode):
                 return fd, path
             os.close(fd)
@@ -209,14 +196,16 @@ def _log(pid: int) -> tuple[int, str] | None:
 
 def _stderr(pid: int) -> int | None:
     """Its stderr, while the command that it guards runs."""
-    return None if dict(_files(pid)).get(2, _NULL) == _NULL else pidfd.take_descriptor(pid, 2)
+    if files_of(pid).get(2, _NULL) == _NULL:
+        return None
+    return process_sockets.take_descriptor(pid, 2)
 
 
 def _sockets(pid: int, proxies: Mapping[int, Proxy]) -> list[Listeners]:
     """The sockets of its proxy in each network namespace, where all of them are there."""
     found = []
     with ExitStack() as strangers:
-        sockets = list(pidfd.take_all(pid, _KINDS))
+        sockets = list(process_sockets.take_all(pid, _KINDS))
         for each in sockets:
             strangers.callback(each.close)
         for cookie, proxy in proxies.items():

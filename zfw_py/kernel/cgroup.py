@@ -1,18 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""cgroup2: where it is mounted, which cgroup a process is in, what is in a cgroup.
+"""cgroups of cgroup2, by its file system (cgroups(7)) and /proc/PID/cgroup.
 
-A cgroup is its directory, an absolute path. cgroups(7) and the kernel's
-Documentation/admin-guide/cgroup-v2.rst have the files that are read here.
+A cgroup is given by its directory, an absolute path. The kernel's
+Documentation/admin-guide/cgroup-v2.rst describes the files that are read here.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import re
 import select
-from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.errors import (
@@ -23,24 +21,23 @@ from zfw_py.errors import (
     UsageError,
     ZfwError,
 )
+from zfw_py.kernel import file_systems
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
-# include/uapi/linux/magic.h
-_CGROUP2_SUPER_MAGIC = 0x63677270
-_CGROUP_SUPER_MAGIC = 0x27E0EB
 _NAME_MAX = 255  # bytes
-# The files of one or two lines; the lists of processes are read to their end.
+# More bytes than cgroup.events has.
 _SMALL = 4096
 _DELETED = " (deleted)"
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
 
 class _Mount(NamedTuple):
-    """A mount of cgroup2: the cgroup at its top, as /proc/PID/cgroup writes one, and where."""
+    """A mount of cgroup2: its number, the cgroup at its root, and the mount point.
+
+    ``root`` is written as in /proc/PID/cgroup.
+    """
 
     number: int
     root: str
@@ -51,7 +48,7 @@ class _Mount(NamedTuple):
 
 
 def mount_point() -> str:
-    """Where cgroup2 is mounted; of several mounts, the one that shows most.
+    """Where cgroup2 is mounted; of several mounts, the one that shows the most cgroups.
 
     Raises ZfwError if it is mounted nowhere.
     """
@@ -59,9 +56,9 @@ def mount_point() -> str:
 
 
 def systemd_mounts() -> list[str]:
-    """Where the hierarchies are mounted in which systemd may keep its units.
+    """Where the hierarchies are mounted that systemd may keep its units in.
 
-    That is cgroup2, and cgroup v1's named hierarchy beside it or instead of it.
+    These are cgroup2 and the named hierarchy of cgroup v1; a host has one or both.
     """
     found = []
     for line in _lines("/proc/self/mountinfo"):
@@ -76,8 +73,8 @@ def systemd_mounts() -> list[str]:
 def of_process(pid: int) -> str:
     """The cgroup of a process.
 
-    Raises NotFound if there is no such process or its cgroup has been removed
-    (a zombie stays in it), ZfwError if the cgroup cannot be seen from here.
+    Raises NotFound if there is no such process or its cgroup has been removed, which a
+    zombie does not prevent; ZfwError if no mount that the caller sees shows the cgroup.
     """
     path = f"/proc/{pid}/cgroup"
     try:
@@ -105,7 +102,7 @@ def _shown(pid: int, cgroup: str, mounts: list[_Mount]) -> str:
 
 
 def _places(cgroup: str, mounts: list[_Mount]) -> list[str]:
-    """Where mounts show a cgroup of /proc/PID/cgroup.
+    """The paths at which mounts show a cgroup of /proc/PID/cgroup.
 
     That path and a mount's root are both relative to the reader's cgroup
     namespace, and begin with ``/..`` outside of it (cgroup_namespaces(7)).
@@ -115,7 +112,7 @@ def _places(cgroup: str, mounts: list[_Mount]) -> list[str]:
     for _, root, point in mounts:
         above = _components(root)
         rest = wanted[len(above) :]
-        # What lies between a root above our namespace and the namespace has no name here.
+        # The cgroups between a root above the namespace and the namespace have no name here.
         if wanted[: len(above)] == above and ".." not in rest:
             places.append("/".join([point.rstrip("/"), *rest]) or "/")
     return places
@@ -130,14 +127,17 @@ def _depth(path: str) -> int:
 
 
 def _lines(path: str) -> list[str]:
-    """The lines of a file of /proc: a cgroup's name may hold what Python takes for line ends."""
+    """The lines of a file of /proc.
+
+    Not ``splitlines()``: a cgroup's name may have characters that Python takes for line ends.
+    """
     with open(path, "rb") as file:
         return os.fsdecode(file.read()).removesuffix("\n").split("\n")
 
 
 def _visible_mounts() -> list[_Mount]:
     mounts = _mounts(_lines("/proc/self/mountinfo"))
-    # Another mount may lie over it.
+    # A later mount may hide an earlier one.
     visible = [mount for mount in mounts if _mount_number(mount.point) == mount.number]
     if not visible:
         raise ZfwError(
@@ -147,7 +147,7 @@ def _visible_mounts() -> list[_Mount]:
 
 
 def _mounts(mountinfo: list[str]) -> list[_Mount]:
-    """The mounts of cgroup2 among the lines of a mountinfo; its fields are in proc(5)."""
+    """The mounts of cgroup2 among the lines of a mountinfo (proc(5))."""
     found = []
     for line in mountinfo:
         fields = line.split(" ")
@@ -158,12 +158,12 @@ def _mounts(mountinfo: list[str]) -> list[_Mount]:
 
 
 def _unescaped(field: str) -> str:
-    """Space, tab, newline and backslash are written in octal digits."""
+    """A field in which space, tab, newline and backslash are written in octal digits."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
 
 def _mount_number(path: str) -> int | None:
-    """The number of the mount that a path leads to, of its field mnt_id (proc(5)); or None."""
+    """The number of the mount that a path is on (mnt_id of fdinfo, proc(5)), or None."""
     try:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
@@ -179,7 +179,7 @@ def _mount_number(path: str) -> int | None:
 
 
 def open_directory(path: str) -> int:
-    """A descriptor of a cgroup's directory, as programs are attached to; the caller closes it.
+    """A descriptor of a cgroup's directory, to attach programs to; the caller closes it.
 
     Raises NotFound, PermissionDenied, and UsageError if the path is no cgroup of cgroup2.
     """
@@ -189,20 +189,17 @@ def open_directory(path: str) -> int:
         raise UsageError(f"{path}: not a directory, so not a cgroup") from None
     except OSError as error:
         raise _failed("open", path, error) from error
-    # struct statfs starts with f_type, a long; 120 bytes are enough everywhere.
-    buffer = ctypes.create_string_buffer(256)
-    _libc.fstatfs(fd, buffer)
-    magic = ctypes.c_long.from_buffer(buffer).value & 0xFFFFFFFF
-    if magic == _CGROUP2_SUPER_MAGIC:
+    kind = file_systems.type_of(fd)
+    if kind == file_systems.CGROUP2:
         return fd
     os.close(fd)
-    if magic == _CGROUP_SUPER_MAGIC:
+    if kind == file_systems.CGROUP:
         raise UsageError(f"{path}: a cgroup of version 1, not of cgroup2")
     raise UsageError(f"{path}: not a cgroup")
 
 
 def resolve(path: str) -> str:
-    """The cgroup that a user named, without links and ``..``.
+    """The cgroup of a path that a user gave, without links and ``..``.
 
     Raises NotFound, PermissionDenied, UsageError.
     """
@@ -217,21 +214,20 @@ def resolve(path: str) -> str:
 
 
 def is_root(path: str) -> bool:
-    """Whether a cgroup is the one that all others are in.
+    """Whether a cgroup is the one that contains all others.
 
-    The root of a cgroup namespace looks like it from within, and is another one.
-    Raises as ``open_directory`` does.
+    The root of a cgroup namespace is not. Raises as ``open_directory`` does.
     """
     os.close(open_directory(path))
-    # Of all cgroups this one alone has no such file (Documentation/admin-guide/cgroup-v2.rst).
+    # Only the root cgroup has no such file (Documentation/admin-guide/cgroup-v2.rst).
     return not os.path.exists(f"{path}/cgroup.events")
 
 
 def identifier(path: str) -> int:
-    """A cgroup's id: what BPF helpers such as bpf_skb_cgroup_id() and sock_diag give.
+    """A cgroup's id, as bpf_skb_cgroup_id() and sock_diag return it.
 
-    It is the inode number of the directory since Linux 5.5 (743210386c03), 64 bits
-    wide where the kernel is. While the machine runs an id is not given twice.
+    Since Linux 5.5 (743210386c03) it is the inode number of the directory, on a 64-bit
+    kernel with 64 bits. The kernel never reuses one while the machine runs.
     """
     try:
         return os.stat(path).st_ino
@@ -240,7 +236,7 @@ def identifier(path: str) -> int:
 
 
 def parent(path: str) -> str | None:
-    """The cgroup around a cgroup; None for the topmost one that can be seen here."""
+    """The cgroup that contains a cgroup; None for the topmost one that the caller sees."""
     above = os.path.dirname(path)
     try:
         is_same = os.stat(above).st_dev == os.stat(path).st_dev
@@ -250,7 +246,7 @@ def parent(path: str) -> str | None:
 
 
 def ancestors(path: str) -> Iterator[str]:
-    """The cgroups around a cgroup, from the inside to the topmost one that can be seen here."""
+    """The cgroups that contain a cgroup, from the innermost to the topmost that the caller sees."""
     above = parent(path)
     while above is not None:
         yield above
@@ -258,13 +254,13 @@ def ancestors(path: str) -> Iterator[str]:
 
 
 def descendants(path: str) -> list[str]:
-    """The cgroups in a cgroup, at any depth, each after the one that it is in."""
+    """The cgroups within a cgroup, at any depth, each after the one that contains it."""
     found = _children(path)
     for cgroup in found:
         try:
             found.extend(_children(cgroup))
         except NotFound:
-            pass  # removed meanwhile
+            pass  # removed since
     return found
 
 
@@ -277,9 +273,9 @@ def _children(path: str) -> list[str]:
 
 
 def create(above: str, name: str) -> str:
-    """Make a cgroup in another one, mode 0755; its path.
+    """Create a cgroup within another one, mode 0755; its path.
 
-    Raises UsageError for what is no name, Conflict if there is one of that name.
+    Raises UsageError if ``name`` cannot be a name, Conflict if it exists already.
     """
     path = f"{above.rstrip('/')}/{name}"
     is_name = name not in ("", ".", "..") and not set(name) & {"/", "\n", "\0"}
@@ -288,8 +284,8 @@ def create(above: str, name: str) -> str:
     fd = open_directory(above)
     try:
         os.mkdir(name, 0o755, dir_fd=fd)
-        # Whatever the caller's umask.
-        os.chmod(name, 0o755, dir_fd=fd)  # noqa: S103 - as all cgroups are
+        # mkdir(2) applies the umask.
+        os.chmod(name, 0o755, dir_fd=fd)  # noqa: S103 - the mode of all cgroups
     except FileExistsError:
         raise Conflict(f"create {path}: it is there already") from None
     except OSError as error:
@@ -306,7 +302,7 @@ def create(above: str, name: str) -> str:
 
 
 def remove(path: str) -> None:
-    """Remove a cgroup; Conflict if there is a process or a cgroup in it."""
+    """Remove a cgroup. Raises Conflict if it contains a process or a cgroup."""
     try:
         os.rmdir(path)
     except OSError as error:
@@ -321,8 +317,8 @@ def remove(path: str) -> None:
 def processes(path: str, *, is_recursive: bool = False) -> list[int]:
     """The ids of the processes in a cgroup, in rising order.
 
-    A process is in a threaded cgroup if one of its threads is. Processes that
-    have no id in our PID namespace are left out.
+    A threaded cgroup contains a process if it contains one of its threads. Processes
+    without an id in the caller's PID namespace are left out.
     """
     found = _processes(path)
     if is_recursive:
@@ -330,7 +326,7 @@ def processes(path: str, *, is_recursive: bool = False) -> list[int]:
             try:
                 found |= _processes(cgroup)
             except NotFound:
-                pass  # removed meanwhile
+                pass  # removed since
     return sorted(found)
 
 
@@ -354,7 +350,7 @@ def _numbers(path: str) -> set[int]:
 
 
 def _process_of(thread: int) -> int:
-    """The process of a thread; 0 if it has ended, or has no id here."""
+    """The process of a thread; 0 if it has ended or has no id in the caller's PID namespace."""
     try:
         with open(f"/proc/{thread}/status", encoding="utf-8", errors="replace") as file:
             for line in file:
@@ -368,10 +364,10 @@ def _process_of(thread: int) -> int:
 def move(pid: int, path: str) -> None:
     """Move a process, with all its threads, into a cgroup.
 
-    Its sockets stay with the cgroup that they were made in. Raises NotFound if
-    either is not there, Conflict if the cgroup takes no processes.
+    Its sockets keep the cgroup that they were created in. Raises NotFound if there is no
+    such process or cgroup, Conflict if the cgroup can contain no processes.
     """
-    if pid <= 0:  # 0 would be ourselves
+    if pid <= 0:  # 0 stands for the writer
         raise UsageError(f"not a process id: {pid}")
     try:
         fd = os.open(f"{path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
@@ -393,7 +389,7 @@ def move(pid: int, path: str) -> None:
 
 
 def is_populated(path: str) -> bool:
-    """Whether a process lives in a cgroup or in one within it; zombies do not count."""
+    """Whether a cgroup, or one within it, contains a process; zombies do not count."""
     if is_root(path):
         return True
     with Population(path) as population:
@@ -401,15 +397,15 @@ def is_populated(path: str) -> bool:
 
 
 class Population:
-    """Tells, without polling, when the last process of a cgroup and all within it has ended.
+    """Notifies when the last process of a cgroup, and of all within it, has ended.
 
-    ``fileno()`` is readable when that may have changed, for select, asyncio and the like;
-    ``is_populated()`` answers, and makes it quiet again. A context manager.
-    Raises NotFound, and UsageError for the root cgroup, which is never empty.
+    ``fileno()`` is readable when that may have changed, for select, asyncio and the like.
+    ``is_populated()`` answers and makes it unreadable until the next change. A context
+    manager. Raises NotFound, and UsageError for the root cgroup, which is never empty.
 
-    (A change raises POLLPRI and POLLERR on cgroup.events itself, which is always
-    readable too: asyncio's ``add_reader`` would be called without end. Hence the
-    epoll descriptor around it. inotify tells as much, and takes a C library.)
+    (The kernel reports a change as POLLPRI and POLLERR of cgroup.events. But that file is
+    always readable, so asyncio would call the reader without end. Hence the epoll
+    descriptor, which waits for POLLPRI alone.)
     """
 
     def __init__(self, path: str) -> None:
@@ -420,7 +416,7 @@ class Population:
         self._events = -1
         try:
             self._events = os.open(f"{path}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
-            # Changes count from the last reading.
+            # epoll reports the changes since the last read.
             self.is_populated()
             self._epoll.register(self._events, select.EPOLLPRI)
         except OSError as error:
@@ -432,7 +428,7 @@ class Population:
         return self._epoll.fileno()
 
     def is_populated(self) -> bool:
-        """Whether there is a process; a cgroup that was removed has none."""
+        """Whether it contains a process; a cgroup that has been removed does not."""
         try:
             text = os.pread(self._events, _SMALL, 0)
         except OSError as error:
@@ -441,17 +437,8 @@ class Population:
             raise _failed("watch", self.path, error) from error
         return b"populated 1" in text.splitlines()
 
-    def wait_until_empty(self, timeout: float | None = None) -> bool:
-        """Wait until there is no process; False if there still is one after so many seconds."""
-        deadline = None if timeout is None else monotonic() + timeout
-        while self.is_populated():
-            left = None if deadline is None else max(deadline - monotonic(), 0)
-            if not self._epoll.poll(left):
-                return not self.is_populated()
-        return True
-
     def close(self) -> None:
-        """Let go of the descriptors."""
+        """Close the descriptors."""
         self._epoll.close()
         if self._events >= 0:
             os.close(self._events)
@@ -471,7 +458,7 @@ class Population:
 
 def _failed(operation: str, path: str, error: OSError) -> ZfwError:
     number = error.errno or 0
-    # ENODEV: it was removed while its file was open.
+    # ENODEV: the cgroup was removed while its file was open.
     if number in (errno.ENOENT, errno.ENODEV, errno.ENOTDIR):
         return NotFound(f"no such cgroup: {path}")
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):

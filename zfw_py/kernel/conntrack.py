@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What address translation makes of a flow, by the caller's namespace's connection tracking.
+"""Connection tracking of the caller's network namespace, by nfnetlink.
 
-Whatever the rules were made with, iptables of either kind or nftables: it is the
-outcome that is asked for. Imports pyroute2, as netlink.py does.
+It shows how the kernel translated a flow, whether iptables or nftables made the rules.
+Imports pyroute2, as rtnetlink.py does.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def translated_destination(protocol: int, source: End, destination: End) -> End | None:
-    """Where a flow of IPv4 goes to in truth, or None if nothing is known of it.
+    """Address and port that an IPv4 flow is translated to; None if the flow is not tracked.
 
-    ``source`` and ``destination`` are as the packets had them before translation.
+    ``source`` and ``destination`` are those of its packets before translation.
     """
     wanted = NFCTAttrTuple(
         saddr=source[0], sport=source[1], daddr=destination[0], dport=destination[1], proto=protocol
@@ -28,12 +28,12 @@ def translated_destination(protocol: int, source: End, destination: End) -> End 
         with NFCTSocket() as conntrack:
             found = conntrack.entry("get", tuple_orig=wanted)
     except (NetlinkError, OSError):
-        # There is no such flow, no connection tracking, or no netlink to ask it by.
+        # No such flow, or a kernel without connection tracking or without its netlink family.
         return None
     for message in found:
         reply = message.get_attr("CTA_TUPLE_REPLY")
         if reply is not None:
-            # Answers come from there.
+            # The source of the replies is the translated destination.
             address = reply.get_attr("CTA_TUPLE_IP").get_attr("CTA_IP_V4_SRC")
             port = reply.get_attr("CTA_TUPLE_PROTO").get_attr("CTA_PROTO_SRC_PORT")
             return address, port

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""libbpf through ctypes: open an object, load it, hand out descriptors; read a ring buffer."""
+"""libbpf by ctypes: load a BPF object and get its descriptors; read a ring buffer."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-# By its name: ctypes.util.find_library would start a compiler or ldconfig.
+# By its name, since ctypes.util.find_library() would run a compiler or ldconfig.
 _LIBRARY = "libbpf.so.1"
 _LOG_SIZE = 1 << 20
 
-# ring_buffer_sample_fn of libbpf.h: context, data, size; below 0 it stops.
+# ring_buffer_sample_fn of libbpf.h: context, data, size. A negative result ends the reading.
 _SAMPLE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
 
@@ -52,15 +52,15 @@ def library() -> ctypes.CDLL:
         function = getattr(lib, name)
         function.restype = result
         function.argtypes = arguments
-    # Silence: what matters comes back as an errno and in the programs' logs.
+    # No messages on stderr: errors are raised from errno and the logs of the programs.
     lib.libbpf_set_print(None)
     return lib
 
 
 class BpfObject:
-    """A compiled object, open; a context manager that closes it.
+    """An open BPF object file; a context manager that closes it and its descriptors.
 
-    Descriptors that it hands out are its own: pin what shall outlive it.
+    Pin a map or program that has to outlive it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -95,13 +95,13 @@ class BpfObject:
         return found
 
     def reuse_maps(self, descriptors: dict[str, int]) -> None:
-        """Before ``load``: take these maps instead of making new ones."""
+        """Use these maps, by name, instead of new ones. Call it before ``load``."""
         for name, item in self._each("map"):
             if self._lib.bpf_map__reuse_fd(item, descriptors[name]) != 0:
                 raise KernelError(f"reuse map {name}", ctypes.get_errno())
 
     def size_map(self, name: str, max_entries: int) -> None:
-        """Before ``load``: another ``max_entries`` than the object has."""
+        """Set the ``max_entries`` of a map. Call it before ``load``."""
         item = dict(self._each("map"))[name]
         if self._lib.bpf_map__set_max_entries(item, max_entries) != 0:
             raise KernelError(f"size map {name}", ctypes.get_errno())
@@ -114,8 +114,8 @@ class BpfObject:
         if self._lib.bpf_object__load(self._object) == 0:
             return
         errno = ctypes.get_errno()
-        # Programs are loaded in turn, and a failure closes those before: the last that has
-        # a log is the one that was refused.
+        # libbpf loads one program after the other and closes all of them when the kernel
+        # refuses one, which is the last that has a log.
         for name, (program, log) in reversed(self._logs.items()):
             if log.value and self._lib.bpf_program__fd(program) < 0:
                 raise VerifierError(name, errno, log.value.decode("utf-8", "replace"))
@@ -135,7 +135,7 @@ class BpfObject:
 
 
 class RingBuffer:
-    """The consumer of a BPF ring buffer (there is one); a context manager that ends it.
+    """The reader of a BPF ring buffer, which has only one; a context manager that ends it.
 
     ``fileno()`` can be polled: it is readable while there are records.
     """
@@ -149,14 +149,14 @@ class RingBuffer:
         def on_record(_context: int | None, data: int, size: int) -> int:
             try:
                 take(ctypes.string_at(data, size))
-            except BaseException as error:  # noqa: BLE001 - it cannot pass through C
+            except BaseException as error:  # noqa: BLE001 - cannot pass through C
                 self._failure = error
                 return -1
             if self._left is not None:
                 self._left -= 1
             return -1 if self._left == 0 else 0
 
-        # Kept: the library calls it for as long as the buffer is there.
+        # A reference, since libbpf calls it until the ring buffer is freed.
         self._on_record = _SAMPLE(on_record)
         self._ring = self._lib.ring_buffer__new(map_fd, self._on_record, None, None)
         if not self._ring:
@@ -178,9 +178,9 @@ class RingBuffer:
         return int(self._lib.ring_buffer__epoll_fd(self._ring))
 
     def consume(self, most: int | None = None) -> None:
-        """Take the records that are there, and those that come meanwhile, or at most so many.
+        """Read records until there are no more, or ``most`` of them.
 
-        Raises what ``take`` raised.
+        Raises the error that ``take`` raised, or KernelError.
         """
         self._left = most
         done = self._lib.ring_buffer__consume(self._ring)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""One writer at a time: an advisory lock on a directory of ours. Hot.
+"""Advisory locks, by flock(2) and /proc/locks. Hot.
 
-The directory lies on bpffs and is root's alone, so no other user can hold the
-lock and keep writers out.
+The directories that zfw locks lie on bpffs, and only root can open them. So no other user
+can hold a lock and keep zfw out.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FIRST_PAUSE, _LAST_PAUSE = 0.0002, 0.005
 
 
 class Lock:
-    """A context manager: holds the lock on ``path``, shared or exclusive.
+    """A context manager that holds the lock on a directory, shared or exclusive.
 
     Raises FileNotFoundError if there is no such directory, Busy after 30 s.
     """
@@ -35,7 +35,7 @@ class Lock:
         self._fd = -1
 
     def fileno(self) -> int:
-        """The descriptor that holds it; a forked process that does not close it holds it too."""
+        """The descriptor that holds the lock. A forked process also holds it until it closes it."""
         return self._fd
 
     def __enter__(self) -> Lock:
@@ -66,3 +66,29 @@ class Lock:
     ) -> None:
         posix.close(self._fd)
         self._fd = -1
+
+
+def try_exclusive(fd: int) -> bool:
+    """Take the exclusive lock on an open file; False if another process holds a lock on it."""
+    try:
+        flock(fd, LOCK_EX | LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def wait_for(fd: int) -> None:
+    """Block until the caller holds the exclusive lock on an open file. Raises OSError."""
+    flock(fd, LOCK_EX)
+
+
+def holder_of(path: str) -> int | None:
+    """The id of a process that holds a lock on a file, of /proc/locks (proc(5)), or None."""
+    wanted = posix.stat(path)
+    place = f"{posix.major(wanted.st_dev):02x}:{posix.minor(wanted.st_dev):02x}:{wanted.st_ino}"
+    with open("/proc/locks", encoding="ascii") as file:
+        for line in file:
+            fields = line.split()
+            if fields[1] == "FLOCK" and fields[5] == place:
+                return int(fields[4])
+    return None

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Network namespaces: which ones there still are, and a call from within one.
+"""Other network namespaces, by setns(2) and /proc: find, hold and enter them.
 
-The kernel has no list of them; they are what threads are in, what descriptors
-hold open and what is mounted somewhere.
+The kernel has no list of network namespaces. One exists while a thread is in it, a
+descriptor is open on it or its file is mounted somewhere.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import stat
@@ -15,7 +14,8 @@ from glob import iglob
 from typing import TYPE_CHECKING, TypeVar
 
 from zfw_py.errors import KernelError, NotFound, PermissionDenied, UsageError
-from zfw_py.kernel.netns import netns_cookie
+from zfw_py.kernel.libc import last_error, libc
+from zfw_py.kernel.netns_cookie import netns_cookie
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 
 _CLONE_NEWNET = 0x40000000
-# Stands among the cookies for a namespace that could not be entered; none has it.
+# Stands for the cookie of a namespace that the caller cannot enter. No namespace has cookie 0.
 _UNSEEN = 0
-# What has a namespace. Those that last come first: a path that was found is used later on.
+# Where namespaces are found. A path is used after the search, so the ones that last come first.
 _PATTERNS = (
     "/proc/[0-9]*/ns/net",
     "/proc/[0-9]*/fd/[0-9]*",
@@ -34,14 +34,12 @@ _PATTERNS = (
 # PROC_PID_INIT_INO, include/linux/proc_ns.h
 _FIRST_PID_NAMESPACE = "pid:[4026531836]"
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
 
 def live_cookies() -> set[int] | None:
-    """The cookies of all network namespaces, or None where not all can be seen.
+    """The cookies of all network namespaces, or None if the caller cannot see all of them.
 
-    From within a PID namespace other processes, and what they hold, are hidden;
-    without CAP_SYS_ADMIN no namespace can be entered.
+    In a PID namespace of its own a caller does not see the processes outside, nor their
+    namespaces. Without CAP_SYS_ADMIN it cannot enter a namespace and read its cookie.
     """
     if os.readlink("/proc/self/ns/pid") != _FIRST_PID_NAMESPACE:
         return None
@@ -50,19 +48,27 @@ def live_cookies() -> set[int] | None:
 
 
 def find(cookie: int) -> str | None:
-    """A path that leads to the network namespace of a cookie, for now; None: none that is seen."""
+    """A path to the network namespace of this cookie; None if the caller sees no such.
+
+    The path is good for as long as the process or mount that it belongs to.
+    """
     return _seen().get(cookie)
 
 
+def path_of(pid: int) -> str:
+    """The file of a process's network namespace."""
+    return f"/proc/{pid}/ns/net"
+
+
 def _seen() -> dict[int, str]:
-    """By cookie a path to each network namespace that can be seen from here."""
+    """A path to each network namespace that the caller can see, by cookie."""
     paths: dict[str, list[str]] = {}
     for pattern in _PATTERNS:
         for path in iglob(pattern):
             try:
                 target = os.readlink(path)
             except OSError:
-                continue  # it ended meanwhile, or is shielded even from root
+                continue  # the process has ended, or a security module protects it even from root
             if target.startswith("net:["):
                 paths.setdefault(target, []).append(path)
     for mountinfo in iglob("/proc/[0-9]*/mountinfo"):
@@ -71,11 +77,13 @@ def _seen() -> dict[int, str]:
     return _in_thread(lambda: _visit(paths))
 
 
-def hold(path: str) -> int:
-    """A descriptor that keeps a network namespace, whoever ends; the caller closes it.
+def hold(path: str | None = None) -> int:
+    """A descriptor that keeps a network namespace alive; the caller closes it.
 
-    Raises NotFound, PermissionDenied, KernelError, and UsageError for what is no file.
+    ``path`` is as for ``call_in``; without it the namespace is the calling thread's own.
+    Raises NotFound, PermissionDenied, KernelError, and UsageError if the path is no file.
     """
+    path = path or "/proc/thread-self/ns/net"
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError, ProcessLookupError):
@@ -84,7 +92,7 @@ def hold(path: str) -> int:
         raise PermissionDenied(f"open {path}: needs root") from None
     except OSError as error:
         raise KernelError(f"open {path}", error.errno or 0) from error
-    # Opened again, a pipe would be waited for.
+    # setns(2) opens the path again. Of a FIFO that would block.
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise UsageError(f"{path}: not a network namespace")
@@ -92,12 +100,12 @@ def hold(path: str) -> int:
 
 
 def call_in(path: str, function: Callable[[], _Result]) -> _Result:
-    """What a function returns, or raises, when it is called in another network namespace.
+    """Call a function in another network namespace; its result, or the error that it raises.
 
     ``path`` names the namespace: ``/proc/PID/ns/net``, a file that ``ip netns`` made, a
-    descriptor beneath ``/proc/self/fd``. The function runs in a thread that ends with it;
-    sockets that it makes belong to that namespace for good. Raises NotFound,
-    PermissionDenied, and UsageError if the file is no network namespace.
+    ``process.descriptor_path()``. The function runs in a thread of its own. Sockets that it
+    makes belong to that namespace for good. Raises NotFound, PermissionDenied, KernelError,
+    and UsageError if the file is no network namespace.
     """
 
     def call() -> _Result:
@@ -108,7 +116,7 @@ def call_in(path: str, function: Callable[[], _Result]) -> _Result:
 
 
 def _in_thread(function: Callable[[], _Result]) -> _Result:
-    """setns(2) moves a thread; this one ends, and the caller stays where it is."""
+    """Run in a new thread: setns(2) moves the calling thread alone, and this one then ends."""
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(max_workers=1) as executor:
@@ -125,10 +133,10 @@ def enter(path: str) -> None:
             raise NotFound(f"no such network namespace: {path}") from error
         raise _refused(operation, error.errno or 0) from error
     try:
-        if _libc.setns(fd, _CLONE_NEWNET) != 0:
-            if ctypes.get_errno() == errno.EINVAL:
+        if libc.setns(fd, _CLONE_NEWNET) != 0:
+            if last_error() == errno.EINVAL:
                 raise UsageError(f"{path}: not a network namespace")
-            raise _refused(operation, ctypes.get_errno())
+            raise _refused(operation, last_error())
     finally:
         os.close(fd)
 
@@ -140,7 +148,7 @@ def _refused(operation: str, number: int) -> PermissionDenied | KernelError:
 
 
 def _mounted(mountinfo: str) -> dict[str, str]:
-    """Namespaces bind-mounted as files, as `ip netns` does: root and path of each (proc(5))."""
+    """Namespaces that are mounted as files, as ``ip netns`` mounts them: "net:[INODE]" and path."""
     found = {}
     try:
         with open(mountinfo, encoding="utf-8", errors="surrogateescape") as file:
@@ -149,7 +157,7 @@ def _mounted(mountinfo: str) -> dict[str, str]:
                 if fields[3].startswith("net:["):
                     found[fields[3]] = f"{os.path.dirname(mountinfo)}/root{fields[4]}"
     except OSError:
-        pass  # the process ended meanwhile
+        pass  # the process has ended
     return found
 
 
@@ -157,7 +165,7 @@ def _visit(paths: dict[str, list[str]]) -> dict[int, str]:
     cookies = {}
     for target, candidates in paths.items():
         is_denied = False
-        # The first may be of a thread that has ended meanwhile; another has the namespace still.
+        # The first path may be of a thread that has ended since. The next may still work.
         for path in candidates:
             try:
                 enter(path)

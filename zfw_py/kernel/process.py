@@ -1,14 +1,84 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Processes that are still to be known when they are not there any more.
+"""Processes, by /proc/PID, pidfd_open(2) and prctl(2).
 
-A process id is given again; the id and the time of its start are not.
+The kernel reuses the id of a process that has ended. The id and the start time
+together are never reused while the machine runs, so they identify a process for good.
 """
 
 from __future__ import annotations
 
+import errno
+import os
+import select
+import signal
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+from zfw_py.errors import ZfwError
+from zfw_py.kernel.libc import libc
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_PATIENCE = 5.0  # seconds, for each of the two signals
+_PR_SET_DUMPABLE = 4  # include/uapi/linux/prctl.h
+
+
+class Process(NamedTuple):
+    """A process, alive or not. ``start_time`` is in clock ticks since boot; pid 0 is no process."""
+
+    pid: int
+    start_time: int
+
+    @classmethod
+    def current(cls) -> Process:
+        """The caller."""
+        return cls(os.getpid(), start_time(os.getpid()) or 0)
+
+    def is_alive(self) -> bool:
+        """Whether this very process runs; a zombie does not."""
+        return self.pid != 0 and start_time(self.pid) == self.start_time
+
+    def end(self) -> None:
+        """Send SIGTERM, then SIGKILL, and wait for the end; not to the caller itself.
+
+        Returns at once if the process does not run. Raises ZfwError if it does not end
+        within 5 s of SIGKILL, OSError if the caller may not send it signals.
+        """
+        if self.pid in (0, os.getpid()):
+            return
+        try:
+            process = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return
+        try:
+            # The kernel may have reused the id before pidfd_open(2). From here on it cannot.
+            if not self.is_alive():
+                return
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                signal.pidfd_send_signal(process, number)
+                # A descriptor of a process is readable when the process has ended.
+                if select.select([process], [], [], _PATIENCE)[0]:
+                    self._reap()
+                    return
+        except OSError as error:
+            if error.errno != errno.ESRCH:
+                raise
+            return
+        finally:
+            os.close(process)
+        raise ZfwError(f"process {self.pid} does not end")
+
+    def _reap(self) -> None:
+        with suppress(ChildProcessError):  # not a child of the caller
+            os.waitpid(self.pid, os.WNOHANG)
+
 
 def start_time(pid: int) -> int | None:
-    """In clock ticks since boot, field 22 of /proc/PID/stat (proc(5)); None: no such process."""
+    """Clock ticks from boot to the start of a process; None if none of this id runs.
+
+    This is field 22 of /proc/PID/stat (proc(5)).
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             text = file.read(4096)
@@ -17,3 +87,95 @@ def start_time(pid: int) -> int | None:
     # The command, in parentheses, may have any character.
     fields = text.rpartition(b")")[2].split()
     return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def open_pidfd(pid: int) -> int:
+    """A descriptor of a process, which never names another one; the caller closes it.
+
+    Raises ProcessLookupError.
+    """
+    return os.pidfd_open(pid)
+
+
+def send_signal(pidfd: int, number: signal.Signals) -> None:
+    """Send a signal to a process, if it has not ended. Raises OSError."""
+    with suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, number)
+
+
+def parent_of(pid: int) -> int:
+    """The id of a process's parent. Raises OSError."""
+    return int(_status(pid)["PPid"])
+
+
+def ignores(pid: int, numbers: Iterable[signal.Signals]) -> bool:
+    """Whether a process ignores all of these signals. Raises OSError."""
+    ignored = int(_status(pid)["SigIgn"], 16)
+    return all(ignored >> (number - 1) & 1 for number in numbers)
+
+
+def _status(pid: int) -> dict[str, str]:
+    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+        return dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+
+
+def files_of(pid: int) -> dict[int, str]:
+    """The path, or what the kernel shows instead, of each descriptor of a process.
+
+    Raises OSError.
+    """
+    directory = f"/proc/{pid}/fd"
+    found = {}
+    for name in os.listdir(directory):
+        with suppress(FileNotFoundError):  # closed since
+            found[int(name)] = os.readlink(f"{directory}/{name}")
+    return found
+
+
+def open_flags(pid: int, number: int) -> int:
+    """The O_* flags of a process's descriptor (proc(5), fdinfo). Raises OSError."""
+    with open(f"/proc/{pid}/fdinfo/{number}", encoding="ascii") as file:
+        return int(next(line for line in file if line.startswith("flags:")).split()[1], 8)
+
+
+def is_visible(pid: int) -> bool:
+    """Whether the caller's PID namespace and its mount of /proc show this process."""
+    return os.path.exists(f"/proc/{pid}")
+
+
+def command_name(pid: int) -> str:
+    """The command of a process, /proc/PID/comm; unprintable characters are shown as "?".
+
+    Raises FileNotFoundError or ProcessLookupError if there is no such process.
+    """
+    with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace", newline="\n") as file:
+        # Any process can choose its own, and the caller prints it on terminals.
+        name = file.read().removesuffix("\n")
+    return "".join(each if each.isprintable() else "?" for each in name)
+
+
+# The caller itself
+
+
+def descriptor_path(fd: int) -> str:
+    """A path that opens the file of one of the caller's descriptors, wherever it lies."""
+    return f"/proc/self/fd/{fd}"
+
+
+def inheritable_descriptors() -> list[int]:
+    """The caller's descriptors that stay open across execve(2)."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # the descriptor of the listing itself, closed by now
+            if os.get_inheritable(int(name)):
+                found.append(int(name))
+    return found
+
+
+def prevent_core_dump() -> None:
+    """Let the kernel write no core file of the caller when a signal ends it.
+
+    RLIMIT_CORE alone is not enough: a limit of 0 has no effect where core(5) pipes the core
+    to a program.
+    """
+    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)

@@ -1,27 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Interfaces and routes of the caller's network namespace, by rtnetlink. Only asks.
-
-Imports pyroute2, which takes 150 ms: nothing on the per-rule path comes here.
-"""
+"""Interfaces and routes of the caller's network namespace, read by rtnetlink."""
 
 from __future__ import annotations
 
 import errno
-from contextlib import contextmanager
 from socket import AF_INET
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from zfw_py.errors import KernelError, NotFound
+from zfw_py.errors import NotFound
+from zfw_py.kernel.netdevice import ETHERNET_TYPES
+from zfw_py.kernel.rtnetlink import session
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-# include/uapi/linux/if_arp.h. The second list is dev_is_mac_header_xmit() of the kernel:
-# their packets begin with the IP header.
-_WITH_ETHERNET = (1, 772)  # ARPHRD_ETHER, ARPHRD_LOOPBACK
+# Link types whose packets begin with the IP header, those of dev_is_mac_header_xmit() in
+# the kernel. include/uapi/linux/if_arp.h has the numbers.
 _WITHOUT_HEADER = (512, 519, 768, 769, 776, 778, 823, 0xFFFE, 0xFFFF)  # PPP to VOID
 _IFF_UP = 1
 _RTM_F_FIB_MATCH = 0x2000
@@ -39,7 +32,7 @@ _NO_ROUTE = (
 
 
 class Interface(NamedTuple):
-    """An interface. ``has_ethernet`` is None where its packets begin with another header."""
+    """An interface. ``has_ethernet`` is None if its packets begin with another kind of header."""
 
     name: str
     ifindex: int
@@ -50,31 +43,22 @@ class Interface(NamedTuple):
 
 
 class Route(NamedTuple):
-    """A route: ``kind`` is "unicast", "local" or "other"; ``source`` what packets get by it."""
+    """A route. ``kind`` is "unicast", "local" or "other"; ``source`` is that of its packets."""
 
     kind: str
     ifindex: int | None
     source: str | None
 
 
-@contextmanager
-def _opened(operation: str) -> Iterator[IPRoute]:
-    try:
-        with IPRoute() as route:
-            yield route
-    except NetlinkError as error:
-        raise KernelError(operation, error.code) from error
-
-
 def interfaces() -> list[str]:
-    """The names of all."""
-    with _opened("list the interfaces") as route:
+    """The names of all interfaces. Raises KernelError."""
+    with session("list the interfaces") as route:
         return [str(message.get_attr("IFLA_IFNAME")) for message in route.get_links()]
 
 
 def interface(name: str) -> Interface:
-    """One by its name. Raises NotFound."""
-    with _opened(f"look at interface {name}") as route:
+    """The interface of this name. Raises NotFound, KernelError."""
+    with session(f"look at interface {name}") as route:
         found = route.link_lookup(ifname=name)
         if not found:
             raise NotFound(f"no interface {name}")
@@ -85,8 +69,8 @@ def interface(name: str) -> Interface:
             ifindex=message["index"],
             link_type=link_type,
             is_up=bool(message["flags"] & _IFF_UP),
-            has_ethernet=(link_type in _WITH_ETHERNET)
-            if link_type in _WITH_ETHERNET + _WITHOUT_HEADER
+            has_ethernet=(link_type in ETHERNET_TYPES)
+            if link_type in ETHERNET_TYPES + _WITHOUT_HEADER
             else None,
             ipv4=[
                 str(address.get_attr("IFA_LOCAL"))
@@ -96,13 +80,13 @@ def interface(name: str) -> Interface:
 
 
 def route_to(address: str, ifindex: int | None = None) -> Route | None:
-    """The way to an IPv4 address; with ``ifindex`` the one by that interface. None: there is none.
+    """The route to an IPv4 address, or None. Raises KernelError.
 
-    Of the routing tables, where the kernel itself would take an address that no route
-    by the interface has for a neighbour on its link.
+    With ``ifindex`` it is the route by that interface, of the routing tables. Without a
+    route there, the kernel would take the address for that of a neighbour on the link.
     """
     by = {} if ifindex is None else {"oif": ifindex}
-    with _opened(f"look for the route to {address}") as route:
+    with session(f"look for the route to {address}") as route:
         try:
             if by:
                 list(route.route("get", dst=address, flags=_RTM_F_FIB_MATCH, **by))

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Internet sockets, by sock_diag(7): those of a network namespace, and those of a process.
+"""Internet sockets of a network namespace or a process, by sock_diag(7).
 
-Imports pyroute2, which takes 150 ms: nothing on the per-rule path comes here.
+Imports pyroute2, which takes 150 ms: nothing on the hot path imports this.
 """
 
 from __future__ import annotations
 
 import errno
-import os
-import re
 import sys
 from contextlib import contextmanager
 from socket import (
@@ -30,8 +28,9 @@ from pyroute2.netlink.diag import SOCK_DIAG_BY_FAMILY, DiagSocket, inet_diag_msg
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.marshal import Marshal
 
-from zfw_py.errors import KernelError, NotFound, PermissionDenied
-from zfw_py.kernel.namespaces import call_in
+from zfw_py.errors import KernelError, NotFound
+from zfw_py.kernel.namespaces import call_in, path_of
+from zfw_py.kernel.process_sockets import descriptors_of, protocol_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 AF_XDP = 44
 IPPROTO_MPTCP = 262
 
-# What sock_diag can list; for UDP and raw sockets it takes modules that a kernel may lack.
+# The protocols that sock_diag lists. For UDP and raw sockets it needs kernel modules.
 PROTOCOLS = (IPPROTO_TCP, IPPROTO_UDP, IPPROTO_UDPLITE, IPPROTO_RAW, IPPROTO_MPTCP)
 
 # The states, by number (include/net/tcp_states.h). A UDP or raw socket is
@@ -59,11 +58,11 @@ _STATES = (
     "LISTEN",
     "CLOSING",
 )
-# And those that are bound to a port and no more, in state CLOSE: TCPF_BOUND_INACTIVE,
-# since Linux 6.8 (91051f003948).
+# Also TCP sockets that are bound but neither listen nor connect, which are in state CLOSE:
+# TCPF_BOUND_INACTIVE, since Linux 6.8 (91051f003948).
 _ALL_STATES = (1 << len(_STATES)) - 1 | 1 << 13
 
-# How the kernel calls the protocols (proto.name), as /proc/net/protocols has them.
+# Family and protocol by the kernel's name (proto.name, as in /proc/net/protocols).
 _KINDS = {
     "TCP": (AF_INET, IPPROTO_TCP),
     "TCPv6": (AF_INET6, IPPROTO_TCP),
@@ -95,18 +94,21 @@ _NAMES = {
 
 
 class Socket(NamedTuple):
-    """A socket. What is not known of it is None: of its inode and kind no more may be."""
+    """One row of a sock_diag dump. Fields that the kernel did not report are None.
 
-    inode: int  # of its file; 0 if it has none, as a connection that is not accepted yet
+    Of some sockets only ``inode``, ``family`` and ``protocol`` are known.
+    """
+
+    inode: int  # of its file; 0 without one, such as a connection that no program has accepted yet
     family: int  # AF_INET, AF_INET6, AF_PACKET or AF_XDP
     protocol: int  # IPPROTO_*; IPPROTO_RAW for raw sockets of all protocols, 0 without one
-    state: str | None = None  # as TCP's are called, without the prefix
+    state: str | None = None  # of _STATES
     local: tuple[str, int] | None = None  # address and port
     remote: tuple[str, int] | None = None
-    ifindex: int | None = None  # of the interface that it is bound to, or 0
-    is_v6only: bool | None = None  # told of IPv6 sockets without a peer
-    cookie: int | None = None  # SO_COOKIE: never given twice while the kernel runs
-    cgroup_id: int | None = None  # of the cgroup that it was made in, since Linux 5.8
+    ifindex: int | None = None  # of the interface that the socket is bound to, or 0
+    is_v6only: bool | None = None  # reported for IPv6 sockets without a peer
+    cookie: int | None = None  # SO_COOKIE; the kernel never reuses one while the machine runs
+    cgroup_id: int | None = None  # of the cgroup that the socket was created in, since Linux 5.8
 
     @property
     def kind(self) -> str:
@@ -135,9 +137,10 @@ class _Done(nlmsg):  # type: ignore[misc]
 
 
 class _DiagMarshal(Marshal):  # type: ignore[misc]
-    """By the message's type, where pyroute2's own looks at the family.
+    """Decodes a message by its type, and the end of a dump as the error that it may hold.
 
-    That one takes an error for data; and none in pyroute2 reads what became of a dump.
+    pyroute2's own looks at the family, so it decodes an error as data, and nothing in
+    pyroute2 reads the result of a dump.
     """
 
     msg_map = {  # noqa: RUF012 - a class attribute of pyroute2's
@@ -208,8 +211,8 @@ def _socket(message: Any, protocol: int) -> Socket:
 def sockets(protocols: Iterable[int] = PROTOCOLS) -> list[Socket]:
     """The sockets of these protocols, IPv4 and IPv6, in the caller's network namespace.
 
-    The kernel lists those that a packet may find: bound or connected ones. A protocol
-    that it does not list adds none; ``is_listed`` tells. Raises KernelError.
+    The kernel lists sockets that a packet may be delivered to: bound or connected ones. A
+    protocol that this kernel does not list adds none, see ``is_listed``. Raises KernelError.
     """
     found: list[Socket] = []
     with _diag() as diag:
@@ -220,9 +223,9 @@ def sockets(protocols: Iterable[int] = PROTOCOLS) -> list[Socket]:
 
 
 def listeners(protocols: Iterable[int]) -> list[Socket]:
-    """Those of TCP that listen, and all of UDP; otherwise as ``sockets``.
+    """TCP sockets that listen, and all of the other protocols; otherwise as ``sockets``.
 
-    A busy host has many connections, and the kernel leaves them out for us.
+    A busy host has many TCP connections. The kernel leaves them out of the dump.
     """
     listening = 1 << _STATES.index("LISTEN")
     found: list[Socket] = []
@@ -241,13 +244,13 @@ def is_listed(protocol: int) -> bool:
 
 
 def sockets_near(pid: int, protocols: Iterable[int] = PROTOCOLS) -> list[Socket]:
-    """The sockets in the network namespace of a process, whosever they are.
+    """The sockets in the network namespace of a process, those of all processes there.
 
     Raises NotFound if there is no such process, PermissionDenied, KernelError.
     """
     wanted = tuple(protocols)
     try:
-        return call_in(f"/proc/{pid}/ns/net", lambda: sockets(wanted))
+        return call_in(path_of(pid), lambda: sockets(wanted))
     except NotFound:
         raise NotFound(f"no such process: {pid}") from None
 
@@ -255,16 +258,16 @@ def sockets_near(pid: int, protocols: Iterable[int] = PROTOCOLS) -> list[Socket]
 def sockets_of(pid: int) -> list[Socket]:
     """The internet, packet and XDP sockets that a process has a descriptor of.
 
-    Of one that is neither bound nor connected, was made in another network
-    namespace, or is of a protocol that the kernel does not list, only inode, family
-    and protocol are known; the protocol of a raw socket never is. Sockets on their
-    way through a Unix socket are not seen. Raises NotFound if there is no such
-    process, PermissionDenied, KernelError.
+    Only inode, family and protocol are known of a socket that is neither bound nor
+    connected, was made in another network namespace, or has a protocol that the kernel
+    does not list. The protocol of a raw socket is always IPPROTO_RAW. Sockets in transit
+    through a Unix socket are missing. Raises NotFound if there is no such process,
+    PermissionDenied, KernelError.
     """
     held = _held(pid)
     protocols = {protocol for _, protocol in held.values()} & set(PROTOCOLS)
     listed = sockets_near(pid, protocols) if protocols else []
-    # The TCP sockets within one of MPTCP have its inode.
+    # The TCP subflows of an MPTCP socket have its inode.
     known = {(each.inode, each.protocol): each for each in listed}
     return [
         known.get((inode, protocol), Socket(inode, family, protocol))
@@ -273,28 +276,14 @@ def sockets_of(pid: int) -> list[Socket]:
 
 
 def _held(pid: int) -> dict[int, tuple[int, int]]:
-    """By inode the family and protocol of a process's sockets; of no others than ours.
+    """Family and protocol of a process's sockets of the families above, by inode.
 
-    Without touching them: pidfd_getfd(2) would also write our own net_cls class to them.
+    This does not take the sockets: pidfd_getfd(2) would write the caller's net_cls class to
+    them.
     """
-    directory = f"/proc/{pid}/fd"
     held = {}
-    try:
-        for number in os.listdir(directory):
-            path = f"{directory}/{number}"
-            try:
-                target = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(path))
-                # Of sockfs, net/socket.c: the name that the protocol had as it was made.
-                name = os.getxattr(path, "system.sockprotoname") if target else b""
-            except FileNotFoundError:
-                continue  # closed meanwhile
-            kind = _KINDS.get(name.rstrip(b"\0").decode("ascii", "replace"))
-            if target and kind:
-                held[int(target[1])] = kind
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ESRCH):
-            raise NotFound(f"no such process: {pid}") from error
-        if error.errno in (errno.EACCES, errno.EPERM):
-            raise PermissionDenied(f"see the sockets of process {pid}: needs root") from error
-        raise KernelError(f"see the sockets of process {pid}", error.errno or 0) from error
+    for inode, number in descriptors_of(pid):
+        kind = _KINDS.get(protocol_name(pid, number))
+        if kind:
+            held[inode] = kind
     return held

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Other programs, for the few verbs that exist to run one. The only importer of subprocess.
+"""Other programs, by subprocess, for the few commands whose purpose is to run one.
 
-Each is named by its absolute path and started without a shell, with nothing on
-stdin and an environment that does not depend on who called us; what it prints
-goes where our own output goes, which the caller flushes before.
+Each is run by its absolute path, without a shell, with an empty stdin and an environment
+that does not depend on the caller's. Its output goes to the caller's stdout and stderr;
+flush these before.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 def run(path: str, *arguments: str, timeout: float) -> int:
     """Run a program to its end; its exit code, negative for a signal.
 
-    One that is not done after ``timeout`` seconds is killed with all that it
-    started in its process group. Raises NotFound, KernelError, ZfwError.
+    After ``timeout`` seconds its whole process group is killed. Raises NotFound,
+    KernelError, and ZfwError for the time-out.
     """
     try:
         process = subprocess.Popen(
@@ -53,9 +53,9 @@ def run(path: str, *arguments: str, timeout: float) -> int:
 
 
 def run_own(path: str, *, timeout: float) -> None:
-    """Run a program of root's own, without arguments, if nobody else can have written it.
+    """Run a program without arguments if only root can have written it.
 
-    Raises NotFound, or ZfwError if it is not run or fails.
+    Raises NotFound, and ZfwError if another user may have written it or it fails.
     """
     _check(path)
     code = run(path, timeout=timeout)
@@ -66,7 +66,7 @@ def run_own(path: str, *, timeout: float) -> None:
 
 
 def _check(path: str) -> None:
-    """Refuse what is no executable file, or could be another one by the time it runs."""
+    """Refuse a path that is no executable file, or that another user can replace."""
     parts = path.split("/")
     places = ["/".join(parts[:n]) or "/" for n in range(1, len(parts) + 1)]
     for place in places:
@@ -80,7 +80,7 @@ def _check(path: str) -> None:
             raise ZfwError(f"{path}: {place} is a link, which is not followed")
         if found.st_uid != 0:
             raise ZfwError(f"{path}: {place} is not root's")
-        # In a sticky directory others cannot exchange what is root's.
+        # In a sticky directory other users cannot replace a file of root's.
         is_sticky = place != path and found.st_mode & stat.S_ISVTX
         if found.st_mode & _OTHERS_WRITE and not is_sticky:
             raise ZfwError(f"{path}: {place} can be written by others than root")

@@ -20,18 +20,18 @@ from contextlib import contextmanager
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from zfw_py.kernel import bpf
+from zfw_py.kernel import bpf_links, bpf_maps
 from zfw_py.lifecycle.pins import replace_pin, unlink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from zfw_py.kernel.netlink import Filter
+    from zfw_py.kernel.tc import Filter
 
 _Result = TypeVar("_Result")
 
 PIN = "link_"  # prefix of the pins of links; bpffs takes no dots in names
-_TCX_TYPES = {"ingress": bpf.TCX_INGRESS, "egress": bpf.TCX_EGRESS}
+_TCX_TYPES = {"ingress": bpf_links.TCX_INGRESS, "egress": bpf_links.TCX_EGRESS}
 
 # struct bpf_link_info: type, id, prog_id, 4 bytes of padding, then a union by type.
 _link_info = Struct("=IIIxxxxQ")
@@ -46,7 +46,7 @@ def here(function: Callable[[], _Result]) -> _Result:
 @contextmanager
 def opened(pin: str) -> Iterator[int]:
     """A descriptor of what is pinned at a path. Raises FileNotFoundError, OSError."""
-    fd = bpf.open_pin(pin)
+    fd = bpf_maps.open_pin(pin)
     try:
         yield fd
     finally:
@@ -64,7 +64,7 @@ class _Link(NamedTuple):
 
 
 def _read_link(fd: int) -> _Link:
-    kind, _, program_id, target = _link_info.unpack(bpf.object_info(fd, _link_info.size))
+    kind, _, program_id, target = _link_info.unpack(bpf_maps.object_info(fd, _link_info.size))
     # tcx.ifindex and netns.netns_ino have 4 bytes, cgroup.cgroup_id has 8.
     return _Link(program_id, target if kind == _LINK_CGROUP else target & 0xFFFFFFFF)
 
@@ -82,13 +82,13 @@ class _PinnedLink:
             # A link whose target is gone may still be pinned there.
             unlink(self.pin)
             # Unpinned, the link and with it the program would go with this process.
-            bpf.pin(link, self.pin)
+            bpf_maps.pin(link, self.pin)
         finally:
             os.close(link)
 
     def replace(self, program: int) -> None:
         with opened(self.pin) as link:
-            bpf.update_link(link, program)
+            bpf_links.update_link(link, program)
 
     def _link(self) -> _Link | None:
         try:
@@ -110,7 +110,7 @@ class _PinnedLink:
     def detach(self) -> None:
         try:
             with opened(self.pin) as link:
-                bpf.detach_link(link)
+                bpf_links.detach_link(link)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -144,7 +144,9 @@ class Tcx(_PinnedLink):
     def attach(self, program: int) -> None:
         """Attach a program."""
         self._call(
-            lambda: self._keep(bpf.create_link(program, self.ifindex, _TCX_TYPES[self.direction]))
+            lambda: self._keep(
+                bpf_links.create_link(program, self.ifindex, _TCX_TYPES[self.direction])
+            )
         )
 
 
@@ -162,7 +164,7 @@ class CgroupHook(_PinnedLink):
 
     def attach(self, program: int) -> None:
         """Attach a program."""
-        self._keep(bpf.create_link(program, self._cgroup, self.attach_type))
+        self._keep(bpf_links.create_link(program, self._cgroup, self.attach_type))
 
 
 class NetnsHook(_PinnedLink):
@@ -179,7 +181,7 @@ class NetnsHook(_PinnedLink):
 
     def attach(self, program: int) -> None:
         """Attach a program."""
-        self._keep(bpf.create_link(program, self._netns, self._attach_type))
+        self._keep(bpf_links.create_link(program, self._netns, self._attach_type))
 
 
 class Tracing(_PinnedLink):
@@ -190,11 +192,11 @@ class Tracing(_PinnedLink):
 
     def attach(self, program: int) -> None:
         """Attach a program."""
-        self._keep(bpf.attach_tracing(program))
+        self._keep(bpf_links.attach_tracing(program))
 
     def replace(self, program: int) -> None:
         """Attach the new one beside the old one: for a moment both run."""
-        link = bpf.attach_tracing(program)
+        link = bpf_links.attach_tracing(program)
         try:
             replace_pin(link, self.pin)
         finally:
@@ -238,10 +240,10 @@ class Clsact:
 
     def attach(self, program: int) -> None:
         """Attach a program."""
-        from zfw_py.kernel import netlink
+        from zfw_py.kernel import tc
 
         self._call(
-            lambda: netlink.attach_clsact(
+            lambda: tc.attach_clsact(
                 self.ifindex, self.direction, program, f"zfw_{self.program}", self._handle
             )
         )
@@ -250,14 +252,14 @@ class Clsact:
     replace = attach
 
     def _filters(self) -> list[Filter]:
-        from zfw_py.kernel import netlink
+        from zfw_py.kernel import tc
 
         ours = self._ours()
         found: list[Filter] = []
         self._call(
             lambda: found.extend(
                 each
-                for each in netlink.bpf_filters(self.ifindex, self.direction)
+                for each in tc.bpf_filters(self.ifindex, self.direction)
                 if each.program_id in ours
             )
         )
@@ -270,10 +272,10 @@ class Clsact:
 
     def detach(self) -> None:
         """Remove the filter; the qdisc stays."""
-        from zfw_py.kernel import netlink
+        from zfw_py.kernel import tc
 
         for found in self._filters():
-            self._call(lambda one=found: netlink.delete_filter(one))  # type: ignore[misc]
+            self._call(lambda one=found: tc.delete_filter(one))  # type: ignore[misc]
 
 
 Attachment = Tcx | CgroupHook | NetnsHook | Tracing | Clsact

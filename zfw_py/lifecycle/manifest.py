@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from zfw_py.kernel import bpf
+from zfw_py.kernel import bpf_maps
 from zfw_py.lifecycle.pins import replace_pin
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _Manifest = TypeVar("_Manifest", bound=msgspec.Struct)
 def write(directory: str, manifest: msgspec.Struct) -> None:
     """Pin a manifest, in the place of an earlier one. Raises OSError."""
     data = msgspec.json.encode(manifest)
-    made = bpf.create_map((_ARRAY, len(_ZERO), len(data), 1, 0), NAME)
+    made = bpf_maps.create_map((_ARRAY, len(_ZERO), len(data), 1, 0), NAME)
     made.update(_ZERO, data)
     replace_pin(made.fd, f"{directory}/{NAME}")
 

@@ -7,7 +7,7 @@ import posix
 from os.path import isdir
 
 from zfw_py.errors import LayoutMismatch, NotFound, raise_expected
-from zfw_py.kernel import bpf
+from zfw_py.kernel import bpf_maps
 from zfw_py.lifecycle.store import UNNAMED
 
 TYPE_CHECKING = False
@@ -24,10 +24,10 @@ class Pins:
         """Nothing is opened yet. ``is_read_only``: for a caller that may only read the maps."""
         self.directory = directory
         self._store = store
-        self._flags = bpf.READ_ONLY if is_read_only else bpf.ANY
-        self._maps: dict[str, bpf.Map] = {}
+        self._flags = bpf_maps.READ_ONLY if is_read_only else bpf_maps.ANY
+        self._maps: dict[str, bpf_maps.Map] = {}
 
-    def map(self, name: str) -> bpf.Map:
+    def map(self, name: str) -> bpf_maps.Map:
         """The map of this name. Raises NotFound, PermissionDenied or LayoutMismatch."""
         if name not in self._maps:
             opened = self.open(name)
@@ -43,10 +43,10 @@ class Pins:
         for name in self._store.maps:
             self.map(name)
 
-    def open(self, name: str) -> bpf.Map:
+    def open(self, name: str) -> bpf_maps.Map:
         """The map of this name, of whatever shape. Raises as ``map``."""
         try:
-            return bpf.open_map(f"{self.directory}/{name}", self._flags)
+            return bpf_maps.open_map(f"{self.directory}/{name}", self._flags)
         except FileNotFoundError:
             if isdir(self.directory):
                 raise self.mismatch(name, "it is missing") from None
@@ -77,7 +77,7 @@ def replace_pin(fd: int, path: str) -> None:
     directory, _, name = path.rpartition("/")
     new = f"{directory}/{UNNAMED}{name}"
     unlink(new)
-    bpf.pin(fd, new)
+    bpf_maps.pin(fd, new)
     posix.rename(new, path)
 
 

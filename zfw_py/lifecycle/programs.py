@@ -30,7 +30,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.errors import KernelError, ZfwError, raise_expected
-from zfw_py.kernel import bpf
+from zfw_py.kernel import bpf_maps
 from zfw_py.kernel.libbpf import BpfObject
 from zfw_py.lifecycle import manifest
 from zfw_py.lifecycle.attachment import PIN, Tracing, opened
@@ -146,10 +146,10 @@ def install(
                 loaded.size_map(name, size)
             loaded.load()
             for name, fd in loaded.maps().items():
-                bpf.pin(fd, f"{built}/{name}")
+                bpf_maps.pin(fd, f"{built}/{name}")
             programs = loaded.programs()
             for name in system.pinned:
-                bpf.pin(programs[name], f"{built}/{system.prefix}{name}")
+                bpf_maps.pin(programs[name], f"{built}/{system.prefix}{name}")
             with closing(prepare(built)) as steps:
                 for attachment in steps:
                     attach(attachment, programs[attachment.program])
@@ -193,7 +193,7 @@ def upgrade(system: System, identifier: str | int) -> bool:
         programs = loaded.programs()
         # Filters are found by the pins of their programs: so these come first.
         for name in system.pinned:
-            bpf.pin(programs[name], f"{directory}/{UNNAMED}{system.prefix}{name}")
+            bpf_maps.pin(programs[name], f"{directory}/{UNNAMED}{system.prefix}{name}")
         try:
             _exchange(system.attachments(directory), programs)
         except BaseException:
@@ -215,7 +215,7 @@ def _exchange(attachments: Sequence[Attachment], programs: Mapping[str, int]) ->
                 old = attachment.program_id()
                 if old is None:
                     continue  # its interface is gone, or it was detached by hand
-                fd = bpf.open_program(old)
+                fd = bpf_maps.open_program(old)
                 held.callback(os.close, fd)
                 _replace(attachment, programs[attachment.program])
                 exchanged.append((attachment, fd))
@@ -245,7 +245,7 @@ def _settle(system: System, directory: str) -> None:
     for attachment in system.attachments(directory):
         if attachment.program in system.pinned and not isinstance(attachment, Tracing):
             with opened(f"{directory}/{system.prefix}{attachment.program}") as program:
-                if attachment.program_id() not in (None, bpf.object_id(program)):
+                if attachment.program_id() not in (None, bpf_maps.object_id(program)):
                     _replace(attachment, program)
     _remove_new(directory)
 
@@ -263,7 +263,7 @@ def program_ids(system: System, directory: str, name: str) -> set[int]:
             suppress(FileNotFoundError),
             opened(f"{directory}/{prefix}{system.prefix}{name}") as program,
         ):
-            found.add(bpf.object_id(program))
+            found.add(bpf_maps.object_id(program))
     return found
 
 

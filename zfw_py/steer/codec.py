@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 IPPROTO_TCP, IPPROTO_UDP = 6, 17
 PROTOCOLS = (IPPROTO_TCP, IPPROTO_UDP)
-FAMILIES = (4, 6)
 # What precedes the address in a mapping's key, and an IPv4 address in an address: bits.
 _FIXED_BITS, _MAPPED_BITS = 64, 96
 
@@ -30,8 +29,6 @@ _segments = Struct(f"={layout.SEGMENT_PORTS}H")
 _address = Struct(layout.ADDRESS)
 _socket_key = Struct(layout.SOCKET_KEY)
 _listener = Struct(layout.LISTENER)
-_flow_key = Struct(layout.FLOW_KEY)
-_flow = Struct(layout.FLOW)
 _slot = Struct(layout.SLOT)
 _counter = Struct(layout.COUNTER)
 _event = Struct(layout.EVENT)
@@ -161,11 +158,6 @@ def segment_elements(
     )
 
 
-def segments_of(data: bytes) -> tuple[int, ...]:
-    """The segments of an element's ports."""
-    return _segments.unpack(data)
-
-
 # Sockets
 
 
@@ -185,11 +177,6 @@ class Address(NamedTuple):
     def decode(cls, data: bytes) -> Address:
         """The inverse."""
         return cls(*_address.unpack(data))
-
-
-def listener_count(data: bytes) -> int:
-    """How many sockets listen, of a value of ``listeners``."""
-    return cookie_of(data) & 0xFFFFFFFF
 
 
 def socket_key(target: int, slot: int) -> bytes:
@@ -252,22 +239,6 @@ class Event(NamedTuple):
             layout.KINDS[kind],
             bool(is_adopted),
         )
-
-
-def flow_key(remote: bytes, remote_port: int, bound: bytes, bound_port: int) -> bytes:
-    """Key of ``flows``: a client of a UDP daemon, and what the daemon is bound to."""
-    return _flow_key.pack(remote, bound, remote_port, bound_port)
-
-
-def flow_value(local: bytes, seen: int) -> bytes:
-    """Which address it asked, and when; CLOCK_MONOTONIC in nanoseconds."""
-    return _flow.pack(local, seen)
-
-
-def flow_parts(data: bytes) -> tuple[bytes, int]:
-    """The inverse."""
-    local, seen = _flow.unpack(data)
-    return local, seen
 
 
 # Counts

@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from zfw_py.errors import Conflict, MapFull, ZfwError
-from zfw_py.kernel.process import start_time
 from zfw_py.steer import adoption, codec, layout, programs
 from zfw_py.steer.model import MAX_MAPPINGS, AddressTarget
 from zfw_py.steer.segments import table_of
@@ -21,16 +20,17 @@ from zfw_py.steer.state import successor
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Sequence
 
+    from zfw_py.kernel.process import Process
     from zfw_py.steer.maps import Tables
     from zfw_py.steer.model import Mapping
     from zfw_py.steer.sockets import Surroundings
-    from zfw_py.steer.state import Place, Run, State
+    from zfw_py.steer.state import Place, State
 
 
 def put_in_force(
     tables: Tables,
     old: State,
-    pairs: Sequence[tuple[Mapping, Run | None]],
+    pairs: Sequence[tuple[Mapping, Process | None]],
     look: Callable[[], Surroundings],
 ) -> State:
     """Steer so; the caller holds the lock. ``look`` takes a look into the network namespace.
@@ -107,22 +107,14 @@ def _tell_all(tables: Tables, *, is_on: bool) -> None:
         tables.map("config").update(codec.ZERO, config._replace(flags=flags).encode())
 
 
-def is_alive(run: Run) -> bool:
-    """Whether a ``zfw steer run`` lives."""
-    return start_time(run.pid) == run.start_time
-
-
-def of_the_living(state: State) -> list[tuple[Mapping, Run | None]]:
+def of_the_living(state: State) -> list[tuple[Mapping, Process | None]]:
     """What stays: mappings of a run that was killed go with the next change."""
-    living: dict[Run, bool] = {}
-    return [
-        (each.mapping, each.run)
-        for each in state.steered
-        if each.run is None or living.setdefault(each.run, is_alive(each.run))
-    ]
+    runs = {each.run for each in state.steered}
+    ended = {run for run in runs if run is not None and not run.is_alive()}
+    return [(each.mapping, each.run) for each in state.steered if each.run not in ended]
 
 
-def check_free(pairs: Iterable[tuple[Mapping, Run | None]], added: Iterable[Mapping]) -> None:
+def check_free(pairs: Iterable[tuple[Mapping, Process | None]], added: Iterable[Mapping]) -> None:
     """Raise Conflict if one is there already, or overlaps one by its families."""
     taken = {
         (mapping.key.protocol, prefix, mapping.key.ports): mapping

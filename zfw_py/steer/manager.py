@@ -15,21 +15,20 @@ import selectors
 import signal
 import threading
 from contextlib import ExitStack, suppress
-from fcntl import LOCK_EX, flock
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from zfw_py.errors import Busy, NotInstalled, ZfwError
-from zfw_py.kernel import pidfd
+from zfw_py.kernel import process_sockets
 from zfw_py.kernel.libbpf import RingBuffer
-from zfw_py.kernel.process import start_time
+from zfw_py.kernel.lock import wait_for
+from zfw_py.kernel.process import Process
 from zfw_py.lifecycle.programs import locked
 from zfw_py.steer import adoption, layout, units
 from zfw_py.steer.codec import Event
 from zfw_py.steer.maps import STORE, Tables
 from zfw_py.steer.model import AddressTarget, ProcessTarget
 from zfw_py.steer.sockets import PROTOCOL_NUMBERS
-from zfw_py.steer.state import Run
 from zfw_py.values.endpoint import Endpoint
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def run(
     Ends as well when somebody ends all steering of the namespace. Raises as
     ``Steering.add``, and what keeps it from managing.
     """
-    own = Run(os.getpid(), start_time(os.getpid()) or 0)
+    own = Process.current()
     # Also without mappings: what is to be managed has to be attached.
     for listed in steering.add(mappings, own):
         tell(f"{listed.mapping}: {listed.state}")
@@ -204,7 +203,7 @@ class _Manager:
             # not push out the one that all others come to.
             self._supply(place, number, self._steering.look())
             return
-        held = pidfd.take(event.listener.pid, event.cookie, kinds=_KINDS[place.protocol])
+        held = process_sockets.take(event.listener.pid, event.cookie, kinds=_KINDS[place.protocol])
         if held is None:
             # It has another id where we are, or has handed it on, or it is gone by now.
             self._supply(place, number, self._steering.look())
@@ -268,14 +267,14 @@ def _end_by(stops: Iterable[signal.Signals], waking: _Waking, held: ExitStack) -
 
 def _wait_for_turn(turn: int, waking: _Waking) -> None:
     with suppress(OSError):  # closed: it has ended
-        flock(turn, LOCK_EX)
+        wait_for(turn)
         waking.say(_TURN)
 
 
 def _has(target: Target, pid: int) -> bool:
     """Whether a process is the one, or of the unit, that a target means."""
     if isinstance(target, ProcessTarget):
-        return target.pid == pid and start_time(pid) == target.start_time
+        return target.pid == pid and Process(*target).is_alive()
     if isinstance(target, AddressTarget):
         return False
     try:

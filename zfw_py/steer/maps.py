@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from zfw_py.errors import MapFull, NotInstalled
-from zfw_py.kernel import bpf
+from zfw_py.kernel import bpf_maps, bpf_run
 from zfw_py.lifecycle.pins import Pins, replace_pin, unlink
 from zfw_py.lifecycle.store import ROOT, Store
 from zfw_py.steer import codec, layout
@@ -64,12 +64,12 @@ class Tables(Pins):
         """What is in force. Raises LayoutMismatch if another version wrote it."""
         name = f"{_STATE}{self.active().table}"
         stored = self.open(name)
-        number = bpf.object_id(stored.fd)
+        number = bpf_maps.object_id(stored.fd)
         if self._read is None or self._read[0] != number:
             self._read = number, self._decoded(name, stored)
         return self._read[1]
 
-    def _decoded(self, name: str, stored: bpf.Map) -> State:
+    def _decoded(self, name: str, stored: bpf_maps.Map) -> State:
         chunks = sorted(stored.items(16), key=lambda each: codec.number_of(each[0]))
         data = b"".join(value for _, value in chunks)
         length = int.from_bytes(data[:8], "little")
@@ -110,10 +110,10 @@ class Tables(Pins):
         self.empty_table(old)
         unlink(f"{self.directory}/{_STATE}{old}")
 
-    def empty_table(self, number: int, size: int = 1) -> bpf.Map:
+    def empty_table(self, number: int, size: int = 1) -> bpf_maps.Map:
         """An empty one, once no packet reads the one before (maybe_wait_bpf_programs())."""
         spec = layout.INNER_MAPS["tables"]
-        inner = bpf.create_map((*spec[:3], size, spec[4]), "mappings")
+        inner = bpf_maps.create_map((*spec[:3], size, spec[4]), "mappings")
         self.map("tables").update(codec.number_key(number), codec.number_key(inner.fd))
         return inner
 
@@ -152,7 +152,7 @@ class Tables(Pins):
         encoded = state.encode()
         data = len(encoded).to_bytes(8, "little") + encoded
         count = -(-len(data) // _CHUNK)
-        stored = bpf.create_map((_ARRAY, 4, _CHUNK, count, 0), "state")
+        stored = bpf_maps.create_map((_ARRAY, 4, _CHUNK, count, 0), "state")
         for index in range(count):
             chunk = data[index * _CHUNK : (index + 1) * _CHUNK]
             stored.update(codec.number_key(index), chunk.ljust(_CHUNK, b"\0"))
@@ -217,9 +217,9 @@ class Tables(Pins):
         return codec.slot_of(answer)
 
     def _call(self, name: str, argument: bytes) -> tuple[int, bytes]:
-        program = bpf.open_pin(f"{self.directory}/program_{name}")
+        program = bpf_maps.open_pin(f"{self.directory}/program_{name}")
         try:
-            return bpf.call(program, argument)
+            return bpf_run.call(program, argument)
         finally:
             os.close(program)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from zfw_py.errors import KernelError, raise_expected
-from zfw_py.kernel import bpf, cgroup
+from zfw_py.kernel import bpf_links, bpf_run, cgroup
 from zfw_py.lifecycle import manifest, programs
 from zfw_py.lifecycle.attachment import Attachment, CgroupHook, NetnsHook, Tracing, opened
 from zfw_py.lifecycle.programs import System
@@ -34,14 +34,14 @@ GROUP = "zfw"
 
 # In the order in which they are attached; then comes what steers.
 _CGROUP_HOOKS = {
-    "sock_release": bpf.CGROUP_INET_SOCK_RELEASE,
-    "adopt": bpf.CGROUP_SOCK_OPS,
-    "bind4": bpf.CGROUP_INET4_BIND,
-    "bind6": bpf.CGROUP_INET6_BIND,
-    "post_bind4": bpf.CGROUP_INET4_POST_BIND,
-    "post_bind6": bpf.CGROUP_INET6_POST_BIND,
-    "sendmsg4": bpf.CGROUP_UDP4_SENDMSG,
-    "sendmsg6": bpf.CGROUP_UDP6_SENDMSG,
+    "sock_release": bpf_links.CGROUP_INET_SOCK_RELEASE,
+    "adopt": bpf_links.CGROUP_SOCK_OPS,
+    "bind4": bpf_links.CGROUP_INET4_BIND,
+    "bind6": bpf_links.CGROUP_INET6_BIND,
+    "post_bind4": bpf_links.CGROUP_INET4_POST_BIND,
+    "post_bind6": bpf_links.CGROUP_INET6_POST_BIND,
+    "sendmsg4": bpf_links.CGROUP_UDP4_SENDMSG,
+    "sendmsg6": bpf_links.CGROUP_UDP6_SENDMSG,
 }
 _TRACING = "set_state"
 _LOOKUP = "lookup"
@@ -77,7 +77,7 @@ def _attachments(directory: str, cgroup: int = -1, netns: int = -1) -> Sequence[
     return (
         Tracing(directory, _TRACING),
         *(CgroupHook(directory, name, kind, cgroup) for name, kind in _CGROUP_HOOKS.items()),
-        NetnsHook(directory, _LOOKUP, bpf.SK_LOOKUP, netns),
+        NetnsHook(directory, _LOOKUP, bpf_links.SK_LOOKUP, netns),
     )
 
 
@@ -133,7 +133,7 @@ def install(namespace: Namespace) -> Tables:
 
 def _check_kernel(netns: int) -> None:
     try:
-        bpf.attached_to_netns(netns, bpf.SK_LOOKUP)
+        bpf_links.attached_to_netns(netns, bpf_links.SK_LOOKUP)
     except OSError as error:
         if error.errno == errno.EINVAL:
             raise KernelError(
@@ -153,7 +153,7 @@ def scan(tables: Tables) -> Surroundings:
     """
     for name in _SCANS:
         with opened(f"{tables.directory}/{SYSTEM.prefix}{name}") as program:
-            bpf.run_iterator(program)
+            bpf_run.run_iterator(program)
     noted = tables.noted()
     around = Surroundings()
     for cookie in noted - around.cookies:
@@ -186,7 +186,7 @@ def check_version(tables: Tables) -> codec.Config:
 
 
 def _lookup(cookie: str | int) -> NetnsHook:
-    return NetnsHook(STORE.directory(cookie), _LOOKUP, bpf.SK_LOOKUP)
+    return NetnsHook(STORE.directory(cookie), _LOOKUP, bpf_links.SK_LOOKUP)
 
 
 def program_id(cookie: int) -> int:

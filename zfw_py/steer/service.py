@@ -18,10 +18,11 @@ from zfw_py.errors import (
     UsageError,
     ZfwError,
 )
-from zfw_py.kernel import bpf
+from zfw_py.kernel import bpf_links
+from zfw_py.kernel.lock import holder_of
 from zfw_py.kernel.namespaces import call_in, hold
-from zfw_py.kernel.netns import netns_cookie
-from zfw_py.kernel.process import start_time
+from zfw_py.kernel.netns_cookie import netns_cookie
+from zfw_py.kernel.process import Process, descriptor_path, start_time
 from zfw_py.lifecycle import manifest
 from zfw_py.lifecycle.programs import clear, locked, make_root, remove
 from zfw_py.steer import adoption, edit, programs
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from zfw_py.steer.sockets import Listener
-    from zfw_py.steer.state import Run, State, Steered
+    from zfw_py.steer.state import State, Steered
 
 _Result = TypeVar("_Result")
 _AGAIN = 5  # times, that a reader without the lock reads while others write
@@ -58,10 +59,8 @@ class Steering:
 
     def __init__(self, netns: str | None = None) -> None:
         """Raises NotFound, UsageError if it is no network namespace, PermissionDenied."""
-        self._fd = hold(netns or "/proc/thread-self/ns/net")
-        self.cookie = (
-            call_in(f"/proc/self/fd/{self._fd}", netns_cookie) if netns else netns_cookie()
-        )
+        self._fd = hold(netns)
+        self.cookie = call_in(descriptor_path(self._fd), netns_cookie) if netns else netns_cookie()
 
     def __del__(self) -> None:
         if (fd := getattr(self, "_fd", -1)) >= 0:
@@ -72,7 +71,7 @@ class Steering:
         """Call a function from within the network namespace."""
         if netns_cookie() == self.cookie:
             return function()
-        return call_in(f"/proc/self/fd/{self._fd}", function)
+        return call_in(descriptor_path(self._fd), function)
 
     def look(self, tables: Tables | None = None) -> Surroundings:
         """What listens there; with ``tables`` the kernel takes note of it as well.
@@ -116,7 +115,7 @@ class Steering:
             tables = Tables(STORE.directory(self.cookie))
             return programs.upgrade(tables, programs.Namespace(self.cookie, self._fd, self.call))
 
-    def add(self, mappings: Sequence[Mapping], run: Run | None = None) -> list[Listed]:
+    def add(self, mappings: Sequence[Mapping], run: Process | None = None) -> list[Listed]:
         """Steer these too, all or none; how each is.
 
         Raises Conflict if one is there already, or its target has several sockets, MapFull.
@@ -126,7 +125,7 @@ class Steering:
     def _added(
         self,
         mappings: Sequence[Mapping],
-        run: Run | None,
+        run: Process | None,
         finish: Callable[[Tables, State], None] = lambda _tables, _state: None,
     ) -> list[Listed]:
         with self.writing() as tables:
@@ -144,7 +143,7 @@ class Steering:
             )
 
     def _put_in_force(
-        self, tables: Tables, old: State, pairs: Sequence[tuple[Mapping, Run | None]]
+        self, tables: Tables, old: State, pairs: Sequence[tuple[Mapping, Process | None]]
     ) -> State:
         return edit.put_in_force(tables, old, pairs, lambda: self.look(tables))
 
@@ -225,7 +224,7 @@ class Steering:
                 raise NotFound(f"no mapping has this label: {label}")
             return self._remove(tables, old, found)
 
-    def remove_run(self, run: Run) -> None:
+    def remove_run(self, run: Process) -> None:
         """Take away what a run holds."""
         try:
             with self.changing() as tables:
@@ -356,7 +355,7 @@ class Steering:
         made = []
         for each in steered:
             held, problem = shown[each.target]
-            if each.run is not None and not edit.is_alive(each.run):
+            if each.run is not None and not each.run.is_alive():
                 problem = "its zfw steer run was killed: it goes with the next change"
             made.append(
                 Listed(
@@ -421,7 +420,7 @@ class Steering:
                 mappings=len(state.steered),
                 pending=sum(each.target in empty for each in state.steered),
                 targets=len(state.places),
-                manager_pid=manager_pid(tables.directory),
+                manager_pid=holder_of(tables.directory),
                 troubles=tables.troubles(),
                 warnings=warnings,
             )
@@ -431,7 +430,9 @@ class Steering:
         if os.geteuid() != 0:
             return [], 0
         try:
-            return bpf.attached_to_netns(self._fd, bpf.SK_LOOKUP), programs.program_id(self.cookie)
+            return bpf_links.attached_to_netns(self._fd, bpf_links.SK_LOOKUP), programs.program_id(
+                self.cookie
+            )
         except OSError as error:
             raise KernelError("list the sk_lookup programs", error.errno or 0) from error
 
@@ -439,9 +440,7 @@ class Steering:
 def _problem(place: Place, held: Sequence[Held], listening: Sequence[Listener]) -> str:
     unused = {each.cookie for each in listening} - {each.listener.cookie for each in held}
     if not held:
-        if isinstance(place.target, ProcessTarget) and (
-            start_time(place.target.pid) != place.target.start_time
-        ):
+        if isinstance(place.target, ProcessTarget) and not Process(*place.target).is_alive():
             return "its process has ended"
         if unused:
             return "its socket was not taken; zfw steer run does"
@@ -456,15 +455,3 @@ def _problem(place: Place, held: Sequence[Held], listening: Sequence[Listener]) 
     if unused and len(held) < TARGET_SOCKETS and place.protocol == "udp":
         return "a newer socket was not taken; zfw steer run does"
     return ""
-
-
-def manager_pid(directory: str) -> int | None:
-    """The process that manages, by the lock that it holds; None if none does (proc(5), locks)."""
-    wanted = os.stat(directory)
-    place = f"{os.major(wanted.st_dev):02x}:{os.minor(wanted.st_dev):02x}:{wanted.st_ino}"
-    with open("/proc/locks", encoding="ascii") as file:
-        for line in file:
-            fields = line.split()
-            if fields[1] == "FLOCK" and fields[5] == place:
-                return int(fields[4])
-    return None

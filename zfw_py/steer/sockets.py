@@ -7,8 +7,8 @@ from socket import AF_INET6, IPPROTO_TCP, IPPROTO_UDP
 from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.errors import Conflict
-from zfw_py.kernel import pidfd, sock_diag
-from zfw_py.kernel.process import start_time
+from zfw_py.kernel import process_sockets, sock_diag
+from zfw_py.kernel.process import Process, start_time
 from zfw_py.steer import units
 from zfw_py.steer.model import (
     AddressTarget,
@@ -93,11 +93,11 @@ class Surroundings:
         match target:
             case AddressTarget(address, its_port):
                 return list(self._by_end.get((protocol, address, its_port), ()))
-            case ProcessTarget(pid, started):
-                pids = {pid} if start_time(pid) == started else set()
+            case ProcessTarget(pid):
+                pids = {pid} if Process(*target).is_alive() else set()
             case UnitTarget(unit):
                 pids = units.processes_of(unit)
-        inodes = {inode for pid in pids for inode in pidfd.inodes_of(pid)}
+        inodes = {inode for pid in pids for inode in process_sockets.inodes_of(pid)}
         return [
             each
             for inode in sorted(inodes & self._by_inode.keys())
@@ -109,14 +109,14 @@ class Surroundings:
         """The processes that have it, the latest first."""
         if self._holders is None:
             # At once for all that may be asked for: the descriptors of all processes are read.
-            self._holders = pidfd.holders(self._by_inode)
+            self._holders = process_sockets.holders(self._by_inode)
         pids = self._holders.get(listener.inode, [])
         return sorted(pids, key=lambda pid: start_time(pid) or 0, reverse=True)
 
     def take(self, listener: Listener) -> socket | None:
         """The socket itself; the caller closes it. None if whoever had it has it no more."""
         for pid in self.holders_of(listener):
-            taken = pidfd.take(pid, listener.cookie, listener.inode)
+            taken = process_sockets.take(pid, listener.cookie, listener.inode)
             if taken is not None:
                 return taken
         return None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from zfw_py.kernel.process import Process  # noqa: TC001 - msgspec reads the annotations
 from zfw_py.steer.model import (
     PROTOCOLS,
     AddressTarget,
@@ -23,13 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from zfw_py.steer.model import Target
-
-
-class Run(msgspec.Struct, frozen=True, array_like=True):
-    """A ``zfw steer run`` that holds mappings: its process id, and when it started."""
-
-    pid: int
-    start_time: int  # clock ticks since boot
 
 
 class Place(NamedTuple):
@@ -66,7 +60,7 @@ class Steered(NamedTuple):
     id: int
     mapping: Mapping
     target: int
-    run: Run | None = None
+    run: Process | None = None  # the ``zfw steer run`` that holds it
 
 
 class State(NamedTuple):
@@ -141,7 +135,7 @@ class _Steered(msgspec.Struct, array_like=True):
 class _State(msgspec.Struct, array_like=True):
     next_id: int
     next_target: int
-    runs: list[Run]
+    runs: list[Process]  # each a ``zfw steer run`` that holds mappings
     places: list[_Place]
     steered: list[_Steered]
 
@@ -197,7 +191,7 @@ def _mapping(each: _Steered, target: Target) -> Mapping:
 
 
 def successor(
-    old: State, wanted: Iterable[tuple[Mapping, Run | None]], most_targets: int
+    old: State, wanted: Iterable[tuple[Mapping, Process | None]], most_targets: int
 ) -> State | None:
     """What follows when these are in force, and no others.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
-from zfw_py.errors import NotFound, ZfwError
+from zfw_py.errors import ZfwError
 from zfw_py.kernel.cgroup import systemd_mounts
 
 _SLICE = ".slice"
@@ -56,9 +56,3 @@ def processes_of(unit: str) -> set[int]:
             with suppress(OSError), open(f"{directory}/cgroup.procs", encoding="ascii") as file:
                 pids.update(int(line) for line in file)
     return pids - {0}
-
-
-def check(unit: str) -> None:
-    """Raise NotFound if a unit has no cgroup."""
-    if not cgroups_of(unit):
-        raise NotFound(f"no such unit runs: {unit}")

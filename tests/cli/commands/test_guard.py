@@ -18,7 +18,7 @@ from zfw_py.guard import layout
 from zfw_py.guard import service as guard
 from zfw_py.guard.codec import ZERO, Config
 from zfw_py.guard.maps import STORE, Tables
-from zfw_py.kernel import bpf
+from zfw_py.kernel import bpf_maps
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Zfw
@@ -360,8 +360,8 @@ def test_pins_of_other_shapes_are_refused(world: World, service: Path, name: str
     identifier = world.zfw("attach", *options).stdout.strip()
     pin = f"{STORE.root}/{identifier}/{name}"
     Path(pin).unlink()
-    made = bpf.create_map((1, 8, 8, 1, 0), "other")
-    bpf.pin(made.fd, pin)
+    made = bpf_maps.create_map((1, 8, 8, 1, 0), "other")
+    bpf_maps.pin(made.fd, pin)
     done = world.zfw("list")
     assert (done.returncode, done.stdout) == (8, "")
     assert done.stderr.startswith(f"zfw: {pin} is of another version of zfw: (1, 8, 8, 1, 0)")

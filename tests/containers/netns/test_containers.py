@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.cgroups import is_empty_within
 from tests.support.netns import Namespace
 from zfw_py.containers import Container, find
 from zfw_py.errors import NotFound, ZfwError
 from zfw_py.kernel import cgroup
 from zfw_py.kernel.namespaces import call_in
-from zfw_py.kernel.netns import netns_cookie
+from zfw_py.kernel.netns_cookie import netns_cookie
 from zfw_py.kernel.sock_diag import sockets_near
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def test_a_container_has_a_cgroup_of_its_own(podman: Podman) -> None:
             assert not cgroup.is_root(path)
         with cgroup.Population(str(first.cgroup)) as population:
             podman.run("kill", first.name)
-            assert population.wait_until_empty(60)
+            assert is_empty_within(population, 60)
 
 
 def test_a_container_that_has_ended_or_is_paused(podman: Podman) -> None:

@@ -19,7 +19,7 @@ from tests.docker_dns.support.container import container
 from tests.docker_dns.support.programs import RESOLVER, SERVER, SOURCE, Programs, Settings
 from tests.support.netns import Namespace
 from tests.support.tcx import skip_without_tcx
-from zfw_py.kernel import bpf
+from zfw_py.kernel import bpf_links
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,10 +42,10 @@ def redirected(uplink: str, has_ethernet: bool) -> Iterator[Programs]:
         programs = stack.enter_context(Programs())
         programs.configure(Settings(uplink_ifindex=index, has_ethernet=has_ethernet))
         for name, ifindex, direction in (
-            ("query", LO, bpf.TCX_EGRESS),
-            ("answer", index, bpf.TCX_INGRESS),
+            ("query", LO, bpf_links.TCX_EGRESS),
+            ("answer", index, bpf_links.TCX_INGRESS),
         ):
-            link = bpf.create_link(programs.descriptor(name), ifindex, direction)
+            link = bpf_links.create_link(programs.descriptor(name), ifindex, direction)
             stack.callback(os.close, link)
         yield programs
 

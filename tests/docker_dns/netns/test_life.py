@@ -39,7 +39,7 @@ from zfw_py.docker_dns.maps import STORE
 from zfw_py.docker_dns.model import parse_redirect
 from zfw_py.docker_dns.programs import SYSTEM
 from zfw_py.errors import Conflict, NotFound, UsageError, ZfwError
-from zfw_py.kernel import bpf, bpffs, netlink
+from zfw_py.kernel import bpf_links, bpf_maps, bpffs, tc
 from zfw_py.kernel.libbpf import BpfObject
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def state_of(namespace: Namespace) -> dict[str, Any]:
         for name, command in tools.items()
     }
     with namespace.entered():
-        if bpf.supports_tcx(1):
+        if bpf_links.supports_tcx(1):
             found["programs"] = [
                 tcx_programs(name, direction)
                 for _, name in socket.if_nameindex()
@@ -254,14 +254,14 @@ def pinned_objects(identifier: str) -> list[tuple[str, int, int]]:
     """All that a redirect has in the kernel: a name, the command that finds it, its id."""
     found = []
     for pin in Path(STORE.directory(identifier)).iterdir():
-        fd = bpf.open_pin(str(pin))
+        fd = bpf_maps.open_pin(str(pin))
         try:
             (command,) = (
                 _BY_ID[line.split()[0]]
                 for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
                 if line.startswith(tuple(_BY_ID))
             )
-            found.append((pin.name, command, bpf.object_id(fd)))
+            found.append((pin.name, command, bpf_maps.object_id(fd)))
         finally:
             os.close(fd)
     return found
@@ -272,7 +272,7 @@ def still_there(objects: list[tuple[str, int, int]]) -> list[str]:
     names = []
     for name, command, number in objects:
         try:
-            os.close(bpf._bpf(command, bpf._attribute(pack("=III", number, 0, 0))))
+            os.close(bpf_maps.bpf(command, bpf_maps.attribute(pack("=III", number, 0, 0))))
         except FileNotFoundError:
             continue
         names.append(name)
@@ -307,11 +307,12 @@ def others_programs(docker: World, mode: str) -> None:
                 for ifindex in (1, socket.if_nametoindex("eth0")):
                     for direction in ("ingress", "egress"):
                         if mode == "clsact":
-                            netlink.attach_clsact(ifindex, direction, fd, name, 1 + number)
+                            tc.attach_clsact(ifindex, direction, fd, name, 1 + number)
                         else:
-                            kind = bpf.TCX_INGRESS if direction == "ingress" else bpf.TCX_EGRESS
-                            link = bpf.create_link(fd, ifindex, kind)
-                            bpf.pin(link, f"{bpffs.MOUNT_POINT}/{name}_{direction}_{ifindex}")
+                            is_ingress = direction == "ingress"
+                            kind = bpf_links.TCX_INGRESS if is_ingress else bpf_links.TCX_EGRESS
+                            link = bpf_links.create_link(fd, ifindex, kind)
+                            bpf_maps.pin(link, f"{bpffs.MOUNT_POINT}/{name}_{direction}_{ifindex}")
                             os.close(link)
 
 
@@ -338,7 +339,7 @@ def test_beside_the_firewall(docker: World) -> None:
     with docker.container.entered():
         firewall = Firewall()
         try:
-            for mode in MODES if bpf.supports_tcx(1) else MODES[1:]:
+            for mode in MODES if bpf_links.supports_tcx(1) else MODES[1:]:
                 firewall.attach("eth0", "both", mode=mode)
                 about = docker.redirect(mode=mode)
                 for options in ((), ("+tcp",)):

@@ -18,7 +18,7 @@ from socket import htons, ntohs
 from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.docker_dns import layout
-from zfw_py.kernel import bpf
+from zfw_py.kernel import bpf_maps, bpf_run
 from zfw_py.kernel.libbpf import BpfObject, RingBuffer
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class Programs:
         self._object = BpfObject(path)
         self._object.load()
         self._programs = self._object.programs()
-        self._maps = {name: bpf.Map(os.dup(fd)) for name, fd in self._object.maps().items()}
+        self._maps = {name: bpf_maps.Map(os.dup(fd)) for name, fd in self._object.maps().items()}
         self._records: list[bytes] = []
         self._ring = RingBuffer(self._object.maps()["events"], self._records.append)
 
@@ -190,8 +190,8 @@ class Programs:
         context = bytearray(_CONTEXT)
         struct.pack_into("=I", context, _IFINDEX, ifindex)
         fd = self._programs[program]
-        verdict, after, _, _ = bpf.run_packet(fd, frame, bytes(context), _ROOM, flags=flags)
-        return verdict, after
+        done = bpf_run.run(fd, frame, bytes(context), room=_ROOM, flags=flags)
+        return done.returned, done.packet
 
     def supports_checksum_complete(self) -> bool:
         """Whether the kernel takes the flag."""
@@ -207,8 +207,8 @@ class Programs:
     def repeat(self, program: str, frame: bytes, times: int) -> tuple[int, bytes, int]:
         """Each run has the packet of the one before; and the nanoseconds of a run."""
         fd = self._programs[program]
-        verdict, after, _, duration = bpf.run_packet(fd, frame, _CONTEXT, _ROOM, times)
-        return verdict, after, duration
+        done = bpf_run.run(fd, frame, _CONTEXT, room=_ROOM, repeat=times)
+        return done.returned, done.packet, done.nanoseconds
 
     def descriptor(self, program: str) -> int:
         """To attach it."""

@@ -44,9 +44,9 @@ from zfw_py import (
 from zfw_py.firewall import layout, programs
 from zfw_py.firewall.explain import explain
 from zfw_py.firewall.maps import STORE, ZERO, Tables
-from zfw_py.kernel import bpf, bpffs
+from zfw_py.kernel import bpf_links, bpf_maps, bpffs
 from zfw_py.kernel.libbpf import BpfObject
-from zfw_py.kernel.netns import netns_cookie
+from zfw_py.kernel.netns_cookie import netns_cookie
 from zfw_py.lifecycle import programs as lifecycle
 from zfw_py.lifecycle.attachment import PIN, Clsact, Tcx
 from zfw_py.lifecycle.store import ROOT
@@ -161,9 +161,9 @@ def attached(interface: str) -> list[tuple[str, str, int]]:
 
 
 def our_program(direction: str = "ingress") -> int:
-    fd = bpf.open_pin(f"{directory()}/{direction}")
+    fd = bpf_maps.open_pin(f"{directory()}/{direction}")
     try:
-        return bpf.object_id(fd)
+        return bpf_maps.object_id(fd)
     finally:
         os.close(fd)
 
@@ -301,7 +301,7 @@ def test_both_directions_at_once_and_off_one_by_one(machine: Network, mode: str)
 
 
 def test_auto_is_tcx_where_the_kernel_has_it(machine: Network) -> None:
-    has_tcx = bpf.supports_tcx(socket.if_nametoindex(INTERFACE))
+    has_tcx = bpf_links.supports_tcx(socket.if_nametoindex(INTERFACE))
     (made,) = Firewall().attach(INTERFACE)
     assert made.mode == ("tcx" if has_tcx else "clsact")
 
@@ -316,7 +316,7 @@ def test_auto_leaves_what_is_attached_as_it_is(machine: Network, mode: str) -> N
 def test_a_kernel_without_tcx_gets_clsact_and_refuses_tcx(
     machine: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bpf, "supports_tcx", lambda ifindex: False)
+    monkeypatch.setattr(bpf_links, "supports_tcx", lambda ifindex: False)
     with pytest.raises(KernelError, match="TCX") as refused:
         Firewall().attach(INTERFACE, mode="tcx")
     assert refused.value.errno == errno.EOPNOTSUPP
@@ -538,13 +538,13 @@ def test_an_object_that_is_missing_is_told_of(
 @contextmanager
 def foreign_link(stand_in_object: Path, interface: str, direction: str) -> Iterator[int]:
     """Somebody else's program on TCX; its id."""
-    attach_type = {"ingress": bpf.TCX_INGRESS, "egress": bpf.TCX_EGRESS}[direction]
+    attach_type = {"ingress": bpf_links.TCX_INGRESS, "egress": bpf_links.TCX_EGRESS}[direction]
     with BpfObject(stand_in_object) as loaded:
         loaded.load()
         program = loaded.programs()[direction]
-        link = bpf.create_link(program, socket.if_nametoindex(interface), attach_type)
+        link = bpf_links.create_link(program, socket.if_nametoindex(interface), attach_type)
         try:
-            yield bpf.object_id(program)
+            yield bpf_maps.object_id(program)
         finally:
             os.close(link)
 
@@ -976,7 +976,7 @@ def test_attach_says_so_where_bpffs_cannot_be_mounted(
 def in_place_of(name: str, put: Callable[[str], None]) -> Iterator[None]:
     """In the block something else is where a pin of ours was; ``put`` puts it there."""
     path = directory() / name
-    fd = bpf.open_pin(str(path))
+    fd = bpf_maps.open_pin(str(path))
     path.unlink()
     try:
         put(str(path))
@@ -986,21 +986,21 @@ def in_place_of(name: str, put: Callable[[str], None]) -> Iterator[None]:
             path.rmdir()
         else:
             path.unlink(missing_ok=True)
-        bpf.pin(fd, str(path))
+        bpf_maps.pin(fd, str(path))
         os.close(fd)
 
 
 def put_map(*spec: int) -> Callable[[str], None]:
     def put(path: str) -> None:
-        made = bpf.create_map(spec, "other")  # type: ignore[arg-type]
-        bpf.pin(made.fd, path)
+        made = bpf_maps.create_map(spec, "other")  # type: ignore[arg-type]
+        bpf_maps.pin(made.fd, path)
 
     return put
 
 
 def put_program(path: str) -> None:
-    fd = bpf.open_pin(f"{directory()}/explain_ingress")
-    bpf.pin(fd, path)
+    fd = bpf_maps.open_pin(f"{directory()}/explain_ingress")
+    bpf_maps.pin(fd, path)
     os.close(fd)
 
 
@@ -1070,7 +1070,7 @@ def test_so_is_every_inner_map(
 def test_a_state_of_another_version_is_refused_by_every_verb(machine: Network) -> None:
     allow()
     before = snapshot()
-    states = bpf.open_map(f"{directory()}/state")
+    states = bpf_maps.open_map(f"{directory()}/state")
     good = states.lookup(ZERO)
     assert good is not None
     for version in (0, layout.ABI_VERSION + 1):

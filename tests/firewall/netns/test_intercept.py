@@ -31,8 +31,8 @@ from tests.firewall.support.listeners import LOOPBACK
 from tests.support.kernels import needs_kernel
 from zfw_py import Prefix, Rule, RuleKey
 from zfw_py.firewall.maps import STORE
-from zfw_py.kernel import bpf
-from zfw_py.kernel.netns import netns_cookie
+from zfw_py.kernel import bpf_maps
+from zfw_py.kernel.netns_cookie import netns_cookie
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -282,7 +282,7 @@ def test_a_detached_program_is_gone_when_detach_returns(gateway: Gateway) -> Non
     """Whoever has its link open; the kernel itself has, for a while after the pin is gone."""
     with gateway.second_wire("gw1") as wire:
         index = socket.if_nametoindex("gw1")
-        link = bpf.open_pin(f"{STORE.directory(netns_cookie())}/link_ingress_{index}")
+        link = bpf_maps.open_pin(f"{STORE.directory(netns_cookie())}/link_ingress_{index}")
         try:
             gateway.firewall.detach("gw1")
             with gateway.counts():

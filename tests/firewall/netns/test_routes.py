@@ -25,7 +25,7 @@ from zfw_py import (
     RuleNotFound,
 )
 from zfw_py.firewall.maps import Tables
-from zfw_py.kernel import bpf, netlink
+from zfw_py.kernel import bpf_maps, local_delivery
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -354,10 +354,10 @@ def test_a_route_that_cannot_be_made_takes_the_batch_back(
             raise KernelError("make it local", 12)
         return original(*arguments)
 
-    original = netlink.add_local
+    original = local_delivery.add_local
     edits = [Insert(rule(f"172.31.9.{i}/32"), route=True) for i in range(3)]
     with monkeypatch.context() as patched:
-        patched.setattr(netlink, "add_local", add_local)
+        patched.setattr(local_delivery, "add_local", add_local)
         with pytest.raises(KernelError):
             Firewall().apply(edits)
     assert Firewall().rules() == []
@@ -371,11 +371,11 @@ def test_an_insert_that_fails_holds_no_route(
     """The address is there before the rule is; without the rule it goes."""
     start = local_prefixes(gateway)
 
-    def update_many(self: bpf.Map, keys: list[bytes], values: list[bytes]) -> None:
+    def update_many(self: bpf_maps.Map, keys: list[bytes], values: list[bytes]) -> None:
         raise OSError(7, "Argument list too long")
 
     with monkeypatch.context() as patched:
-        patched.setattr(bpf.Map, "update_many", update_many)
+        patched.setattr(bpf_maps.Map, "update_many", update_many)
         with pytest.raises(Exception, match="172\\.31\\.9\\.9"):
             Firewall().insert(rule("172.31.9.9/32"), route=True)
     assert Firewall().rules() == []
@@ -403,9 +403,9 @@ def killed_before(
 
         try:
             for name in ("update", "delete", "update_many", "delete_many"):
-                monkeypatch.setattr(bpf.Map, name, counted(getattr(bpf.Map, name)))
+                monkeypatch.setattr(bpf_maps.Map, name, counted(getattr(bpf_maps.Map, name)))
             for name in ("is_ours", "add_local", "remove_local"):
-                monkeypatch.setattr(netlink, name, counted(getattr(netlink, name)))
+                monkeypatch.setattr(local_delivery, name, counted(getattr(local_delivery, name)))
             action()
             os._exit(0)
         finally:
@@ -534,7 +534,7 @@ def test_detach_all_takes_what_a_killed_writer_made_local_and_no_other_s(
     """Killed before or after it made it local, and no edit in between has put it right."""
     firewall = Firewall()
     firewall.attach("lo")
-    original = netlink.add_local
+    original = local_delivery.add_local
 
     def add_local(*arguments: object) -> None:
         if is_made:
@@ -544,7 +544,7 @@ def test_detach_all_takes_what_a_killed_writer_made_local_and_no_other_s(
     child = os.fork()
     if child == 0:
         try:
-            monkeypatch.setattr(netlink, "add_local", add_local)
+            monkeypatch.setattr(local_delivery, "add_local", add_local)
             firewall.bind(Prefix.parse(destination))
         finally:
             os._exit(1)

@@ -45,7 +45,7 @@ from zfw_py.firewall import layout
 from zfw_py.firewall.codec import decode_lengths, decode_prefix_key, u32
 from zfw_py.firewall.explain import explain
 from zfw_py.firewall.maps import ZERO, Tables
-from zfw_py.kernel import bpf
+from zfw_py.kernel import bpf_maps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -64,6 +64,7 @@ running, gateway = frames.running, frames.gateway
 HERE = Prefix.parse("192.0.2.1")
 OTHER = Prefix.parse("198.51.100.0/24")
 INTERFACE = "gw0"
+ARRAY_OF_MAPS = 12  # enum bpf_map_type
 
 
 def key(port: int, destination: Prefix = HERE, **others: str) -> RuleKey:
@@ -321,7 +322,7 @@ def fail_at(
     monkeypatch: pytest.MonkeyPatch,
     number: int,
     fails: Callable[[], None],
-    concerns: Callable[[bpf.Map], bool] = lambda written: True,
+    concerns: Callable[[bpf_maps.Map], bool] = lambda written: True,
 ) -> list[int]:
     """Let the n-th write to a map, from 0, call ``fails`` before it is done.
 
@@ -330,7 +331,7 @@ def fail_at(
     left = [number]
 
     def wrapped(original: Callable[..., object]) -> Callable[..., object]:
-        def write(self: bpf.Map, *arguments: object) -> object:
+        def write(self: bpf_maps.Map, *arguments: object) -> object:
             if concerns(self):
                 left[0] -= 1
                 if left[0] == -1:
@@ -340,7 +341,7 @@ def fail_at(
         return write
 
     for name in WRITES:
-        monkeypatch.setattr(bpf.Map, name, wrapped(getattr(bpf.Map, name)))
+        monkeypatch.setattr(bpf_maps.Map, name, wrapped(getattr(bpf_maps.Map, name)))
     return left
 
 
@@ -444,9 +445,9 @@ def test_a_kill_in_a_flush_leaves_the_next_writer_nothing_but_to_repair(
 # Failing
 
 
-def can_fail(written: bpf.Map) -> bool:
+def can_fail(written: bpf_maps.Map) -> bool:
     """An array's elements are there from the start: to write one takes no memory."""
-    return written.type in (1, bpf.ARRAY_OF_MAPS)
+    return written.type in (1, ARRAY_OF_MAPS)
 
 
 @pytest.mark.parametrize("number_of_error", [errno.E2BIG, errno.ENOMEM])
@@ -632,7 +633,7 @@ def test_a_kernel_without_batches_for_a_map_is_given_its_elements_one_by_one(
 ) -> None:
     """Maps of maps have them since 5.19; before, the kernel answers ENOTSUPP."""
     refused_commands = []
-    original = bpf._bpf
+    original = bpf_maps.bpf
 
     def without(command: int, attribute: Array[c_char]) -> int:
         if command in (26, 27):  # BPF_MAP_UPDATE_BATCH, BPF_MAP_DELETE_BATCH
@@ -640,8 +641,8 @@ def test_a_kernel_without_batches_for_a_map_is_given_its_elements_one_by_one(
             raise OSError(524, "ENOTSUPP")
         return original(command, attribute)
 
-    monkeypatch.setattr(bpf, "_bpf", without)
-    some = bpf.create_map((1, 4, 4, 16, 0), "some")
+    monkeypatch.setattr(bpf_maps, "bpf", without)
+    some = bpf_maps.create_map((1, 4, 4, 16, 0), "some")
     numbers = [u32(n) for n in range(16)]
     some.update_many(numbers, numbers[::-1])
     assert dict(some.items()) == dict(zip(numbers, numbers[::-1], strict=True))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from tests.firewall.support.tracked import TCP, End, TrackedFlow
 from zfw_py.firewall import layout
 from zfw_py.firewall.maps import Tables
-from zfw_py.kernel import bpf
+from zfw_py.kernel import bpf_maps, bpf_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -109,7 +109,7 @@ def programs() -> Iterator[dict[str, int]]:
     """Descriptors of the programs that run on the wire, by direction."""
     with Tables(is_writer=False) as tables:
         opened = {
-            direction: bpf.open_pin(f"{tables.directory}/{direction}")
+            direction: bpf_maps.open_pin(f"{tables.directory}/{direction}")
             for direction in ("ingress", "egress")
         }
     try:
@@ -125,5 +125,4 @@ def run(program: int, frame: bytes, name: str, came_by: str | None = None) -> in
     struct.pack_into("=I", context, _IFINDEX, if_nametoindex(name))
     if came_by:
         struct.pack_into("=I", context, _INGRESS_IFINDEX, if_nametoindex(came_by))
-    result, _ = bpf.test_run(program, frame, bytes(context))
-    return result
+    return bpf_run.run(program, frame, bytes(context)).returned

@@ -29,7 +29,7 @@ from zfw_py.guard.codec import DENIALS as CODEC_DENIALS
 from zfw_py.guard.codec import Event, asker_key
 from zfw_py.guard.maps import STORE, Tables
 from zfw_py.guard.programs import SYSTEM
-from zfw_py.kernel import bpf, cgroup
+from zfw_py.kernel import bpf_maps, bpf_run, cgroup
 from zfw_py.kernel.libbpf import BpfObject, RingBuffer
 from zfw_py.lifecycle.pins import remove_directory
 from zfw_py.lifecycle.programs import make_root
@@ -188,7 +188,7 @@ class _Judge:
         context = bytearray(_CONTEXT_SIZE)
         struct.pack_into("=I", context, _IFINDEX, ifindex)
         frame = ethernet(leaving.packet, leaving.ethertype)
-        result, _ = bpf.test_run(self._program, frame, bytes(context), repeat)
+        result = bpf_run.run(self._program, frame, bytes(context), repeat=repeat).returned
         counts = self._tables.decisions()
         assert set(counts) == {"egress"}
         reasons = Counter(counts["egress"]) - self._seen
@@ -235,7 +235,7 @@ def _judge(rng: Random, rules: Rules, *, tells_all: bool) -> Iterator[_Judge]:
             loaded.size_map("prefixes", max(1, len(policy.flatten())))
             loaded.load()
             for name, fd in loaded.maps().items():
-                bpf.pin(fd, f"{directory}/{name}")
+                bpf_maps.pin(fd, f"{directory}/{name}")
             tables = Tables(directory)
             tables.write_prefixes(policy.flatten())
             flags = layout.LOG_ONLY * policy.is_log_only

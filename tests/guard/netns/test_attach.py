@@ -19,7 +19,7 @@ from zfw_py.guard import layout, listing, maps
 from zfw_py.guard.codec import ZERO, Config, decision_counts
 from zfw_py.guard.maps import STORE
 from zfw_py.guard.programs import SYSTEM
-from zfw_py.kernel import bpf, cgroup
+from zfw_py.kernel import bpf_links, bpf_maps, cgroup
 from zfw_py.kernel.libbpf import BpfObject
 
 if TYPE_CHECKING:
@@ -483,8 +483,8 @@ class Other:
         maps = loaded.maps()
         flags = layout.LOG_ONLY | layout.DEFAULT_ALLOW
         config = Config(layout.ABI_VERSION, flags).encode()
-        bpf.Map(os.dup(maps["config"])).update(ZERO, config)
-        self._decisions = bpf.Map(os.dup(maps["decisions"]))
+        bpf_maps.Map(os.dup(maps["config"])).update(ZERO, config)
+        self._decisions = bpf_maps.Map(os.dup(maps["decisions"]))
 
     def count(self) -> int:
         """Of the packets that it has seen."""
@@ -497,9 +497,10 @@ def test_other_programs_on_the_cgroup_stay_and_run(world: World, service: Path) 
         place = cgroup.open_directory(str(service))
         stack.callback(os.close, place)
         before, after = Other(stack), Other(stack)
-        stack.callback(os.close, bpf.create_link(before.program, place, bpf.CGROUP_INET_EGRESS))
+        hook = bpf_links.CGROUP_INET_EGRESS
+        stack.callback(os.close, bpf_links.create_link(before.program, place, hook))
         identifier = attach(world, "--cgroup", str(service))
-        stack.callback(os.close, bpf.create_link(after.program, place, bpf.CGROUP_INET_EGRESS))
+        stack.callback(os.close, bpf_links.create_link(after.program, place, hook))
         assert knows(world, service, "both")
         counts = [before.count(), after.count()]
         assert all(counts)
@@ -520,7 +521,7 @@ def test_a_program_that_would_not_run_any_more_is_a_conflict(
     flags = [how] if how == "override" else []
     with ExitStack() as stack:
         other = Other(stack)
-        bpf.pin(other.program, pin)
+        bpf_maps.pin(other.program, pin)
         stack.callback(os.unlink, pin)
         attached = (where, "egress", "pinned", pin)
         subprocess.run(["bpftool", "cgroup", "attach", *attached, *flags], check=True)

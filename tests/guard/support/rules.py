@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from random import Random
 
     from tests.firewall.support.reference import Address, Network
-    from zfw_py.kernel.bpf import Map
+    from zfw_py.kernel.bpf_maps import Map
 
 _HOUR = 3_600_000_000_000  # nanoseconds
 

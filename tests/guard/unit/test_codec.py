@@ -14,10 +14,11 @@ from zfw_py.guard.codec import (
     Asker,
     Config,
     Event,
-    Keeper,
     Proxy,
     asker_key,
     decision_counts,
+    decode_keeper,
+    encode_keeper,
     learnt_key,
     learnt_key_parts,
     netns_key,
@@ -27,6 +28,7 @@ from zfw_py.guard.codec import (
     time_value,
     total,
 )
+from zfw_py.kernel.process import Process
 
 pytestmark = pytest.mark.skipif(sys.byteorder == "big", reason="the bytes here are little-endian")
 
@@ -47,10 +49,10 @@ def test_config() -> None:
 
 
 def test_keeper() -> None:
-    keeper = Keeper(start_time=0x0102030405, pid=4242)
-    assert keeper.encode() == packed("0504030201000000 92100000 00000000")
-    assert Keeper.decode(keeper.encode()) == keeper
-    assert Keeper.decode(bytes(layout.KEEPER_SIZE)).pid == 0
+    keeper = Process(pid=4242, start_time=0x0102030405)
+    assert encode_keeper(keeper) == packed("0504030201000000 92100000 00000000")
+    assert decode_keeper(encode_keeper(keeper)) == keeper
+    assert decode_keeper(bytes(layout.KEEPER_SIZE)).pid == 0
 
 
 def test_prefix() -> None:

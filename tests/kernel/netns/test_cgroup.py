@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.cgroups import cgroup_of, enter, private_cgroup
+from tests.support.cgroups import cgroup_of, enter, is_empty_within, private_cgroup
 from tests.support.children import child, in_child
 from zfw_py.errors import Conflict, KernelError, NotFound, UsageError, ZfwError
 from zfw_py.kernel import cgroup
@@ -481,16 +481,16 @@ def test_a_cgroup_is_populated_while_a_process_is_in_it_or_below(own: str) -> No
 def test_the_end_of_the_last_process_is_told_without_polling(own: str) -> None:
     inner = make(own, "inner")
     with cgroup.Population(own) as population:
-        assert population.wait_until_empty(0)
+        assert is_empty_within(population, 0)
         with sleeping(own) as first, sleeping(inner) as second:
             # Two changes from empty to populated, or one; then nothing more.
             while select.select([population], [], [], 0)[0]:
                 assert population.is_populated()
-            assert not population.wait_until_empty(0.05)
+            assert not is_empty_within(population, 0.05)
             first.kill()
-            assert not population.wait_until_empty(0.05)
+            assert not is_empty_within(population, 0.05)
             threading.Timer(0.1, second.kill).start()
-            assert population.wait_until_empty(LONG)
+            assert is_empty_within(population, LONG)
         assert not population.is_populated()
 
 
@@ -500,7 +500,7 @@ def test_a_cgroup_that_is_removed_while_it_is_watched_is_empty(own: str) -> None
         with sleeping(path):
             assert population.is_populated()
         cgroup.remove(path)
-        assert population.wait_until_empty(LONG)
+        assert is_empty_within(population, LONG)
         assert not population.is_populated()
 
 

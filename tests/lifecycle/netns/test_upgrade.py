@@ -11,7 +11,7 @@ import pytest
 
 from tests.lifecycle.support.subjects import SUBJECTS, Subject, subject
 from zfw_py.errors import KernelError
-from zfw_py.kernel import bpf
+from zfw_py.kernel import bpf_maps
 from zfw_py.lifecycle import attachment as kinds
 from zfw_py.lifecycle.store import UNNAMED
 
@@ -90,8 +90,8 @@ def test_pins_that_a_killed_upgrade_left_are_not_in_the_way(system: Subject) -> 
     names = system.system.pinned or ("link_egress",)
     for name in names:
         pin = f"{system.system.prefix}{name}" if system.system.pinned else name
-        fd = bpf.open_pin(f"{directory}/{pin}")
-        bpf.pin(fd, f"{directory}/{UNNAMED}{pin}")
+        fd = bpf_maps.open_pin(f"{directory}/{pin}")
+        bpf_maps.pin(fd, f"{directory}/{UNNAMED}{pin}")
         os.close(fd)
     system.upgrade()
     assert not set(system.running()) & set(before)

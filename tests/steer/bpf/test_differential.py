@@ -27,7 +27,7 @@ from tests.steer.support.packets import (
     random_packet,
 )
 from tests.steer.support.reference import State, decide
-from zfw_py.kernel import bpf
+from zfw_py.kernel import bpf_run
 from zfw_py.steer import codec, layout
 
 if TYPE_CHECKING:
@@ -81,10 +81,8 @@ def _compare(namespace: Namespace, seed: int, count: int) -> Counter[str]:
                     wanted = decide(packet, state)
                     seen[wanted.outcome] += 1
                     _count(counts, wanted)
-                    result, context = bpf.test_run_lookup(
-                        programs.programs["lookup"], context_of(packet)
-                    )
-                    got = (result, cookie_chosen(context))
+                    done = bpf_run.run(programs.programs["lookup"], b"", context_of(packet))
+                    got = (done.returned, cookie_chosen(done.context))
                     if got != (int(wanted.outcome != "refused"), cookies.get(wanted.socket, 0)):
                         mismatches.append(f"{packet}\nmodel   {wanted}\nprogram {got} {cookies}")
             for number, count_wanted in counts.items():

@@ -34,14 +34,15 @@ from zfw_py.errors import (
     PermissionDenied,
     ZfwError,
 )
-from zfw_py.kernel import bpf, bpffs, pidfd
+from zfw_py.kernel import bpf_links, bpf_maps, bpffs, process_sockets
 from zfw_py.kernel.libbpf import BpfObject
+from zfw_py.kernel.lock import holder_of
 from zfw_py.lifecycle import programs as lifecycle
 from zfw_py.lifecycle.store import ROOT
 from zfw_py.steer import programs
 from zfw_py.steer.maps import STORE, Tables
 from zfw_py.steer.model import AddressTarget
-from zfw_py.steer.service import Steering, manager_pid
+from zfw_py.steer.service import Steering
 from zfw_py.systemd.steer import CAPABILITIES
 
 if TYPE_CHECKING:
@@ -167,12 +168,12 @@ def test_a_manager_that_is_killed_leaves_steering_and_another_takes_over(
     own = mapping("tcp", "any", "5555", "127.0.0.1:2222", label="run")
     steering.add([mapping("udp", "any", "53", "127.0.0.5:53")])
     with managed([own]) as first:
-        assert manager_pid(STORE.directory(steering.cookie)) == first.pid
+        assert holder_of(STORE.directory(steering.cookie)) == first.pid
         with managed([mapping("tcp", "any", "8", "127.0.0.1:8")], is_first=False) as second:
             second.wait_for("port 8")
             os.kill(first.pid, signal.SIGKILL)
             second.wait_for("managing")
-            assert manager_pid(STORE.directory(steering.cookie)) == second.pid
+            assert holder_of(STORE.directory(steering.cookie)) == second.pid
             stack.enter_context(datagrams("127.0.0.5", 53))
             second.wait_for(": took ")
             assert lands_on(network.client, IPV4, 5555, daemon)
@@ -232,15 +233,15 @@ def test_a_daemon_that_dies_before_it_is_taken(
     network: Network, steering: Steering, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[socket.socket] = []
-    original = pidfd.take
+    original = process_sockets.take
     with child(lambda: kept.append(listen("127.0.0.1", 2222))) as daemon:
 
         def take(pid: int, *arguments: object, **options: object) -> socket.socket | None:
             os.kill(daemon.pid, signal.SIGKILL)
-            assert wait_until(lambda: pidfd.inodes_of(daemon.pid) == set())
+            assert wait_until(lambda: process_sockets.inodes_of(daemon.pid) == set())
             return original(pid, *arguments, **options)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(pidfd, "take", take)
+        monkeypatch.setattr(process_sockets, "take", take)
         (added,) = steering.add([mapping("tcp", "any", "5555", "127.0.0.1:2222")])
     assert (added.state, added.problem) == ("pending", "")
     assert is_refused(network.client, IPV4, 5555)
@@ -268,7 +269,7 @@ def test_a_socket_that_cannot_be_had_does_not_end_the_manager(
     network: Network, steering: Steering, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steering.add([mapping("udp", "any", "53", "127.0.0.5:53")])
-    original = pidfd.take
+    original = process_sockets.take
     refused: list[int] = []
 
     def take(pid: int, *arguments: object, **options: object) -> socket.socket | None:
@@ -277,7 +278,7 @@ def test_a_socket_that_cannot_be_had_does_not_end_the_manager(
             raise PermissionDenied("take a socket: not permitted")
         return original(pid, *arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pidfd, "take", take)
+    monkeypatch.setattr(process_sockets, "take", take)
     with managed() as manager:
         with datagrams("127.0.0.5", 53):
             manager.wait_for("take a socket: not permitted")
@@ -344,14 +345,14 @@ def test_an_upgrade_that_fails_leaves_the_programs_of_before(
     def programs() -> list[int]:
         found = []
         for name in links:
-            fd = bpf.open_pin(f"{STORE.directory(steering.cookie)}/{name}")
-            found.append(int.from_bytes(bpf.object_info(fd, 12)[8:12], "little"))
+            fd = bpf_maps.open_pin(f"{STORE.directory(steering.cookie)}/{name}")
+            found.append(int.from_bytes(bpf_maps.object_info(fd, 12)[8:12], "little"))
             os.close(fd)
         return found
 
     before = programs()
     other_build.begin()
-    original = bpf.update_link
+    original = bpf_links.update_link
     count = [0]
 
     def update(link: int, program: int) -> None:
@@ -360,7 +361,7 @@ def test_an_upgrade_that_fails_leaves_the_programs_of_before(
             raise OSError(errno.ENOMEM, "no memory")
         original(link, program)
 
-    monkeypatch.setattr(bpf, "update_link", update)
+    monkeypatch.setattr(bpf_links, "update_link", update)
     with pytest.raises(KernelError, match=r"exchange program .*ENOMEM"):
         steering.add([mapping("tcp", "any", "6666", "127.0.0.1:2222")])
     assert programs() == before
@@ -395,24 +396,24 @@ def test_another_sk_lookup_program_runs_too_and_the_order_is_told(
     loaded = stack.enter_context(BpfObject(programs.SYSTEM.object))
     loaded.load()
     program = loaded.programs()["lookup"]  # of nobody: it lets all pass
-    link = bpf.create_link(program, steering._fd, bpf.SK_LOOKUP)
+    link = bpf_links.create_link(program, steering._fd, bpf_links.SK_LOOKUP)
     stack.callback(os.close, link)
     status = steering.status()
-    assert status.order == [status.program_id, bpf.object_id(program)]
+    assert status.order == [status.program_id, bpf_maps.object_id(program)]
     assert status.warnings == []
     assert lands_on(network.client, IPV4, 5555, daemon)
     steering.detach()
     steering.add([mapping("tcp", "any", "5555", "127.0.0.1:2222")])
     status = steering.status()
-    assert status.order == [bpf.object_id(program), status.program_id]
+    assert status.order == [bpf_maps.object_id(program), status.program_id]
     assert status.warnings == ["what another program has chosen a socket for is not steered"]
     assert lands_on(network.client, IPV4, 5555, daemon)
 
 
 def test_a_program_that_somebody_took_off_is_told(steering: Steering) -> None:
     steering.add([mapping("tcp", "any", "5555", "127.0.0.1:2222")])
-    link = bpf.open_pin(f"{STORE.directory(steering.cookie)}/link_lookup")
-    bpf.detach_link(link)
+    link = bpf_maps.open_pin(f"{STORE.directory(steering.cookie)}/link_lookup")
+    bpf_links.detach_link(link)
     os.close(link)
     assert steering.status().warnings == ["the program that steers was detached by somebody else"]
 
@@ -421,7 +422,7 @@ def test_a_kernel_without_sk_lookup(steering: Steering, monkeypatch: pytest.Monk
     def refuse(*_: object) -> None:
         raise OSError(errno.EINVAL, "no such attach type")
 
-    monkeypatch.setattr(bpf, "attached_to_netns", refuse)
+    monkeypatch.setattr(bpf_links, "attached_to_netns", refuse)
     with pytest.raises(KernelError, match="the kernel has no sk_lookup programs") as refused:
         steering.add([mapping("tcp", "any", "5555", "127.0.0.1:2222")])
     assert "Linux 5.9" in (refused.value.hint or "")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.steer.support.elements import listener_count
 from tests.steer.support.installed import cookie_of, loaded, packed, steered
 from tests.support.cgroups import private_cgroup, within
 from tests.support.children import child
@@ -17,7 +18,7 @@ from tests.support.netns import Namespace
 from tests.support.pids import is_told
 from tests.support.sockets import disconnect, error_of
 from tests.support.waiting import wait_until
-from zfw_py.kernel import bpf
+from zfw_py.kernel import bpf_run
 from zfw_py.steer import codec
 
 if TYPE_CHECKING:
@@ -258,7 +259,7 @@ def test_a_socket_that_went_unseen_can_be_forgotten(programs: Steered) -> None:
     made.close()
     assert programs.listeners() == {_at("127.0.0.5", 22): 1}
     for _ in range(2):
-        assert bpf.call(programs.programs["forget"], codec.cookie_key(cookie))[0] == 0
+        assert bpf_run.call(programs.programs["forget"], codec.cookie_key(cookie))[0] == 0
         assert programs.listeners() == {}
         assert programs.listening() == {}
 
@@ -271,7 +272,7 @@ def _come_and_go(programs: Steered) -> None:
         protocol = (UDP, TCP)[number % 8 == 0]
         with _open("127.0.0.5", 80, protocol, options=(socket.SO_REUSEPORT,)) as made:
             count = listeners.lookup(keys[protocol])
-            if count is None or codec.listener_count(count) == 0:
+            if count is None or listener_count(count) == 0:
                 # Its processor was stopped where another waited for it, as a virtual one may
                 # be: that is a trouble told of, and the next scan's affair.
                 assert listening.lookup(codec.cookie_key(cookie_of(made))) is None

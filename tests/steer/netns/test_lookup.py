@@ -18,7 +18,7 @@ from tests.steer.support.installed import OBJECT, cookie_of, steered
 from tests.steer.support.reference import Mapping
 from tests.support.children import child
 from tests.support.sockets import error_of
-from zfw_py.kernel import bpf
+from zfw_py.kernel import bpf_links, bpf_maps
 from zfw_py.kernel.libbpf import BpfObject
 from zfw_py.steer.codec import Counter as Counts
 
@@ -353,12 +353,12 @@ def test_two_programs_run_in_the_order_they_were_attached(
 ) -> None:
     """The one that was there first has chosen; ours leaves its choice alone."""
     namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    ours = bpf.object_id(programs.programs["lookup"])
+    ours = bpf_maps.object_id(programs.programs["lookup"])
     programs.put(WEB, web := _listen("127.0.0.5", 80))
     programs.apply([_mapping(1, WEB, 8080)])
     with steered() as second:
-        theirs = bpf.object_id(second.programs["lookup"])
-        assert bpf.attached_to_netns(namespace, bpf.SK_LOOKUP) == [ours, theirs]
+        theirs = bpf_maps.object_id(second.programs["lookup"])
+        assert bpf_links.attached_to_netns(namespace, bpf_links.SK_LOOKUP) == [ours, theirs]
         second.put(WEB, other := _listen("127.0.0.6", 80))
         second.apply([_mapping(1, WEB, 8080), _mapping(2, WEB, 9090)])
         with _connect(network, network.gateway_ipv4, 8080), web.accept()[0]:
@@ -366,7 +366,7 @@ def test_two_programs_run_in_the_order_they_were_attached(
         with _connect(network, network.gateway_ipv4, 9090), other.accept()[0]:
             pass
         assert second.counter(1) == Counts(0, 0, 0)
-    assert bpf.attached_to_netns(namespace, bpf.SK_LOOKUP) == [ours]
+    assert bpf_links.attached_to_netns(namespace, bpf_links.SK_LOOKUP) == [ours]
     os.close(namespace)
     web.close()
     other.close()
@@ -382,9 +382,9 @@ def test_an_exchanged_program_goes_on_with_the_same_maps(
         newer.load()
         for name, link in programs.links.items():
             if name != "set_state":
-                bpf.update_link(link, newer.programs()[name])
+                bpf_links.update_link(link, newer.programs()[name])
         # A tracepoint's link keeps its program: for a moment there are two.
-        second = bpf.attach_tracing(newer.programs()["set_state"])
+        second = bpf_links.attach_tracing(newer.programs()["set_state"])
         with _listen("127.0.0.6", 80):
             assert sorted(programs.listeners().values()) == [1, 1]
             os.close(programs.links.pop("set_state"))

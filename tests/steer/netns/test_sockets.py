@@ -16,9 +16,10 @@ import pytest
 from tests.support.children import child, in_child
 from tests.support.netns import Namespace
 from zfw_py.errors import Conflict, UsageError, ZfwError
-from zfw_py.kernel import pidfd
+from zfw_py.kernel import process_sockets
 from zfw_py.kernel.cgroup import systemd_mounts
 from zfw_py.kernel.process import start_time
+from zfw_py.kernel.process_sockets import cookie_of
 from zfw_py.steer import units
 from zfw_py.steer.activation import passed_sockets
 from zfw_py.steer.model import ProcessTarget, UnitTarget, parse_address_target
@@ -74,7 +75,7 @@ def test_by_address_whatever_the_family_of_the_socket(stack: ExitStack) -> None:
     around = Surroundings()
     for made, families in ((plain, {4}), (mapped, {4, 6}), (dual, {4, 6}), (only, {6})):
         (found,) = around.of_target("tcp", parse_address_target(end_of(made)))
-        assert found.cookie == pidfd.cookie_of(made)
+        assert found.cookie == cookie_of(made)
         assert found.families == families
     assert around.of_target("udp", parse_address_target(end_of(plain))) == []
     other = parse_address_target(f"0.0.0.0:{plain.getsockname()[1]}")
@@ -93,7 +94,7 @@ def test_connected_sockets_are_no_targets(stack: ExitStack) -> None:
     assert around.of_target("udp", parse_address_target(end_of(connected))) == []
     assert len(around.of_target("udp", parse_address_target(end_of(bound)))) == 1
     assert cookies(around.of_target("tcp", parse_address_target(end_of(server)))) == {
-        pidfd.cookie_of(server)
+        cookie_of(server)
     }
 
 
@@ -118,7 +119,7 @@ def test_of_a_process(stack: ExitStack) -> None:
         assert taken is not None
         with taken:
             assert end_of(taken) == made.told[0]
-            assert pidfd.cookie_of(taken) == found.cookie
+            assert cookie_of(taken) == found.cookie
     assert around.take(found) is None
     assert Surroundings().of_target("tcp", target) == []
 
@@ -128,13 +129,16 @@ def test_a_process_with_several_is_ambiguous_unless_they_are_a_group(stack: Exit
     first = listener(stack, AF_INET, "127.0.0.1")
     second = listener(stack, AF_INET, "127.0.0.1", first.getsockname()[1])
     found = Surroundings().of_target("tcp", me)
-    assert cookies(chosen(found, me, 4)) == {pidfd.cookie_of(first), pidfd.cookie_of(second)}
+    assert cookies(chosen(found, me, 4)) == {
+        cookie_of(first),
+        cookie_of(second),
+    }
     assert chosen(found, me, 6) == []
 
     dual = listener(stack, AF_INET6, "::", v6only=False)
     found = Surroundings().of_target("tcp", me)
     assert len(chosen(found, me, 4)) == 2  # those of the family itself
-    assert cookies(chosen(found, me, 6)) == {pidfd.cookie_of(dual)}
+    assert cookies(chosen(found, me, 6)) == {cookie_of(dual)}
 
     third = listener(stack, AF_INET, "127.0.0.2")
     found = Surroundings().of_target("tcp", me)
@@ -143,16 +147,16 @@ def test_a_process_with_several_is_ambiguous_unless_they_are_a_group(stack: Exit
     for each in (first, third):
         assert end_of(each) in refused.value.message
     at = Surroundings().of_target("tcp", parse_address_target(end_of(third)))
-    assert cookies(chosen(at, parse_address_target(end_of(third)), 4)) == {pidfd.cookie_of(third)}
+    assert cookies(chosen(at, parse_address_target(end_of(third)), 4)) == {cookie_of(third)}
 
 
 def test_a_socket_that_is_closed_before_it_is_taken_is_none(stack: ExitStack) -> None:
     with child(lambda: _keep(listener(ExitStack(), AF_INET, "127.0.0.1"))) as made:
         around = Surroundings()
         (found,) = around.of_target("tcp", parse_address_target(made.told))
-        assert pidfd.take(made.pid, found.cookie, found.inode + 1) is None
-        assert pidfd.take(made.pid, found.cookie + 1, found.inode) is None
-    assert pidfd.take(made.pid, found.cookie, found.inode) is None
+        assert process_sockets.take(made.pid, found.cookie, found.inode + 1) is None
+        assert process_sockets.take(made.pid, found.cookie + 1, found.inode) is None
+    assert process_sockets.take(made.pid, found.cookie, found.inode) is None
 
 
 _kept: list[socket.socket] = []

@@ -26,7 +26,7 @@ from tests.support.netns import Namespace, Network
 from tests.support.pids import needs_told_pids
 from tests.support.waiting import wait_until
 from zfw_py.errors import Conflict, MapFull, NotFound, NotInstalled, UsageError
-from zfw_py.kernel import pidfd
+from zfw_py.kernel import process_sockets
 from zfw_py.kernel.cgroup import systemd_mounts
 from zfw_py.kernel.process import start_time
 from zfw_py.steer.maps import STORE, Tables
@@ -235,7 +235,7 @@ def test_of_more_sockets_than_there_is_room_for_others_follow(
     with managed() as manager:
         group = [stack.enter_context(listen("127.0.0.1", 2222, is_shared=True)) for _ in range(12)]
         taken = {each.listener.cookie for each in only(steering).sockets}
-        assert taken == {pidfd.cookie_of(each) for each in group[4:]}
+        assert taken == {process_sockets.cookie_of(each) for each in group[4:]}
         for each in group[4:]:
             each.close()
         manager.wait_for("took 127.0.0.1:2222 of process")

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.steer.support.elements import flow_key, flow_parts, flow_value
 from tests.steer.support.installed import cookie_of, packed, steered
 from tests.steer.support.packets import context_of
 from tests.steer.support.reference import Mapping, Packet
 from tests.support.pids import is_told
 from tests.support.sockets import disconnect, error_of
-from zfw_py.kernel import bpf
-from zfw_py.steer import codec, layout
+from zfw_py.kernel import bpf_run
+from zfw_py.steer import layout
 from zfw_py.steer.codec import Counter as Counts
 
 if TYPE_CHECKING:
@@ -153,9 +154,9 @@ def test_who_asked_a_daemon_of_all_addresses_long_ago_is_no_client(
             client.sendto(b"question", ("10.9.0.11", 53))
             question, sender = server.recvfrom(100)
             for key, value in list(programs.maps["flows"].items()):
-                address, seen = codec.flow_parts(value)
+                address, seen = flow_parts(value)
                 long_ago = (seen - (layout.FLOW_LIFETIME + 5) * 10**9) % 2**64
-                programs.maps["flows"].update(key, codec.flow_value(address, long_ago))
+                programs.maps["flows"].update(key, flow_value(address, long_ago))
             server.sendto(question, sender)
             answered = "10.9.0.1" if is_forgotten else "10.9.0.11"
             assert client.recvfrom(100)[1] == (answered, 53)
@@ -320,13 +321,13 @@ def test_a_flood_of_clients_costs_answers_and_no_more(programs: Steered, network
                 1024 + number % 60_000,
                 0,
             )
-            assert bpf.test_run_lookup(programs.programs["lookup"], context_of(packet))[0] == 1
+            assert bpf_run.run(programs.programs["lookup"], b"", context_of(packet)).returned == 1
         known = sum(1 for _ in programs.maps["flows"].items())
         assert layout.FLOWS // 2 < known <= layout.FLOWS
         client.send(b"after")
         _answer(server)
         assert client.recv(100) == b"AFTER"
-        flow = codec.flow_key(
+        flow = flow_key(
             packed(network.client_ipv4), client.getsockname()[1], packed("127.0.0.5"), 53
         )
         assert (programs.maps["flows"].lookup(flow) or b"").startswith(packed("10.9.0.1"))

@@ -11,10 +11,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.steer.support.elements import listener_count
 from tests.support.cgroups import private_cgroup, within
-from zfw_py.kernel import bpf, cgroup
+from zfw_py.kernel import bpf_links, bpf_maps, bpf_run, cgroup
 from zfw_py.kernel.libbpf import BpfObject, RingBuffer
-from zfw_py.kernel.netns import netns_cookie
+from zfw_py.kernel.netns_cookie import netns_cookie
 from zfw_py.steer import codec, layout
 
 if TYPE_CHECKING:
@@ -25,14 +26,14 @@ if TYPE_CHECKING:
 OBJECT = Path(__file__).resolve().parents[3] / "zfw_py" / "objects" / "steer.bpf.o"
 
 HOOKS = {
-    "adopt": bpf.CGROUP_SOCK_OPS,
-    "bind4": bpf.CGROUP_INET4_BIND,
-    "bind6": bpf.CGROUP_INET6_BIND,
-    "post_bind4": bpf.CGROUP_INET4_POST_BIND,
-    "post_bind6": bpf.CGROUP_INET6_POST_BIND,
-    "sock_release": bpf.CGROUP_INET_SOCK_RELEASE,
-    "sendmsg4": bpf.CGROUP_UDP4_SENDMSG,
-    "sendmsg6": bpf.CGROUP_UDP6_SENDMSG,
+    "adopt": bpf_links.CGROUP_SOCK_OPS,
+    "bind4": bpf_links.CGROUP_INET4_BIND,
+    "bind6": bpf_links.CGROUP_INET6_BIND,
+    "post_bind4": bpf_links.CGROUP_INET4_POST_BIND,
+    "post_bind6": bpf_links.CGROUP_INET6_POST_BIND,
+    "sock_release": bpf_links.CGROUP_INET_SOCK_RELEASE,
+    "sendmsg4": bpf_links.CGROUP_UDP4_SENDMSG,
+    "sendmsg6": bpf_links.CGROUP_UDP6_SENDMSG,
 }
 _SO_COOKIE = 57
 _TABLE_SIZE = 1 << 20
@@ -106,7 +107,7 @@ class Steered:
     def __init__(self, loaded: BpfObject) -> None:
         """Of an object that was loaded; the maps know this namespace."""
         self.programs = loaded.programs()
-        self.maps = {name: bpf.Map(os.dup(fd)) for name, fd in loaded.maps().items()}
+        self.maps = {name: bpf_maps.Map(os.dup(fd)) for name, fd in loaded.maps().items()}
         self.links: dict[str, int] = {}
         self.events: list[codec.Event] = []
         self.tell(is_all=False)
@@ -120,11 +121,11 @@ class Steered:
 
     def attach_listening(self, place: Path) -> None:
         """Everything but the look-up; ``place`` is the cgroup."""
-        self.links["set_state"] = bpf.attach_tracing(self.programs["set_state"])
+        self.links["set_state"] = bpf_links.attach_tracing(self.programs["set_state"])
         directory = cgroup.open_directory(str(place))
         try:
             for name, kind in HOOKS.items():
-                self.links[name] = bpf.create_link(self.programs[name], directory, kind)
+                self.links[name] = bpf_links.create_link(self.programs[name], directory, kind)
         finally:
             os.close(directory)
 
@@ -132,7 +133,7 @@ class Steered:
         """Last: to the namespace that the caller is in."""
         namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            link = bpf.create_link(self.programs["lookup"], namespace, bpf.SK_LOOKUP)
+            link = bpf_links.create_link(self.programs["lookup"], namespace, bpf_links.SK_LOOKUP)
         finally:
             os.close(namespace)
         self.links["lookup"] = link
@@ -146,7 +147,7 @@ class Steered:
     def scan(self) -> None:
         """What has listened before."""
         for name in ("scan_tcp", "scan_udp"):
-            assert bpf.run_iterator(self.programs[name]) == b""
+            assert bpf_run.run_iterator(self.programs[name]) == b""
 
     # Mappings
 
@@ -156,7 +157,7 @@ class Steered:
         old = codec.Active.decode(self.maps["active"].lookup(codec.ZERO) or b"")
         number = 1 - old.table
         spec = layout.INNER_MAPS["tables"]
-        table = bpf.create_map((*spec[:3], _TABLE_SIZE, spec[4]), "table")
+        table = bpf_maps.create_map((*spec[:3], _TABLE_SIZE, spec[4]), "table")
         values = [
             codec.Mapping(
                 one.id,
@@ -189,7 +190,7 @@ class Steered:
 
     def put(self, target: int, made: socket.socket) -> None:
         """A socket that is there already becomes a target's newest."""
-        result, answer = bpf.call(self.programs["take_slot"], codec.slot_request(target))
+        result, answer = bpf_run.call(self.programs["take_slot"], codec.slot_request(target))
         assert result == 0
         self.maps["sockets"].update(
             codec.socket_key(target, codec.slot_of(answer)), codec.cookie_key(made.fileno())
@@ -207,7 +208,7 @@ class Steered:
     def listeners(self) -> dict[codec.Address, int]:
         """How many sockets listen where."""
         return {
-            codec.Address.decode(key): codec.listener_count(value)
+            codec.Address.decode(key): listener_count(value)
             for key, value in self.maps["listeners"].items()
         }
 

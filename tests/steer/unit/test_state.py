@@ -6,6 +6,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from zfw_py.kernel.process import Process
 from zfw_py.steer.model import (
     Key,
     Mapping,
@@ -14,10 +15,10 @@ from zfw_py.steer.model import (
     UnitTarget,
     parse_address_target,
 )
-from zfw_py.steer.state import Place, Run, State, successor
+from zfw_py.steer.state import Place, State, successor
 from zfw_py.values.prefix import Prefix
 
-RUN = Run(7, 99)
+RUN = Process(7, 99)
 
 
 def tcp(port: int, target: object = None, **options: object) -> Mapping:
@@ -25,7 +26,7 @@ def tcp(port: int, target: object = None, **options: object) -> Mapping:
     return Mapping(key, target or parse_address_target(f"127.0.0.1:{port}"), **options)
 
 
-def after(old: State, *pairs: tuple[Mapping, Run | None], most: int = 8) -> State:
+def after(old: State, *pairs: tuple[Mapping, Process | None], most: int = 8) -> State:
     new = successor(old, pairs, most)
     assert new is not None
     return new

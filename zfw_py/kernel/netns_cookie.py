@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The network namespace that this process is in. Hot."""
+"""The cookie of the network namespace that the calling thread is in, by SO_NETNS_COOKIE. Hot.
+
+namespaces.py finds and enters other ones.
+"""
 
 from __future__ import annotations
 
 from _socket import AF_UNIX, SOCK_DGRAM, SOL_SOCKET, socket
 
-# Since 5.14 (e8b9eab99232). A cookie is never given twice while the kernel
-# runs; inode numbers of namespaces are, within seconds.
+# Since 5.14 (e8b9eab99232). The kernel never reuses a cookie while the machine runs. It
+# reuses the inode number of a namespace within seconds.
 _SO_NETNS_COOKIE = 71
 
 

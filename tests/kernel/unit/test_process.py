@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which process a guard is kept by: its id is not enough, ids are given again."""
+"""Processes by id and start time: the id alone may be that of another one by now."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from zfw_py.guard import processes
-from zfw_py.guard.codec import Keeper
+from zfw_py.kernel import process as kernel_process
+from zfw_py.kernel.process import Process, inheritable_descriptors
 
 
-def keeper_of(process: subprocess.Popen[bytes]) -> Keeper:
-    """As the process itself would write it."""
+def identity_of(process: subprocess.Popen[bytes]) -> Process:
+    """As the process itself would have it."""
     stat = Path(f"/proc/{process.pid}/stat").read_text()
-    return Keeper(int(stat.rpartition(")")[2].split()[19]), process.pid)
+    return Process(process.pid, int(stat.rpartition(")")[2].split()[19]))
 
 
 def started(code: str = "import time; time.sleep(1000)") -> subprocess.Popen[bytes]:
@@ -27,17 +27,17 @@ def started(code: str = "import time; time.sleep(1000)") -> subprocess.Popen[byt
 
 
 def test_a_process_lives_until_it_ends() -> None:
-    assert processes.is_alive(processes.this_process())
+    assert Process.current().is_alive()
     with started() as process:
-        keeper = keeper_of(process)
-        assert processes.is_alive(keeper)
-        assert not processes.is_alive(keeper._replace(start_time=keeper.start_time + 1))
+        identity = identity_of(process)
+        assert identity.is_alive()
+        assert not identity._replace(start_time=identity.start_time + 1).is_alive()
         process.kill()
         # A zombie does not live.
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        assert not processes.is_alive(keeper)
-    assert not processes.is_alive(keeper)
-    assert not processes.is_alive(Keeper(0, 0))
+        assert not identity.is_alive()
+    assert not identity.is_alive()
+    assert not Process(0, 0).is_alive()
 
 
 def test_a_command_with_any_name_is_read_past() -> None:
@@ -47,13 +47,13 @@ def test_a_command_with_any_name_is_read_past() -> None:
     with started(f"{code}; import time; time.sleep(1000)") as process:
         assert process.stdout is not None
         process.stdout.readline()
-        assert processes.is_alive(keeper_of(process))
+        assert identity_of(process).is_alive()
         process.kill()
 
 
 def test_to_end_it_is_to_wait_for_its_end() -> None:
     with started() as process:
-        processes.end(keeper_of(process))
+        identity_of(process).end()
         # It was ours, and is waited for.
         assert not Path(f"/proc/{process.pid}").exists()
         process.returncode = -signal.SIGTERM
@@ -66,18 +66,30 @@ def test_one_that_will_not_is_killed() -> None:
         assert process.stdout is not None
         process.stdout.readline()
         before = time.monotonic()
-        processes.end(keeper_of(process))
-        assert time.monotonic() - before >= processes._PATIENCE
+        identity_of(process).end()
+        assert time.monotonic() - before >= kernel_process._PATIENCE
         assert not Path(f"/proc/{process.pid}").exists()
         process.returncode = -signal.SIGKILL
 
 
 def test_another_one_of_that_id_is_left_alone() -> None:
     with started() as process:
-        keeper = keeper_of(process)
-        processes.end(keeper._replace(start_time=keeper.start_time - 1))
+        identity = identity_of(process)
+        identity._replace(start_time=identity.start_time - 1).end()
         assert process.poll() is None
         process.kill()
-    processes.end(keeper)
-    processes.end(Keeper(0, 0))
-    processes.end(processes.this_process())
+    identity.end()
+    Process(0, 0).end()
+    Process.current().end()
+
+
+def test_inheritable_descriptors_are_those_that_stay_open_across_exec() -> None:
+    read_end, write_end = os.pipe()
+    try:
+        os.set_inheritable(write_end, True)
+        found = inheritable_descriptors()
+        assert write_end in found
+        assert read_end not in found
+    finally:
+        os.close(read_end)
+        os.close(write_end)
