@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from zfw_py.cli import output
-from zfw_py.cli.commands.guard import upgrade as guards
 from zfw_py.errors import NotInstalled
 
 
@@ -15,6 +14,7 @@ def command() -> None:
     and of every guard of the machine. No packet passes unfiltered, and rules, mappings, policies
     and counters stay. An upgrade that fails leaves the programs as they were.
     """
+    from zfw_py.cli.commands.guard import upgrade as guards
     from zfw_py.docker_dns import service as redirects
     from zfw_py.firewall.service import Firewall
     from zfw_py.steer.service import Steering
