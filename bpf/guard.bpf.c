@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The guard: a cgroup's DNS goes to a proxy, and it reaches nothing but what it may.
+ * The guard: redirects a cgroup's DNS to a proxy, and lets the cgroup reach only what its policy
+ * allows.
  *
- * What names a destination meets a hook: "connect" and "sendmsg" redirect port 53 and
- * refuse early, so that nobody waits for a connection that cannot come; "recvmsg" and
- * "getpeername" show the server that was asked. "egress" judges each packet, and is
- * what holds: raw sockets, and sockets older than the guard, meet no hook. What a packet
- * says of where it comes from is judged where answers to it would be this host's.
+ * When a program names a destination, the hooks "connect" and "sendmsg" redirect port 53, and
+ * refuse a forbidden destination at once, so that the program does not wait for a time-out.
+ * "recvmsg" and "getpeername" show the DNS server that the program asked in place of the proxy.
+ * "egress" evaluates each packet and enforces the policy: raw sockets, and sockets older than the
+ * guard, pass no other hook. It also checks the source address of packets that this host itself
+ * would answer.
  */
 #include <stdbool.h>
 #include <linux/bpf.h>
@@ -15,33 +17,32 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "common/address.h"
+#include "common/cgroup.h"
+#include "common/packet.h"
 #include "guard/abi.h"
 #include "guard/egress.h"
-#include "guard/judge.h"
+#include "guard/policy.h"
 #include "guard/maps.h"
 #include "guard/redirect.h"
-#include "guard/tell.h"
-
-/* What a cgroup hook answers. */
-#define GUARD_REFUSE 0
-#define GUARD_PROCEED 1
+#include "guard/events.h"
 
 /* socket(7), ip(7), ipv6(7); not in the kernel's headers for user space. */
 #define GUARD_SOL_IP 0
 #define GUARD_SOL_IPV6 41
-/* What a setsockopt() hook sees of a longer value: a page, on most machines. */
+/* The kernel shows a setsockopt() hook a longer value only up to a page. */
 #define GUARD_SHOWN_BYTES 4096
 
-/* Options by which a socket may have a source address that is not this host's. */
-static __always_inline bool is_source_option(__s32 level, __s32 name)
+/* Options that let a socket send from a source address that is not this host's. */
+static __always_inline bool guard_is_source_option(__s32 level, __s32 name)
 {
 	if (level == GUARD_SOL_IP)
 		return name == IP_FREEBIND || name == IP_TRANSPARENT;
 	return level == GUARD_SOL_IPV6 && (name == IPV6_FREEBIND || name == IPV6_TRANSPARENT);
 }
 
-/* Who uses a socket now; in process context only. */
-static __always_inline void note_user(struct guard_socket *socket, __u64 netns_cookie)
+/* Records the process that uses a socket. In process context only. */
+static __always_inline void guard_note_user(struct guard_socket *socket, __u64 netns_cookie)
 {
 	socket->netns_cookie = netns_cookie;
 	socket->pid = bpf_get_current_pid_tgid() >> 32;
@@ -55,15 +56,16 @@ int sock_create(struct bpf_sock *sk)
 		bpf_sk_storage_get(&sockets, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 
 	if (socket) {
-		note_user(socket, bpf_get_netns_cookie(sk));
+		guard_note_user(socket, bpf_get_netns_cookie(sk));
 		socket->is_made_guarded = true;
 	}
-	return GUARD_PROCEED;
+	return CGROUP_PROCEED;
 }
 
 /*
- * Nobody becomes able to send from addresses of others, which for IPv6 takes no
- * capability: whoever was asked, this host itself included, would answer to them.
+ * Refuses options that let a socket send from foreign source addresses; IPv6 asks for no
+ * capability. The receiver, this host included, would answer to that address, which the policy may
+ * forbid.
  */
 SEC("cgroup/setsockopt")
 int setsockopt(struct bpf_sockopt *ctx)
@@ -71,29 +73,29 @@ int setsockopt(struct bpf_sockopt *ctx)
 	const __u32 *value = ctx->optval;
 	struct guard_socket *socket;
 	struct guard_end none = {};
-	__u32 flags = flags_of();
+	__u32 flags = guard_flags();
 
-	if (!is_source_option(ctx->level, ctx->optname)) {
-		/* The kernel has shown us a page of it at most. */
+	if (!guard_is_source_option(ctx->level, ctx->optname)) {
+		/* The kernel has shown a page at most; 0 makes it use the original value. */
 		if (ctx->optlen > GUARD_SHOWN_BYTES)
 			ctx->optlen = 0;
-		return GUARD_PROCEED;
+		return CGROUP_PROCEED;
 	}
 	if ((const void *)(value + 1) <= ctx->optval_end && *value == 0)
-		return GUARD_PROCEED;
-	count(GUARD_HOOK_SETSOCKOPT, GUARD_REASON_FOREIGN_SOURCE);
+		return CGROUP_PROCEED;
+	guard_count(GUARD_HOOK_SETSOCKOPT, GUARD_REASON_FOREIGN_SOURCE);
 	socket = bpf_sk_storage_get(&sockets, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	tell(socket, bpf_get_current_cgroup_id(), GUARD_HOOK_SETSOCKOPT,
-	     GUARD_REASON_FOREIGN_SOURCE, ctx->sk->protocol, &none, NULL);
-	return flags & GUARD_LOG_ONLY ? GUARD_PROCEED : GUARD_REFUSE;
+	guard_emit(socket, bpf_get_current_cgroup_id(), GUARD_HOOK_SETSOCKOPT,
+		   GUARD_REASON_FOREIGN_SOURCE, ctx->sk->protocol, &none, NULL);
+	return flags & GUARD_LOG_ONLY ? CGROUP_PROCEED : CGROUP_REFUSE;
 }
 
 /*
- * A destination that a program named, in to; true if it is to be exchanged for what
- * is in to then. The hook's answer is in *answer.
+ * Decides on a destination that a program named, *to. True if the hook has to replace it by what
+ * *to is then. *answer is the hook's return value.
  */
-static __always_inline bool decide_named(struct bpf_sock_addr *ctx, enum guard_hook hook,
-					 struct guard_end *to, int *answer)
+static __always_inline bool guard_decide_named(struct bpf_sock_addr *ctx, enum guard_hook hook,
+					       struct guard_end *to, int *answer)
 {
 	bool is_connect = hook == GUARD_HOOK_CONNECT4 || hook == GUARD_HOOK_CONNECT6;
 	__u64 netns_cookie = bpf_get_netns_cookie(ctx);
@@ -102,83 +104,79 @@ static __always_inline bool decide_named(struct bpf_sock_addr *ctx, enum guard_h
 	enum guard_reason reason;
 	struct guard_socket *socket;
 	struct guard_proxy *proxy;
-	__u32 flags = flags_of();
+	__u32 flags = guard_flags();
 
-	*answer = GUARD_PROCEED;
+	*answer = CGROUP_PROCEED;
 	if (!ctx->sk)
 		return false;
 	socket = bpf_sk_storage_get(&sockets, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	/* Out of memory: the packet will be judged, and no port 53 passes there. */
+	/* Out of memory. Egress still evaluates the packets, and drops those to port 53. */
 	if (!socket)
 		return false;
-	note_user(socket, netns_cookie);
+	guard_note_user(socket, netns_cookie);
 
-	/* No address means this host (RFC 1122, section 3.2.1.3), and the kernel says so
-	 * only after this hook. */
+	/* The unspecified address means this host (RFC 1122, section 3.2.1.3). The kernel replaces
+	 * it only after this hook. */
 	if (is_mapped(server.address) && server.address[3] == 0)
 		server.address[3] = bpf_htonl(INADDR_LOOPBACK);
 	else if (!(server.address[0] | server.address[1] | server.address[2] | server.address[3]))
 		server.address[3] = bpf_htonl(1);
 
-	proxy = proxy_of(netns_cookie);
-	if (proxy && is_at_proxy(proxy, &server, protocol)) {
-		/* A socket that was redirected names the proxy when it sends again. */
-		count(hook, GUARD_REASON_PROXY);
+	proxy = guard_proxy_of(netns_cookie);
+	if (proxy && guard_is_at_proxy(proxy, &server, protocol)) {
+		/* A redirected socket names the proxy when it sends again. */
+		guard_count(hook, GUARD_REASON_PROXY);
 		return false;
 	}
 	if (server.port == GUARD_DNS_PORT && (protocol == IPPROTO_TCP || protocol == IPPROTO_UDP)) {
-		if (redirect(socket, &server, protocol, ctx->sk->bound_dev_if, to)) {
-			count(hook, GUARD_REASON_DNS);
-			tell(socket, bpf_get_current_cgroup_id(), hook, GUARD_REASON_DNS, protocol,
-			     &server, to);
+		if (guard_redirect(socket, &server, protocol, ctx->sk->bound_dev_if, to)) {
+			guard_count(hook, GUARD_REASON_DNS);
+			guard_emit(socket, bpf_get_current_cgroup_id(), hook, GUARD_REASON_DNS,
+				   protocol, &server, to);
 			return true;
 		}
 		reason = GUARD_REASON_NO_PROXY;
 	} else if (flags & GUARD_REDIRECT_ONLY || (is_connect && protocol != IPPROTO_TCP)) {
-		/* Without TCP a connection is but a default destination, which programs set
-		 * just to learn their own address: its packets are judged. */
+		/* Without TCP, connect() only sets a default destination; programs use it to find
+		 * their own address. Egress evaluates the packets. */
 		return false;
 	} else {
-		reason = judge(&server, flags);
+		reason = guard_evaluate(&server, flags);
 	}
-	count(hook, reason);
-	if (verdict_of(reason) == GUARD_VERDICT_DENY) {
-		tell(socket, bpf_get_current_cgroup_id(), hook, reason, protocol, &server, NULL);
+	guard_count(hook, reason);
+	if (guard_verdict_of(reason) == GUARD_VERDICT_DENY) {
+		guard_emit(socket, bpf_get_current_cgroup_id(), hook, reason, protocol, &server,
+			   NULL);
 		if (!(flags & GUARD_LOG_ONLY))
-			*answer = GUARD_REFUSE;
+			*answer = CGROUP_REFUSE;
 	} else if (is_connect) {
-		tell(socket, bpf_get_current_cgroup_id(), hook, reason, protocol, &server, NULL);
+		guard_emit(socket, bpf_get_current_cgroup_id(), hook, reason, protocol, &server,
+			   NULL);
 	}
 	return false;
 }
 
-static __always_inline int on_ipv4(struct bpf_sock_addr *ctx, enum guard_hook hook)
+static __always_inline int guard_on_ipv4(struct bpf_sock_addr *ctx, enum guard_hook hook)
 {
 	struct guard_end to = { .port = bpf_ntohs(ctx->user_port) };
 	int answer;
 
 	map_ipv4(to.address, ctx->user_ip4);
-	if (decide_named(ctx, hook, &to, &answer)) {
+	if (guard_decide_named(ctx, hook, &to, &answer)) {
 		ctx->user_ip4 = to.address[3];
 		ctx->user_port = bpf_htons(to.port);
 	}
 	return answer;
 }
 
-static __always_inline int on_ipv6(struct bpf_sock_addr *ctx, enum guard_hook hook)
+static __always_inline int guard_on_ipv6(struct bpf_sock_addr *ctx, enum guard_hook hook)
 {
 	struct guard_end to = { .port = bpf_ntohs(ctx->user_port) };
 	int answer;
 
-	to.address[0] = ctx->user_ip6[0];
-	to.address[1] = ctx->user_ip6[1];
-	to.address[2] = ctx->user_ip6[2];
-	to.address[3] = ctx->user_ip6[3];
-	if (decide_named(ctx, hook, &to, &answer)) {
-		ctx->user_ip6[0] = to.address[0];
-		ctx->user_ip6[1] = to.address[1];
-		ctx->user_ip6[2] = to.address[2];
-		ctx->user_ip6[3] = to.address[3];
+	READ_ADDRESS(to.address, ctx->user_ip6);
+	if (guard_decide_named(ctx, hook, &to, &answer)) {
+		WRITE_ADDRESS(ctx->user_ip6, to.address);
 		ctx->user_port = bpf_htons(to.port);
 	}
 	return answer;
@@ -187,105 +185,99 @@ static __always_inline int on_ipv6(struct bpf_sock_addr *ctx, enum guard_hook ho
 SEC("cgroup/connect4")
 int connect4(struct bpf_sock_addr *ctx)
 {
-	return on_ipv4(ctx, GUARD_HOOK_CONNECT4);
+	return guard_on_ipv4(ctx, GUARD_HOOK_CONNECT4);
 }
 
 SEC("cgroup/connect6")
 int connect6(struct bpf_sock_addr *ctx)
 {
-	return on_ipv6(ctx, GUARD_HOOK_CONNECT6);
+	return guard_on_ipv6(ctx, GUARD_HOOK_CONNECT6);
 }
 
 SEC("cgroup/sendmsg4")
 int sendmsg4(struct bpf_sock_addr *ctx)
 {
-	return on_ipv4(ctx, GUARD_HOOK_SENDMSG4);
+	return guard_on_ipv4(ctx, GUARD_HOOK_SENDMSG4);
 }
 
 SEC("cgroup/sendmsg6")
 int sendmsg6(struct bpf_sock_addr *ctx)
 {
-	return on_ipv6(ctx, GUARD_HOOK_SENDMSG6);
+	return guard_on_ipv6(ctx, GUARD_HOOK_SENDMSG6);
 }
 
-/* Shows the server in the proxy's place. */
-static __always_inline int show_ipv4(struct bpf_sock_addr *ctx)
+/* Shows the program the DNS server that it asked in place of the proxy. */
+static __always_inline int guard_show_ipv4(struct bpf_sock_addr *ctx)
 {
 	struct guard_end end = {}, server = {};
 	struct guard_socket *socket;
 
 	if (!ctx->sk)
-		return GUARD_PROCEED;
+		return CGROUP_PROCEED;
 	socket = bpf_sk_storage_get(&sockets, ctx->sk, NULL, 0);
 	if (!socket)
-		return GUARD_PROCEED;
+		return CGROUP_PROCEED;
 	end.port = bpf_ntohs(ctx->user_port);
 	map_ipv4(end.address, ctx->user_ip4);
-	if (find_server(socket, &end, &server) && is_mapped(server.address)) {
+	if (guard_find_server(socket, &end, &server) && is_mapped(server.address)) {
 		ctx->user_ip4 = server.address[3];
 		ctx->user_port = bpf_htons(server.port);
 	}
-	return GUARD_PROCEED;
+	return CGROUP_PROCEED;
 }
 
-static __always_inline int show_ipv6(struct bpf_sock_addr *ctx)
+static __always_inline int guard_show_ipv6(struct bpf_sock_addr *ctx)
 {
 	struct guard_end end = {}, server = {};
 	struct guard_socket *socket;
 
 	if (!ctx->sk)
-		return GUARD_PROCEED;
+		return CGROUP_PROCEED;
 	socket = bpf_sk_storage_get(&sockets, ctx->sk, NULL, 0);
 	if (!socket)
-		return GUARD_PROCEED;
+		return CGROUP_PROCEED;
 	end.port = bpf_ntohs(ctx->user_port);
-	end.address[0] = ctx->user_ip6[0];
-	end.address[1] = ctx->user_ip6[1];
-	end.address[2] = ctx->user_ip6[2];
-	end.address[3] = ctx->user_ip6[3];
-	if (find_server(socket, &end, &server)) {
-		ctx->user_ip6[0] = server.address[0];
-		ctx->user_ip6[1] = server.address[1];
-		ctx->user_ip6[2] = server.address[2];
-		ctx->user_ip6[3] = server.address[3];
+	READ_ADDRESS(end.address, ctx->user_ip6);
+	if (guard_find_server(socket, &end, &server)) {
+		WRITE_ADDRESS(ctx->user_ip6, server.address);
 		ctx->user_port = bpf_htons(server.port);
 	}
-	return GUARD_PROCEED;
+	return CGROUP_PROCEED;
 }
 
 SEC("cgroup/recvmsg4")
 int recvmsg4(struct bpf_sock_addr *ctx)
 {
-	return show_ipv4(ctx);
+	return guard_show_ipv4(ctx);
 }
 
 SEC("cgroup/recvmsg6")
 int recvmsg6(struct bpf_sock_addr *ctx)
 {
-	return show_ipv6(ctx);
+	return guard_show_ipv6(ctx);
 }
 
 SEC("cgroup/getpeername4")
 int getpeername4(struct bpf_sock_addr *ctx)
 {
-	return show_ipv4(ctx);
+	return guard_show_ipv4(ctx);
 }
 
 SEC("cgroup/getpeername6")
 int getpeername6(struct bpf_sock_addr *ctx)
 {
-	return show_ipv6(ctx);
+	return guard_show_ipv6(ctx);
 }
 
-/* The proxy sees a port; whose it is, it finds here. */
-static __always_inline void note_asker(const struct zfw_packet *packet,
-				       const struct guard_socket *socket, __u64 cgroup)
+/* The proxy knows a client's port. In this map it finds the client. */
+static __always_inline void guard_note_asker(const struct packet *packet,
+					     const struct guard_socket *socket, __u64 cgroup)
 {
 	struct guard_asker_key key = {
 		.netns_cookie = socket->netns_cookie,
 		.port = bpf_ntohs(packet->source_port),
 		.protocol = packet->protocol,
-		.is_ipv6 = packet->family == ZFW_AF_INET6,
+		.is_ipv6 = packet->family == AF_INET6,
 	};
 	struct guard_asker asker = { .cgroup = cgroup, .pid = socket->pid };
 
@@ -298,37 +290,37 @@ int egress(struct __sk_buff *skb)
 {
 	struct bpf_sock *sk = skb->sk;
 	struct guard_socket *socket = NULL;
-	struct zfw_packet packet = {};
+	struct packet packet = {};
 	struct guard_end to = {};
 	enum guard_reason reason;
-	__u32 flags = flags_of();
+	__u32 flags = guard_flags();
 	__u64 cgroup = 0;
 
 	if (sk)
 		sk = bpf_sk_fullsock(sk);
 	if (sk)
 		socket = bpf_sk_storage_get(&sockets, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	reason = decide_egress(skb, &packet, &to, sk, socket, flags);
-	count(GUARD_HOOK_EGRESS, reason);
+	reason = guard_decide_egress(skb, &packet, &to, sk, socket, flags);
+	guard_count(GUARD_HOOK_EGRESS, reason);
 	if (reason == GUARD_REASON_SOCKET)
-		return GUARD_PROCEED;
+		return CGROUP_PROCEED;
 	if (sk)
 		cgroup = bpf_sk_cgroup_id(sk);
 	if (reason == GUARD_REASON_PROXY) {
 		if (socket)
-			note_asker(&packet, socket, cgroup);
-		return GUARD_PROCEED;
+			guard_note_asker(&packet, socket, cgroup);
+		return CGROUP_PROCEED;
 	}
-	if (verdict_of(reason) == GUARD_VERDICT_DENY) {
-		tell(socket, cgroup, GUARD_HOOK_EGRESS, reason, packet.protocol, &to, NULL);
-		return flags & GUARD_LOG_ONLY ? GUARD_PROCEED : GUARD_REFUSE;
+	if (guard_verdict_of(reason) == GUARD_VERDICT_DENY) {
+		guard_emit(socket, cgroup, GUARD_HOOK_EGRESS, reason, packet.protocol, &to, NULL);
+		return flags & GUARD_LOG_ONLY ? CGROUP_PROCEED : CGROUP_REFUSE;
 	}
-	if (socket && packet.fragment != ZFW_FRAGMENT_LATER)
-		note_admitted(socket, &to);
-	/* A connection was told when it was begun. */
+	if (socket && packet.fragment != PKT_FRAGMENT_LATER)
+		guard_note_admitted(socket, &to);
+	/* For a connection, connect() has emitted the event. */
 	if (packet.protocol != IPPROTO_TCP)
-		tell(socket, cgroup, GUARD_HOOK_EGRESS, reason, packet.protocol, &to, NULL);
-	return GUARD_PROCEED;
+		guard_emit(socket, cgroup, GUARD_HOOK_EGRESS, reason, packet.protocol, &to, NULL);
+	return CGROUP_PROCEED;
 }
 
 char LICENSE[] SEC("license") = "GPL";

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Steer: connections to any address and port land on the daemon of one's choice.
+ * Steer: hands connections to any address and port to a daemon that listens elsewhere.
  *
- * "lookup" picks the socket of a network namespace's packets. The others see, in all
- * of the machine, who listens where: a socket on exactly a packet's address keeps it,
- * and a daemon that comes back to its target's address is taken at once. No process
- * is needed for either, but for UDP, whose sockets no hook may put into a map.
+ * "lookup" chooses the socket for a packet in one network namespace. The other programs follow, in
+ * the whole machine, which sockets listen where: a listener on exactly the packet's address keeps
+ * its packets, and a restarted daemon takes over its target at once. TCP needs no process for that.
+ * UDP sockets cannot be put into a map by a hook, so steer's manager process does that.
  */
 #include <stdbool.h>
 #include <linux/bpf.h>
@@ -13,43 +13,44 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "common/address.h"
+#include "common/cgroup.h"
+#include "common/maps.h"
+#include "common/verifier.h"
 #include "steer/abi.h"
-#include "steer/address.h"
+#include "steer/events.h"
 #include "steer/kernel.h"
 #include "steer/listeners.h"
 #include "steer/mappings.h"
 #include "steer/maps.h"
 #include "steer/sockets.h"
 
-/* What a cgroup hook answers. */
-#define STEER_PROCEED 1
-
-/* Does a listener of exactly this address take the packet? */
-static __always_inline bool is_kept(const struct steer_wanted *wanted)
+/* Whether a listener on exactly the packet's address keeps it. */
+static __always_inline bool steer_is_kept(const struct steer_wanted *wanted)
 {
 	struct steer_address at = { .port = wanted->port, .protocol = wanted->protocol };
-	__u32 zero = 0;
 	__u64 *count;
 
-	set_ipv6(at.address, wanted->address);
-	if (is_listened_at(&at))
+	copy_address(at.address, wanted->address);
+	if (steer_is_listened_at(&at))
 		return true;
-	count = bpf_map_lookup_elem(&device_listeners, &zero);
+	count = only_element(&device_listeners);
 	if (!count || !*count || !wanted->ifindex)
 		return false;
 	at.ifindex = wanted->ifindex;
-	return is_listened_at(&at);
+	return steer_is_listened_at(&at);
 }
 
-/* Could a socket that may be bound to a device answer what came in there? */
-static __always_inline bool takes_from(const struct bpf_sock *sk, __u32 ifindex)
+/* Whether a socket, which may be bound to a device, receives from this one. */
+static __always_inline bool steer_takes_from(const struct bpf_sock *sk, __u32 ifindex)
 {
 	return !sk->bound_dev_if || sk->bound_dev_if == ifindex;
 }
 
-/* Chooses the newest socket of a target that takes the packet. */
-static __always_inline bool choose(struct bpf_sk_lookup *ctx, const struct steer_wanted *wanted,
-				   const __be32 remote[4], __u32 target)
+/* Assigns the newest of a target's sockets that takes the packet. */
+static __always_inline bool steer_choose(struct bpf_sk_lookup *ctx,
+					 const struct steer_wanted *wanted, const __be32 remote[4],
+					 __u32 target)
 {
 	struct steer_target *found = bpf_map_lookup_elem(&targets, &target);
 	struct steer_socket_key key = { .target = target };
@@ -59,17 +60,17 @@ static __always_inline bool choose(struct bpf_sk_lookup *ctx, const struct steer
 
 	if (!found)
 		return false;
-	taken = *(volatile __u32 *)&found->taken;
+	taken = READ_ONCE(found->taken);
 	for (__u32 i = 1; i <= STEER_TARGET_SOCKETS && i <= taken; i++) {
 		key.slot = (taken - i) % STEER_TARGET_SOCKETS;
 		sk = bpf_map_lookup_elem(&sockets, &key);
 		if (!sk)
 			continue;
-		/* The kernel refuses one of the other family, a connected one of UDP, and one
-		 * of TCP that was shut down: the one before it may do. */
-		if (takes_from(sk, wanted->ifindex) && !bpf_sk_assign(ctx, sk, 0)) {
+		/* The kernel refuses a socket of the other family, a connected one of UDP, and one
+		 * of TCP that was shut down. An older one may be accepted. */
+		if (steer_takes_from(sk, wanted->ifindex) && !bpf_sk_assign(ctx, sk, 0)) {
 			if (wanted->protocol == IPPROTO_UDP)
-				note_client(wanted, remote, bpf_ntohs(ctx->remote_port), sk);
+				steer_note_client(wanted, remote, bpf_ntohs(ctx->remote_port), sk);
 			is_chosen = true;
 		}
 		bpf_sk_release(sk);
@@ -91,72 +92,72 @@ int lookup(struct bpf_sk_lookup *ctx)
 	__be32 local_ipv4, remote_ipv4, remote[4];
 	struct steer_counter *counter;
 
-	/* Another program was first. */
+	/* Another program has already chosen a socket. */
 	if (ctx->sk)
 		return SK_PASS;
-	/* Those of the other family are 0. */
-	local_ipv4 = read_field(ctx->local_ip4);
-	remote_ipv4 = read_field(ctx->remote_ip4);
-	read_ipv6(wanted.address, ctx->local_ip6);
-	read_ipv6(remote, ctx->remote_ip6);
-	if (ctx->family == STEER_AF_INET) {
+	/* The fields of the other family are 0. */
+	local_ipv4 = READ_ONCE(ctx->local_ip4);
+	remote_ipv4 = READ_ONCE(ctx->remote_ip4);
+	READ_ADDRESS(wanted.address, ctx->local_ip6);
+	READ_ADDRESS(remote, ctx->remote_ip6);
+	if (ctx->family == AF_INET) {
 		wanted.family = 4;
-		set_ipv4(wanted.address, local_ipv4);
-		set_ipv4(remote, remote_ipv4);
+		map_ipv4(wanted.address, local_ipv4);
+		map_ipv4(remote, remote_ipv4);
 	}
 	/* Since Linux 5.17 (f89315650ba3). */
 	if (bpf_core_field_exists(ctx->ingress_ifindex))
 		wanted.ifindex = ctx->ingress_ifindex;
 
-	mapping = find_mapping(&wanted);
+	mapping = steer_find_mapping(&wanted);
 	if (!mapping)
 		return SK_PASS;
-	counter = counter_of(mapping->id);
+	counter = steer_counter_of(mapping->id);
 	if (counter)
 		counter->lookups++;
-	if (!(mapping->flags & STEER_OVERRIDE) && is_kept(&wanted)) {
+	if (!(mapping->flags & STEER_OVERRIDE) && steer_is_kept(&wanted)) {
 		if (counter)
 			counter->kept++;
 		if (wanted.protocol == IPPROTO_UDP)
-			forget_client(&wanted, remote, bpf_ntohs(ctx->remote_port));
+			steer_forget_client(&wanted, remote, bpf_ntohs(ctx->remote_port));
 		return SK_PASS;
 	}
-	if (choose(ctx, &wanted, remote, mapping->target))
+	if (steer_choose(ctx, &wanted, remote, mapping->target))
 		return SK_PASS;
 	if (counter)
 		counter->no_socket++;
 	return mapping->flags & STEER_FALLTHROUGH ? SK_PASS : SK_DROP;
 }
 
-static __always_inline void read_address(struct steer_listener *listener,
-					 const struct sock_common *sk)
+static __always_inline void steer_read_address(struct steer_listener *listener,
+					       const struct sock_common *sk)
 {
 	listener->at.port = sk->skc_num;
 	listener->at.ifindex = sk->skc_bound_dev_if;
-	if (sk->skc_family == STEER_AF_INET) {
+	if (sk->skc_family == AF_INET) {
 		listener->family = 4;
-		set_ipv4(listener->at.address, sk->skc_rcv_saddr);
+		map_ipv4(listener->at.address, sk->skc_rcv_saddr);
 		return;
 	}
 	listener->family = 6;
-	set_ipv6(listener->at.address, sk->skc_v6_rcv_saddr.in6_u.u6_addr32);
+	copy_address(listener->at.address, sk->skc_v6_rcv_saddr.in6_u.u6_addr32);
 }
 
-static __always_inline bool is_mptcp(void *sk)
+static __always_inline bool steer_is_mptcp(void *sk)
 {
 	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
 
 	return tcp && bpf_core_field_exists(tcp->is_mptcp) && tcp->is_mptcp;
 }
 
-static __always_inline bool is_steered(__u64 netns_cookie)
+static __always_inline bool steer_is_steered(__u64 netns_cookie)
 {
-	const struct steer_config *found = config_of();
+	const struct steer_config *found = steer_config_of();
 
 	return found && found->netns_cookie == netns_cookie;
 }
 
-/* Every change of state of every connection passes here: those of listeners are few. */
+/* Runs for every change of state of every TCP connection. Few of them concern listeners. */
 SEC("tp_btf/inet_sock_set_state")
 int set_state(__u64 *ctx)
 {
@@ -164,24 +165,28 @@ int set_state(__u64 *ctx)
 	struct sock *sk = (struct sock *)ctx[0];
 	int before = ctx[1], after = ctx[2];
 
-	/* A connection begins as a copy of its listener and never was one. */
-	if (after != STEER_TCP_LISTEN && !(before == STEER_TCP_LISTEN && after == STEER_TCP_CLOSE))
+	/* A new connection starts as a copy of its listener, but it never was a listener. */
+	if (after != BPF_TCP_LISTEN && !(before == BPF_TCP_LISTEN && after == BPF_TCP_CLOSE))
 		return 0;
-	/* A listener of MPTCP is two, of which that of TCP has the port. */
-	if (sk->sk_protocol != IPPROTO_TCP || !is_steered(sk->__sk_common.skc_net.net->net_cookie))
+	/* An MPTCP listener consists of two sockets; the TCP one has the port. */
+	if (sk->sk_protocol != IPPROTO_TCP ||
+	    !steer_is_steered(sk->__sk_common.skc_net.net->net_cookie))
 		return 0;
-	if (after != STEER_TCP_LISTEN) {
-		forget_listener(bpf_get_socket_cookie(sk));
+	if (after != BPF_TCP_LISTEN) {
+		steer_forget_listener(bpf_get_socket_cookie(sk));
 		return 0;
 	}
-	read_address(&listener, &sk->__sk_common);
-	listener.is_mptcp = is_mptcp(sk);
-	note_process(&listener);
-	note_listener(bpf_get_socket_cookie(sk), &listener);
+	steer_read_address(&listener, &sk->__sk_common);
+	listener.is_mptcp = steer_is_mptcp(sk);
+	steer_note_process(&listener);
+	steer_note_listener(bpf_get_socket_cookie(sk), &listener);
 	return 0;
 }
 
-/* A listener is in place; set_state has seen it, and knows whether it is of our namespace. */
+/*
+ * Runs when a listener is ready. set_state ran before, and recorded it if it is in the steered
+ * namespace.
+ */
 SEC("sockops")
 int adopt(struct bpf_sock_ops *ctx)
 {
@@ -191,52 +196,53 @@ int adopt(struct bpf_sock_ops *ctx)
 	__u64 cookie;
 
 	if (ctx->op != BPF_SOCK_OPS_TCP_LISTEN_CB)
-		return STEER_PROCEED;
+		return CGROUP_PROCEED;
 	cookie = bpf_get_socket_cookie(ctx);
 	listener = bpf_map_lookup_elem(&listening, &cookie);
 	if (!listener)
-		return STEER_PROCEED;
-	key.target = target_of(&listener->at);
-	/* Linux 6.18 refuses to take that into a map; earlier it may not, and does no good. */
+		return CGROUP_PROCEED;
+	key.target = steer_target_of(&listener->at);
+	/* Linux 6.18 refuses to put an MPTCP listener into a map. Earlier kernels may accept it,
+	 * but it would not work. */
 	if (key.target != STEER_NO_TARGET && !listener->is_mptcp) {
-		is_adopted = take_place(key.target, &key.slot) &&
+		is_adopted = steer_take_place(key.target, &key.slot) &&
 			     !bpf_sock_hash_update(ctx, &sockets, &key, BPF_ANY);
 		if (!is_adopted)
-			note_trouble(STEER_TROUBLE_ADOPTION);
+			steer_note_trouble(STEER_TROUBLE_ADOPTION);
 	}
-	tell(STEER_KIND_CAME, cookie, listener, key.target, is_adopted);
-	return STEER_PROCEED;
+	steer_emit(STEER_KIND_CAME, cookie, listener, key.target, is_adopted);
+	return CGROUP_PROCEED;
 }
 
-/* After a socket was bound its device cannot be read, only before. */
-static __always_inline int on_bind(struct bpf_sock_addr *ctx)
+/* Runs before a bind: after it, no hook can read the socket's device. */
+static __always_inline int steer_on_bind(struct bpf_sock_addr *ctx)
 {
 	__u32 ifindex, *device;
 
 	if (!ctx->sk || ctx->protocol != IPPROTO_UDP)
-		return STEER_PROCEED;
+		return CGROUP_PROCEED;
 	ifindex = ctx->sk->bound_dev_if;
 	if (!ifindex)
-		return STEER_PROCEED;
+		return CGROUP_PROCEED;
 	device = bpf_sk_storage_get(&devices, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (device)
 		*device = ifindex;
-	return STEER_PROCEED;
+	return CGROUP_PROCEED;
 }
 
 SEC("cgroup/bind4")
 int bind4(struct bpf_sock_addr *ctx)
 {
-	return on_bind(ctx);
+	return steer_on_bind(ctx);
 }
 
 SEC("cgroup/bind6")
 int bind6(struct bpf_sock_addr *ctx)
 {
-	return on_bind(ctx);
+	return steer_on_bind(ctx);
 }
 
-static __always_inline void on_bound(struct bpf_sock *sk, struct steer_listener *listener)
+static __always_inline void steer_on_bound(struct bpf_sock *sk, struct steer_listener *listener)
 {
 	__u32 *device = bpf_sk_storage_get(&devices, sk, NULL, 0);
 	__u64 cookie = bpf_get_socket_cookie(sk);
@@ -244,9 +250,10 @@ static __always_inline void on_bound(struct bpf_sock *sk, struct steer_listener 
 	listener->at.protocol = IPPROTO_UDP;
 	listener->at.port = sk->src_port;
 	listener->at.ifindex = device ? *device : 0;
-	note_process(listener);
-	if (note_listener(cookie, listener))
-		tell(STEER_KIND_CAME, cookie, listener, target_of(&listener->at), false);
+	steer_note_process(listener);
+	if (steer_note_listener(cookie, listener))
+		steer_emit(STEER_KIND_CAME, cookie, listener, steer_target_of(&listener->at),
+			   false);
 }
 
 SEC("cgroup/post_bind4")
@@ -254,11 +261,11 @@ int post_bind4(struct bpf_sock *sk)
 {
 	struct steer_listener listener = { .family = 4 };
 
-	if (sk->protocol == IPPROTO_UDP && is_steered(bpf_get_netns_cookie(sk))) {
-		set_ipv4(listener.at.address, sk->src_ip4);
-		on_bound(sk, &listener);
+	if (sk->protocol == IPPROTO_UDP && steer_is_steered(bpf_get_netns_cookie(sk))) {
+		map_ipv4(listener.at.address, sk->src_ip4);
+		steer_on_bound(sk, &listener);
 	}
-	return STEER_PROCEED;
+	return CGROUP_PROCEED;
 }
 
 SEC("cgroup/post_bind6")
@@ -266,24 +273,24 @@ int post_bind6(struct bpf_sock *sk)
 {
 	struct steer_listener listener = { .family = 6 };
 
-	if (sk->protocol == IPPROTO_UDP && is_steered(bpf_get_netns_cookie(sk))) {
-		read_ipv6(listener.at.address, sk->src_ip6);
-		on_bound(sk, &listener);
+	if (sk->protocol == IPPROTO_UDP && steer_is_steered(bpf_get_netns_cookie(sk))) {
+		READ_ADDRESS(listener.at.address, sk->src_ip6);
+		steer_on_bound(sk, &listener);
 	}
-	return STEER_PROCEED;
+	return CGROUP_PROCEED;
 }
 
 SEC("cgroup/sock_release")
 int sock_release(struct bpf_sock *sk)
 {
 	if (sk->protocol == IPPROTO_UDP)
-		forget_listener(bpf_get_socket_cookie(sk));
-	return STEER_PROCEED;
+		steer_forget_listener(bpf_get_socket_cookie(sk));
+	return CGROUP_PROCEED;
 }
 
 /*
- * A daemon answers a client that was steered to it: from the address that the client
- * asked, unless the daemon itself says from which (IP_PKTINFO).
+ * A daemon answers a steered client. The answer has to come from the address that the client asked,
+ * unless the daemon chose a source address itself (IP_PKTINFO).
  */
 SEC("cgroup/sendmsg4")
 int sendmsg4(struct bpf_sock_addr *ctx)
@@ -292,15 +299,15 @@ int sendmsg4(struct bpf_sock_addr *ctx)
 	const struct steer_flow *flow;
 	__be32 remote[4];
 
-	if (!sk || ctx->protocol != IPPROTO_UDP || !is_steered(bpf_get_netns_cookie(ctx)))
-		return STEER_PROCEED;
+	if (!sk || ctx->protocol != IPPROTO_UDP || !steer_is_steered(bpf_get_netns_cookie(ctx)))
+		return CGROUP_PROCEED;
 	if (ctx->msg_src_ip4 && ctx->msg_src_ip4 != sk->src_ip4)
-		return STEER_PROCEED;
-	set_ipv4(remote, ctx->user_ip4);
-	flow = find_client(sk, remote, bpf_ntohs(ctx->user_port));
+		return CGROUP_PROCEED;
+	map_ipv4(remote, ctx->user_ip4);
+	flow = steer_find_client(sk, remote, bpf_ntohs(ctx->user_port));
 	if (flow)
 		ctx->msg_src_ip4 = flow->local[3];
-	return STEER_PROCEED;
+	return CGROUP_PROCEED;
 }
 
 SEC("cgroup/sendmsg6")
@@ -310,35 +317,33 @@ int sendmsg6(struct bpf_sock_addr *ctx)
 	__be32 remote[4], source[4], own[4];
 	const struct steer_flow *flow;
 
-	if (!sk || ctx->protocol != IPPROTO_UDP || !is_steered(bpf_get_netns_cookie(ctx)))
-		return STEER_PROCEED;
-	read_ipv6(source, ctx->msg_src_ip6);
-	bound_address(own, sk);
-	if (!is_wildcard(source) && !is_same(source, own))
-		return STEER_PROCEED;
-	read_ipv6(remote, ctx->user_ip6);
-	flow = find_client(sk, remote, bpf_ntohs(ctx->user_port));
+	if (!sk || ctx->protocol != IPPROTO_UDP || !steer_is_steered(bpf_get_netns_cookie(ctx)))
+		return CGROUP_PROCEED;
+	READ_ADDRESS(source, ctx->msg_src_ip6);
+	steer_bound_address(own, sk);
+	if (!is_wildcard(source) && !is_same_address(source, own))
+		return CGROUP_PROCEED;
+	READ_ADDRESS(remote, ctx->user_ip6);
+	flow = steer_find_client(sk, remote, bpf_ntohs(ctx->user_port));
 	if (flow) {
-		ctx->msg_src_ip6[0] = flow->local[0];
-		ctx->msg_src_ip6[1] = flow->local[1];
-		ctx->msg_src_ip6[2] = flow->local[2];
-		ctx->msg_src_ip6[3] = flow->local[3];
+		WRITE_ADDRESS(ctx->msg_src_ip6, flow->local);
 	}
-	return STEER_PROCEED;
+	return CGROUP_PROCEED;
 }
 
-/* Those that listened before the hooks were there; reading one is a scan. */
+/* Listeners that are older than the hooks. User space reads this iterator to scan them. */
 SEC("iter/tcp")
 int scan_tcp(struct bpf_iter__tcp *ctx)
 {
 	struct steer_listener listener = { .at.protocol = IPPROTO_TCP };
 	struct sock_common *sk = ctx->sk_common;
 
-	if (!sk || sk->skc_state != STEER_TCP_LISTEN || !is_steered(sk->skc_net.net->net_cookie))
+	if (!sk || sk->skc_state != BPF_TCP_LISTEN ||
+	    !steer_is_steered(sk->skc_net.net->net_cookie))
 		return 0;
-	read_address(&listener, sk);
-	listener.is_mptcp = is_mptcp(sk);
-	note_listener(bpf_get_socket_cookie(sk), &listener);
+	steer_read_address(&listener, sk);
+	listener.is_mptcp = steer_is_mptcp(sk);
+	steer_note_listener(bpf_get_socket_cookie(sk), &listener);
 	return 0;
 }
 
@@ -352,29 +357,29 @@ int scan_udp(struct bpf_iter__udp *ctx)
 	if (!udp)
 		return 0;
 	sk = &udp->inet.sk.__sk_common;
-	/* One that is connected meets its packets before any look-up of ours. */
-	if (sk->skc_state == STEER_TCP_ESTABLISHED || !sk->skc_num ||
-	    !is_steered(sk->skc_net.net->net_cookie))
+	/* A connected socket gets its packets before the kernel runs "lookup". */
+	if (sk->skc_state == BPF_TCP_ESTABLISHED || !sk->skc_num ||
+	    !steer_is_steered(sk->skc_net.net->net_cookie))
 		return 0;
-	read_address(&listener, sk);
-	note_listener(bpf_get_socket_cookie(udp), &listener);
+	steer_read_address(&listener, sk);
+	steer_note_listener(bpf_get_socket_cookie(udp), &listener);
 	return 0;
 }
 
-/* What user space cannot do alone without losing what happens meanwhile. */
+/* Two steps that user space cannot do alone without a race. User space runs these programs. */
 
-/* Before a socket is put into sockets: its slot. 0, or a negative error. */
+/* Returns the slot for a target's next socket in *slot: 0, or a negative error. */
 SEC("syscall")
 int take_slot(struct steer_slot *slot)
 {
-	return take_place(slot->target, &slot->slot) ? 0 : -1;
+	return steer_take_place(slot->target, &slot->slot) ? 0 : -1;
 }
 
-/* A socket that is not there any more, though nobody saw it go. */
+/* Removes a socket that is gone, though no hook saw it go. */
 SEC("syscall")
 int forget(__u64 *cookie)
 {
-	forget_listener(*cookie);
+	steer_forget_listener(*cookie);
 	return 0;
 }
 

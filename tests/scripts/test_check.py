@@ -26,7 +26,7 @@ def sandbox(tmp_path: Path) -> Sandbox:
     made = Sandbox(tmp_path, "scripts/check")
     for tool in (*TOOLS, "validate-pyproject"):
         made.stand_in(f".venv/bin/{tool}")
-    for script in (*GENERATORS, "setup"):
+    for script in (*GENERATORS, "setup", "stack-frames"):
         made.stand_in(f"scripts/{script}")
     for name in (".ci/run", "tests/kernels/guest", "zfw_py/compat/files/zfw"):
         made.stand_in(name)

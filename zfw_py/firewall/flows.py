@@ -124,7 +124,7 @@ def _copy(old: Map, new: Map) -> None:
 
 
 def _lifetime(protocol: int, flags: int, table: int, limits: FlowLimits) -> int:
-    """Seconds, as is_expired() in bpf/include/firewall/flows.h has them."""
+    """Seconds, as fw_is_expired() in bpf/include/firewall/flows.h has them."""
     if protocol != _TCP:
         return limits.udp_idle
     if flags & layout.FLOW_RESET:

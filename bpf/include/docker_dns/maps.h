@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The maps of one redirect. zfw_py pins each by its name under
- * <bpffs>/zfw/docker_dns/<network namespace cookie>/.
+ * The maps of one redirect. zfw_py pins each one by its name under <bpffs>/zfw/docker_dns/<network
+ * namespace cookie>/.
  */
 #ifndef DOCKER_DNS_MAPS_H
 #define DOCKER_DNS_MAPS_H
@@ -15,60 +15,60 @@ struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct docker_dns_config);
+	__type(value, struct dns_config);
 } config SEC(".maps");
 
-/* Written by both sides: the daemon may come back at other ports. */
+/* User space and the programs write it: a restarted daemon has other ports. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct docker_dns_daemon);
+	__type(value, struct dns_daemon);
 } daemon SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, DOCKER_DNS_FLOWS);
-	__type(key, struct docker_dns_query_key);
-	__type(value, struct docker_dns_query);
+	__uint(max_entries, DNS_FLOWS);
+	__type(key, struct dns_query_key);
+	__type(value, struct dns_query);
 } queries SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, DOCKER_DNS_FLOWS);
-	__type(key, struct docker_dns_answer_key);
-	__type(value, struct docker_dns_answer);
+	__uint(max_entries, DNS_FLOWS);
+	__type(key, struct dns_answer_key);
+	__type(value, struct dns_answer);
 } answers SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, DOCKER_DNS_FRAGMENTS);
-	__type(key, struct docker_dns_fragment_key);
-	__type(value, struct docker_dns_fragment);
+	__uint(max_entries, DNS_FRAGMENTS);
+	__type(key, struct dns_fragment_key);
+	__type(value, struct dns_fragment);
 } fragments SEC(".maps");
 
-/* Only names below these are redirected, if there are any. */
+/* If there are any, only names with such a suffix are redirected. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(max_entries, DOCKER_DNS_DOMAINS);
+	__uint(max_entries, DNS_DOMAINS);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct docker_dns_domain_key);
+	__type(key, struct dns_domain_key);
 	__type(value, __u8);
 } domains SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, DOCKER_DNS_OUTCOMES);
+	__uint(max_entries, DNS_OUTCOMES);
 	__type(key, __u32);
-	__type(value, struct docker_dns_counter);
+	__type(value, struct dns_counter);
 } outcomes SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, DOCKER_DNS_EVENT_BYTES);
+	__uint(max_entries, DNS_EVENT_BYTES);
 } events SEC(".maps");
 
-/* Events that found no room. */
+/* How many events found no room in the ring. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
@@ -76,20 +76,20 @@ struct {
 	__type(value, __u64);
 } lost SEC(".maps");
 
-/* A name, which is too large for the stack: see read_name(). */
-struct docker_dns_name {
-	char wire[DOCKER_DNS_KEY_BYTES];
+/* A name. It lies in a map, because it is too large for the stack. */
+struct dns_name {
+	char wire[DNS_KEY_BYTES];
 	__u32 id; /* of the message */
-	__u32 length; /* of wire, without the root's 0; 0: the root, or not read */
-	__u32 left; /* of the label at hand */
-	struct docker_dns_domain_key backwards;
+	__u32 length; /* of wire without the root label; 0: the root, or not read */
+	__u32 left; /* bytes left of the current label */
+	struct dns_domain_key backwards;
 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct docker_dns_name);
+	__type(value, struct dns_name);
 } names SEC(".maps");
 
 #endif

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The segment size that TCP's two ends offer each other as a connection opens. On lo
- * it is 65,495, and neither end knows of the uplink between them: where a segment is
- * too long for it, and nobody says so, the connection would stand still.
+ * Lowers the maximum segment size that both ends of a TCP connection offer. On lo it is 65,495, and
+ * no end knows the uplink between them. Segments that are too long for the uplink would be lost,
+ * and the connection would hang.
  */
 #ifndef DOCKER_DNS_MSS_H
 #define DOCKER_DNS_MSS_H
@@ -15,7 +15,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#include "parse.h"
+#include "common/packet.h"
 
 /* RFC 9293, section 3.2 */
 struct tcp_mss {
@@ -25,15 +25,15 @@ struct tcp_mss {
 };
 
 #define TCP_OPTION_MSS 2
-/* IPv4's header and TCP's: options count as data (RFC 6691). */
+/* The headers of IPv4 and TCP: options count as data (RFC 6691). */
 #define MSS_HEADERS 40
 
 /*
- * Lowers what a SYN offers to what the uplink carries; false if that cannot be written.
- * All systems offer it in the first option, and no other is looked at.
+ * Lowers the size in a SYN to what the uplink carries. False if it cannot be written. Only the
+ * first option is looked at: all systems put the size there.
  */
-static __always_inline bool lower_mss(struct __sk_buff *skb, const struct zfw_packet *packet,
-				      __u32 mtu)
+static __always_inline bool dns_lower_mss(struct __sk_buff *skb, const struct packet *packet,
+					  __u32 mtu)
 {
 	__u32 transport = packet->transport_offset;
 	__u32 place = transport + sizeof(struct tcphdr);

@@ -1,153 +1,179 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What the decisions of both directions have in common: the interface, fragments,
- * and a look at the rules.
+ * The steps that decisions of both directions share. None has an effect.
+ *
+ * is_leaving is a constant wherever these functions are called: the compiler makes each
+ * direction's own code from them.
  */
-#ifndef ZFW_DECIDE_H
-#define ZFW_DECIDE_H
+#ifndef FIREWALL_DECIDE_H
+#define FIREWALL_DECIDE_H
 
 #include <stdbool.h>
 #include <linux/bpf.h>
 #include <linux/in.h>
-#include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "common/packet.h"
 #include "firewall/abi.h"
+#include "firewall/exceptions.h"
+#include "firewall/flows.h"
+#include "firewall/fragments.h"
+#include "firewall/icmp.h"
 #include "firewall/maps.h"
-#include "firewall/rules.h"
-#include "parse.h"
+#include "firewall/verdict.h"
 
-/* IANA, protocol numbers; RFC 9568 */
-#define ZFW_PROTOCOL_VRRP 112
+/* VRRP, RFC 9568; not in the kernel's headers. */
+#define IPPROTO_VRRP 112
 
-/* As long as the stack waits for the rest of a datagram (net.ipv4.ipfrag_time). */
-#define FRAGMENT_LIFETIME_NS (30ULL * 1000 * 1000 * 1000)
+/* These settings hold on loopback, whatever the user has set. */
+#define FW_LOOPBACK_SETTINGS (FW_SETTING_ICMP_ECHO | FW_SETTING_IPV6 | FW_SETTING_PASS_NON_TUPLE)
 
-/* What holds on loopback whatever is set. */
-#define LOOPBACK_SETTINGS (ZFW_SETTING_ICMP_ECHO | ZFW_SETTING_IPV6 | ZFW_SETTING_PASS_NON_TUPLE)
-
-static __always_inline void decided(struct zfw_decision *decision, enum zfw_verdict verdict,
-				    enum zfw_reason reason)
+/* The interface of a packet. An unknown one gets the strictest settings. */
+static __always_inline void fw_read_interface(const struct __sk_buff *skb,
+					      struct fw_interface *interface)
 {
-	decision->verdict = verdict;
-	decision->reason = reason;
-}
-
-/* The interface of a packet. One that is not known has the strictest settings. */
-static __always_inline void read_interface(const struct __sk_buff *skb,
-					   struct zfw_interface *interface)
-{
-	__u32 row = skb->ifindex % ZFW_INTERFACE_ROWS;
-	struct zfw_interface *known = bpf_map_lookup_elem(&interfaces, &row);
+	__u32 row = skb->ifindex % FW_INTERFACE_ROWS;
+	struct fw_interface *known = bpf_map_lookup_elem(&interfaces, &row);
 
 	if (known && known->ifindex == skb->ifindex)
 		*interface = *known;
 	else
-		interface->settings = ZFW_SETTING_OUTBOUND_FILTER;
-	if (interface->link_flags & ZFW_LINK_LOOPBACK) {
-		interface->settings |= LOOPBACK_SETTINGS;
-		/* Nothing that leaves is filtered, so nothing has to be remembered. */
-		interface->link_flags &= ~ZFW_LINK_TRACK;
+		interface->settings = FW_SETTING_OUTBOUND_FILTER;
+	if (interface->link_flags & FW_LINK_LOOPBACK) {
+		interface->settings |= FW_LOOPBACK_SETTINGS;
+		/* Loopback never filters outbound packets, so its flows need no entry. */
+		interface->link_flags &= ~FW_LINK_TRACK;
 	}
 }
 
-static __always_inline void fragment_key(const struct __sk_buff *skb,
-					 const struct zfw_packet *packet, bool is_leaving,
-					 struct zfw_fragment_key *key)
+/* A frame that holds no complete IP header. */
+static __always_inline void fw_decide_frame(enum pkt_parsed parsed, __u32 settings,
+					    struct fw_decision *decision)
 {
-	__builtin_memcpy(key->source, packet->source, sizeof(key->source));
-	__builtin_memcpy(key->destination, packet->destination, sizeof(key->destination));
-	key->identification = packet->identification;
-	key->ifindex = skb->ifindex;
-	key->is_leaving = is_leaving;
-	/* RFC 8200, section 4.5: source, destination and identification name
-	 * an IPv6 datagram; RFC 791 counts the protocol in. */
-	key->protocol = packet->family == ZFW_AF_INET ? packet->protocol : 0;
-}
-
-static __always_inline void decide_later_fragment(const struct __sk_buff *skb,
-						  const struct zfw_packet *packet, bool is_leaving,
-						  struct zfw_decision *decision)
-{
-	struct zfw_fragment_key key = {};
-	struct zfw_fragment *first;
-
-	fragment_key(skb, packet, is_leaving, &key);
-	first = bpf_map_lookup_elem(&fragments, &key);
-	if (!first || first->expires < bpf_ktime_get_ns())
-		decided(decision, ZFW_VERDICT_DROP, ZFW_REASON_FRAGMENT_ORPHAN);
-	else if (first->verdict == ZFW_VERDICT_PASS)
-		decided(decision, ZFW_VERDICT_PASS, ZFW_REASON_FRAGMENT_PASSED);
-	else
-		decided(decision, ZFW_VERDICT_DROP, ZFW_REASON_FRAGMENT_DROPPED);
-}
-
-/* What is decided for a first fragment holds for those that follow. */
-static __always_inline void remember_fragment(const struct __sk_buff *skb,
-					      const struct zfw_packet *packet, bool is_leaving,
-					      const struct zfw_decision *decision)
-{
-	struct zfw_fragment_key key = {};
-	struct zfw_fragment fragment = {
-		.expires = bpf_ktime_get_ns() + FRAGMENT_LIFETIME_NS,
-		.verdict =
-			decision->verdict == ZFW_VERDICT_DROP ? ZFW_VERDICT_DROP : ZFW_VERDICT_PASS,
-	};
-
-	fragment_key(skb, packet, is_leaving, &key);
-	bpf_map_update_elem(&fragments, &key, &fragment, BPF_ANY);
-}
-
-/* What carries neither TCP, UDP nor ICMP. */
-static __always_inline void decide_protocol(const struct zfw_packet *packet, __u32 settings,
-					    struct zfw_decision *decision)
-{
-	if (settings & ZFW_SETTING_VRRP && packet->protocol == ZFW_PROTOCOL_VRRP)
-		decided(decision, ZFW_VERDICT_PASS, ZFW_REASON_VRRP);
-	else if (settings & ZFW_SETTING_PASS_NON_TUPLE)
-		decided(decision, ZFW_VERDICT_PASS, ZFW_REASON_NON_TUPLE);
-	else
-		decided(decision, ZFW_VERDICT_DROP, ZFW_REASON_PROTOCOL);
-}
-
-/* What is not whole IP. */
-static __always_inline void decide_frame(enum zfw_parsed parsed, __u32 settings,
-					 struct zfw_decision *decision)
-{
-	if (parsed == ZFW_PARSED_ARP)
-		decided(decision, ZFW_VERDICT_PASS, ZFW_REASON_ARP);
-	else if (parsed == ZFW_PARSED_EAPOL && settings & ZFW_SETTING_EAPOL)
-		decided(decision, ZFW_VERDICT_PASS, ZFW_REASON_EAPOL);
-	else if (parsed == ZFW_PARSED_EAPOL || parsed == ZFW_PARSED_NON_IP)
-		if (settings & ZFW_SETTING_PASS_NON_TUPLE)
-			decided(decision, ZFW_VERDICT_PASS, ZFW_REASON_NON_TUPLE);
+	if (parsed == PKT_PARSED_ARP)
+		fw_decide(decision, FW_VERDICT_PASS, FW_REASON_ARP);
+	else if (parsed == PKT_PARSED_EAPOL && settings & FW_SETTING_EAPOL)
+		fw_decide(decision, FW_VERDICT_PASS, FW_REASON_EAPOL);
+	else if (parsed == PKT_PARSED_EAPOL || parsed == PKT_PARSED_NON_IP)
+		if (settings & FW_SETTING_PASS_NON_TUPLE)
+			fw_decide(decision, FW_VERDICT_PASS, FW_REASON_NON_TUPLE);
 		else
-			decided(decision, ZFW_VERDICT_DROP, ZFW_REASON_NON_IP);
-	else if (parsed == ZFW_PARSED_HEADER_CHAIN)
-		decided(decision, ZFW_VERDICT_DROP, ZFW_REASON_HEADER_CHAIN);
+			fw_decide(decision, FW_VERDICT_DROP, FW_REASON_NON_IP);
+	else if (parsed == PKT_PARSED_HEADER_CHAIN)
+		fw_decide(decision, FW_VERDICT_DROP, FW_REASON_HEADER_CHAIN);
 	else
-		decided(decision, ZFW_VERDICT_DROP, ZFW_REASON_MALFORMED);
+		fw_decide(decision, FW_VERDICT_DROP, FW_REASON_MALFORMED);
 }
 
-/* RULE_FOUND with the rule, RULE_NONE, or RULE_CHANGING. */
-static __always_inline int find_rule(const struct zfw_packet *packet,
-				     const struct zfw_interface *interface, __u8 direction,
-				     struct zfw_port_rule *rule)
+/* A packet of a protocol other than TCP, UDP and ICMP. */
+static __always_inline void fw_decide_protocol(const struct packet *packet, __u32 settings,
+					       struct fw_decision *decision)
 {
-	struct rule_query query = {};
-	int match;
+	if (settings & FW_SETTING_VRRP && packet->protocol == IPPROTO_VRRP)
+		fw_decide(decision, FW_VERDICT_PASS, FW_REASON_VRRP);
+	else if (settings & FW_SETTING_PASS_NON_TUPLE)
+		fw_decide(decision, FW_VERDICT_PASS, FW_REASON_NON_TUPLE);
+	else
+		fw_decide(decision, FW_VERDICT_DROP, FW_REASON_PROTOCOL);
+}
 
-	__builtin_memcpy(query.source, packet->source, sizeof(query.source));
-	__builtin_memcpy(query.destination, packet->destination, sizeof(query.destination));
-	query.port = bpf_ntohs(packet->destination_port);
-	query.key.table = direction +
-			  (packet->family == ZFW_AF_INET ? ZFW_TABLE_IPV4 : ZFW_TABLE_IPV6) +
-			  (packet->protocol == IPPROTO_TCP ? ZFW_TABLE_TCP : ZFW_TABLE_UDP);
-	query.is_per_interface = !!(interface->settings & ZFW_SETTING_PER_INTERFACE_RULES);
-	query.name_id = interface->name_id;
-	match = match_rules(&query);
-	*rule = query.rule;
-	return match;
+/*
+ * How an outgoing packet is tracked. The beginning of a forwarded flow may date from before
+ * the programs were attached. Of this host's own flows only the first packet makes an entry:
+ * what it sends in answer to an incoming packet belongs to no outgoing flow.
+ */
+static __always_inline enum fw_track fw_track_of(const struct __sk_buff *skb)
+{
+	return skb->ingress_ifindex ? FW_TRACK_ADOPT : FW_TRACK_OPEN;
+}
+
+/*
+ * A packet of a tracked flow. Inbound: an answer to a flow that was let out. Outbound: a
+ * packet of a flow that was let out, or an answer to one that was let in. False if the flow
+ * decides nothing.
+ */
+static __always_inline bool fw_decide_flow(struct __sk_buff *skb, struct packet *packet,
+					   bool is_leaving, struct fw_decision *decision)
+{
+	struct fw_flow_match match = {};
+	bool was_let_out, is_plausible;
+
+	/* A bare SYN begins a connection, or begins it anew: that takes a rule. */
+	if ((packet->protocol == IPPROTO_TCP && fw_is_only_syn(packet)) ||
+	    !fw_find_flow(packet, &match))
+		return false;
+	was_let_out = match.flags & FW_FLOW_ADMITTED_OUT;
+	if (is_leaving ? match.is_initiator && !was_let_out : match.is_initiator || !was_let_out)
+		return false;
+	is_plausible = fw_is_plausible(packet, &match);
+	/* Both ends may ping each other with one identifier: this is a flow of its own. */
+	if (!is_plausible && is_icmp(packet))
+		return false;
+	if (!is_plausible) {
+		fw_decide(decision, FW_VERDICT_DROP, FW_REASON_FLOW_INVALID);
+		return true;
+	}
+	fw_decide(decision, FW_VERDICT_PASS, FW_REASON_FLOW);
+	/* Numbers that this host's own TCP sends are believed (FW_TRACK_OPEN). */
+	decision->track = is_leaving && !skb->ingress_ifindex ? FW_TRACK_OPEN : FW_TRACK_RENEW;
+	return true;
+}
+
+static __always_inline void fw_decide_icmp(struct __sk_buff *skb, struct packet *packet,
+					   __u32 settings, bool is_leaving,
+					   struct fw_decision *decision)
+{
+	enum fw_reason reason = fw_classify_icmp(skb, packet);
+	bool passes =
+		reason == FW_REASON_NEIGHBOUR_DISCOVERY || reason == FW_REASON_MULTICAST_LISTENER;
+
+	if (reason == FW_REASON_ICMP_ERROR) {
+		passes = is_leaving || fw_quotes_known_flow(skb, packet);
+		if (!passes)
+			reason = FW_REASON_ICMP_ERROR_UNRELATED;
+	}
+	if (reason == FW_REASON_ICMP_ECHO) {
+		if ((is_leaving || !packet->is_echo_request) &&
+		    fw_decide_flow(skb, packet, is_leaving, decision))
+			return;
+		passes = settings & FW_SETTING_ICMP_ECHO;
+		if (!passes)
+			reason = FW_REASON_ICMP_ECHO_OFF;
+	}
+	if (!passes && settings & FW_SETTING_PASS_NON_TUPLE)
+		fw_decide(decision, FW_VERDICT_PASS, FW_REASON_NON_TUPLE);
+	else
+		fw_decide(decision, passes ? FW_VERDICT_PASS : FW_VERDICT_DROP, reason);
+	if (is_leaving && decision->verdict == FW_VERDICT_PASS && packet->is_echo_request)
+		decision->track = fw_track_of(skb);
+}
+
+/*
+ * The steps that need no socket, no rule, and no flow of TCP or UDP. False if they decide nothing:
+ * the packet is of TCP or UDP.
+ */
+static __always_inline bool fw_decide_early(struct __sk_buff *skb, struct packet *packet,
+					    enum pkt_parsed parsed, __u32 settings, bool is_leaving,
+					    struct fw_decision *decision)
+{
+	if (parsed != PKT_PARSED_IP)
+		fw_decide_frame(parsed, settings, decision);
+	else if (packet->family == AF_INET6 && !(settings & FW_SETTING_IPV6))
+		fw_decide(decision, FW_VERDICT_DROP, FW_REASON_IPV6_OFF);
+	else if (packet->fragment == PKT_FRAGMENT_LATER)
+		fw_decide_later_fragment(skb, packet, is_leaving, decision);
+	else if (is_icmp(packet))
+		fw_decide_icmp(skb, packet, settings, is_leaving, decision);
+	else if (packet->protocol != IPPROTO_TCP && packet->protocol != IPPROTO_UDP)
+		fw_decide_protocol(packet, settings, decision);
+	else if (is_leaving ? fw_is_dhcp_request(skb, packet) : fw_is_dhcp_reply(skb, packet))
+		fw_decide(decision, FW_VERDICT_PASS, FW_REASON_DHCP);
+	else if (!(settings & FW_SETTING_SSH_OFF) &&
+		 (is_leaving ? fw_is_ssh_answer(skb, packet) : fw_is_ssh(skb, packet)))
+		fw_decide(decision, FW_VERDICT_PASS, FW_REASON_SSH);
+	else
+		return false;
+	return true;
 }
 
 #endif

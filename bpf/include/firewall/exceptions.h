@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What is let through without a rule, and no more than its purpose needs: DHCP and
- * SSH to this host, in both directions.
+ * Packets that pass without a rule, as narrow as their purpose allows: DHCP and SSH of this host,
+ * in both directions.
  */
-#ifndef ZFW_EXCEPTIONS_H
-#define ZFW_EXCEPTIONS_H
+#ifndef FIREWALL_EXCEPTIONS_H
+#define FIREWALL_EXCEPTIONS_H
 
 #include <stdbool.h>
 #include <linux/bpf.h>
@@ -12,9 +12,10 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "common/address.h"
+#include "common/packet.h"
 #include "firewall/abi.h"
 #include "firewall/maps.h"
-#include "parse.h"
 
 #define DHCP_SERVER_PORT 67
 #define DHCP_CLIENT_PORT 68
@@ -22,53 +23,49 @@
 #define DHCPV6_CLIENT_PORT 546
 #define SSH_PORT 22
 
-static __always_inline bool is_own_address(const struct __sk_buff *skb, __u8 family,
-					   const __be32 candidate[4])
+static __always_inline bool fw_is_own_address(const struct __sk_buff *skb, __u8 family,
+					      const __be32 candidate[4])
 {
-	struct zfw_address address = { .ifindex = skb->ifindex };
+	struct fw_address address = { .ifindex = skb->ifindex };
 
-	/* The table has IPv4 addresses as ::ffff:a.b.c.d. An IPv6 packet to
-	 * such an address is not for the IPv4 one. */
-	if (family == ZFW_AF_INET6 && !candidate[0] && !candidate[1] &&
-	    candidate[2] == bpf_htonl(0xffff))
+	/* The map has IPv4 addresses in this form. An IPv6 packet to one is not for IPv4. */
+	if (family == AF_INET6 && is_mapped(candidate))
 		return false;
 
 	__builtin_memcpy(address.address, candidate, sizeof(address.address));
 	return bpf_map_lookup_elem(&addresses, &address);
 }
 
-static __always_inline bool is_link_local(const __be32 address[4])
-{
-	return (address[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
-}
-
 /* A DHCP server's answer: RFC 2131, section 4.1; RFC 8415, section 7.2. */
-static __always_inline bool is_dhcp_reply(const struct __sk_buff *skb,
-					  const struct zfw_packet *packet)
+static __always_inline bool fw_is_dhcp_reply(const struct __sk_buff *skb,
+					     const struct packet *packet)
 {
 	if (packet->protocol != IPPROTO_UDP)
 		return false;
-	if (packet->family == ZFW_AF_INET)
+	if (packet->family == AF_INET)
 		return packet->source_port == bpf_htons(DHCP_SERVER_PORT) &&
 		       packet->destination_port == bpf_htons(DHCP_CLIENT_PORT) &&
 		       (packet->destination[3] == bpf_htonl(INADDR_BROADCAST) ||
-			is_own_address(skb, packet->family, packet->destination));
+			fw_is_own_address(skb, packet->family, packet->destination));
 	return packet->source_port == bpf_htons(DHCPV6_SERVER_PORT) &&
 	       packet->destination_port == bpf_htons(DHCPV6_CLIENT_PORT) &&
 	       is_link_local(packet->destination);
 }
 
-/* This host's question to one: from no address yet or from its own; IPv6 from a
- * link-local one to All_DHCP_Relay_Agents_and_Servers (RFC 8415, section 7.1). */
-static __always_inline bool is_dhcp_request(const struct __sk_buff *skb,
-					    const struct zfw_packet *packet)
+/*
+ * A DHCP client's request from this host. IPv4: from 0.0.0.0 or an own address. IPv6: from a
+ * link-local address to All_DHCP_Relay_Agents_and_Servers (RFC 8415, section 7.1).
+ */
+static __always_inline bool fw_is_dhcp_request(const struct __sk_buff *skb,
+					       const struct packet *packet)
 {
 	if (packet->protocol != IPPROTO_UDP)
 		return false;
-	if (packet->family == ZFW_AF_INET)
+	if (packet->family == AF_INET)
 		return packet->source_port == bpf_htons(DHCP_CLIENT_PORT) &&
 		       packet->destination_port == bpf_htons(DHCP_SERVER_PORT) &&
-		       (!packet->source[3] || is_own_address(skb, packet->family, packet->source));
+		       (!packet->source[3] ||
+			fw_is_own_address(skb, packet->family, packet->source));
 	return packet->source_port == bpf_htons(DHCPV6_CLIENT_PORT) &&
 	       packet->destination_port == bpf_htons(DHCPV6_SERVER_PORT) &&
 	       is_link_local(packet->source) && packet->destination[0] == bpf_htonl(0xff020000) &&
@@ -76,19 +73,19 @@ static __always_inline bool is_dhcp_request(const struct __sk_buff *skb,
 	       packet->destination[3] == bpf_htonl(0x00010002);
 }
 
-static __always_inline bool is_ssh(const struct __sk_buff *skb, const struct zfw_packet *packet)
+static __always_inline bool fw_is_ssh(const struct __sk_buff *skb, const struct packet *packet)
 {
 	return packet->protocol == IPPROTO_TCP && packet->destination_port == bpf_htons(SSH_PORT) &&
-	       is_own_address(skb, packet->family, packet->destination);
+	       fw_is_own_address(skb, packet->family, packet->destination);
 }
 
-/* What this host's SSH server answers: it never begins a connection. */
-static __always_inline bool is_ssh_answer(const struct __sk_buff *skb,
-					  const struct zfw_packet *packet)
+/* A packet of this host's SSH server. A server never sends a bare SYN. */
+static __always_inline bool fw_is_ssh_answer(const struct __sk_buff *skb,
+					     const struct packet *packet)
 {
 	return packet->protocol == IPPROTO_TCP && packet->source_port == bpf_htons(SSH_PORT) &&
 	       packet->tcp_flags & (TCP_ACK | TCP_RST) &&
-	       is_own_address(skb, packet->family, packet->source);
+	       fw_is_own_address(skb, packet->family, packet->source);
 }
 
 #endif

@@ -1,21 +1,22 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * ICMP and ICMPv6: what is an error about a flow of ours, what IPv6 cannot do
- * without, what is an echo.
+ * Classifies ICMP and ICMPv6: errors about known flows, messages that IPv6 cannot work without,
+ * echo.
  */
-#ifndef ZFW_ICMP_H
-#define ZFW_ICMP_H
+#ifndef FIREWALL_ICMP_H
+#define FIREWALL_ICMP_H
 
 #include <stdbool.h>
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
+#include "common/address.h"
+#include "common/packet.h"
 #include "firewall/abi.h"
 #include "firewall/flows.h"
 #include "firewall/sockets.h"
-#include "parse.h"
 
-/* RFC 792. <linux/icmp.h> pulls in the C library's headers. */
+/* RFC 792. <linux/icmp.h> includes the C library's headers. */
 #define ICMP_ECHO_REPLY 0
 #define ICMP_DESTINATION_UNREACHABLE 3
 #define ICMP_ECHO_REQUEST 8
@@ -37,27 +38,26 @@
 #define ICMPV6_NEIGHBOUR_SOLICITATION 135
 #define ICMPV6_NEIGHBOUR_ADVERTISEMENT 136
 #define ICMPV6_MLD2_REPORT 143
-/* RFC 4861, section 6.1: a router has not forwarded it. */
+/* RFC 4861, section 6.1: proves that no router has forwarded the packet. */
 #define ICMPV6_ND_HOP_LIMIT 255
 #define ICMPV6_MLD_HOP_LIMIT 1
 
-static __always_inline bool is_echo(__u8 family, __u8 type)
+static __always_inline bool fw_is_echo(__u8 family, __u8 type)
 {
-	if (family == ZFW_AF_INET)
+	if (family == AF_INET)
 		return type == ICMP_ECHO_REQUEST || type == ICMP_ECHO_REPLY;
 	return type == ICMPV6_ECHO_REQUEST || type == ICMPV6_ECHO_REPLY;
 }
 
 /*
- * The packet that an error quotes, turned round: addresses, ports and protocol of
- * its answer-> 1, or 0 if it quotes none of TCP, UDP or echo. A global function: the
- * stack of those that are not takes room from all that their caller calls.
+ * Reads the packet that an ICMP error quotes, and sets *answer to a packet of the other direction:
+ * addresses, ports, protocol. Returns 1, or 0 if no packet of TCP, UDP or echo is quoted. A global
+ * function, so that only this chain of calls pays for its frame.
  */
-__noinline int read_quote(struct __sk_buff *skb, struct zfw_packet *packet,
-			  struct zfw_packet *answer)
+__noinline int fw_read_quote(struct __sk_buff *skb, struct packet *packet, struct packet *answer)
 {
 	__u32 offset, end;
-	/* One for all: the verifier counts each on the stack. */
+	/* A union: the verifier counts each variable on the stack. */
 	union {
 		struct iphdr ipv4;
 		struct ipv6hdr ipv6;
@@ -69,38 +69,38 @@ __noinline int read_quote(struct __sk_buff *skb, struct zfw_packet *packet,
 	offset = packet->transport_offset + 8;
 	end = packet->transport_offset + packet->transport_length;
 	answer->family = packet->family;
-	if (packet->family == ZFW_AF_INET) {
+	if (packet->family == AF_INET) {
 		if (offset + sizeof(quoted.ipv4) > end ||
 		    !read_bytes(skb, offset, &quoted.ipv4, sizeof(quoted.ipv4)))
 			return 0;
 		if (quoted.ipv4.version != 4 || quoted.ipv4.ihl < 5 ||
-		    quoted.ipv4.frag_off & bpf_htons(ZFW_IPV4_FRAGMENT_OFFSET))
+		    quoted.ipv4.frag_off & bpf_htons(PKT_IPV4_FRAGMENT_OFFSET))
 			return 0;
 		offset += quoted.ipv4.ihl * 4;
 		answer->protocol = quoted.ipv4.protocol;
 		map_ipv4(answer->destination, quoted.ipv4.saddr);
 		map_ipv4(answer->source, quoted.ipv4.daddr);
 	} else {
-		struct zfw_header_chain chain = {};
+		struct pkt_header_chain chain = {};
 
 		if (offset + sizeof(quoted.ipv6) > end ||
 		    !read_bytes(skb, offset, &quoted.ipv6, sizeof(quoted.ipv6)))
 			return 0;
 		if (quoted.ipv6.version != 6)
 			return 0;
-		/* Headers that we sent come back in the quote. */
+		/* The quote includes the extension headers that this host sent. */
 		chain.offset = offset + sizeof(quoted.ipv6);
 		chain.end = end;
 		chain.next = quoted.ipv6.nexthdr;
-		if (walk_headers(skb, &chain) != ZFW_PARSED_IP ||
-		    chain.fragment & ZFW_IPV6_FRAGMENT_OFFSET)
+		if (walk_headers(skb, &chain) != PKT_PARSED_IP ||
+		    chain.fragment & PKT_IPV6_FRAGMENT_OFFSET)
 			return 0;
 		offset = chain.offset;
 		answer->protocol = chain.next;
 		__builtin_memcpy(answer->destination, &quoted.ipv6.saddr, 16);
 		__builtin_memcpy(answer->source, &quoted.ipv6.daddr, 16);
 	}
-	/* RFC 792: at least eight bytes of the quoted packet's payload. */
+	/* RFC 792: an error quotes at least eight bytes of the payload. */
 	if (offset + sizeof(quoted.transport) > end ||
 	    !read_bytes(skb, offset, quoted.transport, sizeof(quoted.transport)))
 		return 0;
@@ -108,7 +108,7 @@ __noinline int read_quote(struct __sk_buff *skb, struct zfw_packet *packet,
 		__builtin_memcpy(&answer->destination_port, quoted.transport, 2);
 		__builtin_memcpy(&answer->source_port, quoted.transport + 2, 2);
 	} else if (answer->protocol == packet->protocol) {
-		if (!is_echo(packet->family, quoted.transport[0]))
+		if (!fw_is_echo(packet->family, quoted.transport[0]))
 			return 0;
 		__builtin_memcpy(&answer->source_port, quoted.transport + 4, 2);
 		answer->destination_port = answer->source_port;
@@ -118,97 +118,102 @@ __noinline int read_quote(struct __sk_buff *skb, struct zfw_packet *packet,
 	return 1;
 }
 
-/* Is the packet that an error quotes ours, or of a flow that goes through us?
- * RFC 5927 asks for the tuple to match before an error is believed. */
-static __always_inline bool quotes_known_flow(struct __sk_buff *skb, struct zfw_packet *packet)
+/*
+ * Whether an ICMP error quotes a packet of this host, or of a flow that this host forwards. RFC
+ * 5927 demands that the tuple matches before an error is believed.
+ */
+static __always_inline bool fw_quotes_known_flow(struct __sk_buff *skb, struct packet *packet)
 {
-	struct zfw_packet answer = {};
-	struct flow_match match = {};
+	struct packet answer = {};
+	struct fw_flow_match match = {};
 
-	if (!read_quote(skb, packet, &answer))
+	if (!fw_read_quote(skb, packet, &answer))
 		return false;
-	/* For UDP any socket will do: one that is not connected sends too. */
+	/* UDP: also a socket that is not connected may have sent the packet. */
 	if ((answer.protocol == IPPROTO_TCP || answer.protocol == IPPROTO_UDP) &&
-	    find_socket(skb, &answer) != FLOW_SOCKET_NONE)
+	    fw_find_socket(skb, &answer) != FW_SOCKET_NONE)
 		return true;
-	return find_flow(&answer, &match);
+	return fw_find_flow(&answer, &match);
 }
 
-/* The identifier of an echo stands for its ports. */
-static __always_inline void note_echo(struct zfw_packet *packet, const __u8 header[8],
-				      bool is_request)
+/* An echo's identifier takes the place of its ports. */
+static __always_inline void fw_note_echo(struct packet *packet, const __u8 header[8],
+					 bool is_request)
 {
 	__builtin_memcpy(&packet->source_port, header + 4, 2);
 	packet->destination_port = packet->source_port;
 	packet->is_echo_request = is_request;
 }
 
-static __always_inline enum zfw_reason judge_icmpv4(struct __sk_buff *skb,
-						    struct zfw_packet *packet)
+static __always_inline enum fw_reason fw_classify_icmpv4(struct __sk_buff *skb,
+							 struct packet *packet)
 {
 	__u8 header[8];
 
 	if (packet->transport_length < sizeof(header) ||
 	    !read_bytes(skb, packet->transport_offset, header, sizeof(header)))
-		return ZFW_REASON_MALFORMED;
+		return FW_REASON_MALFORMED;
 	switch (header[0]) {
 	case ICMP_ECHO_REQUEST:
 	case ICMP_ECHO_REPLY:
-		note_echo(packet, header, header[0] == ICMP_ECHO_REQUEST);
-		return ZFW_REASON_ICMP_ECHO;
+		fw_note_echo(packet, header, header[0] == ICMP_ECHO_REQUEST);
+		return FW_REASON_ICMP_ECHO;
 	case ICMP_DESTINATION_UNREACHABLE:
 	case ICMP_TIME_EXCEEDED:
 	case ICMP_PARAMETER_PROBLEM:
-		return ZFW_REASON_ICMP_ERROR;
+		return FW_REASON_ICMP_ERROR;
 	default:
-		return ZFW_REASON_ICMP_OTHER;
+		return FW_REASON_ICMP_OTHER;
 	}
 }
 
-static __always_inline enum zfw_reason judge_icmpv6(struct __sk_buff *skb,
-						    struct zfw_packet *packet)
+static __always_inline enum fw_reason fw_classify_icmpv6(struct __sk_buff *skb,
+							 struct packet *packet)
 {
 	__u8 header[8];
 
 	if (packet->transport_length < sizeof(header) ||
 	    !read_bytes(skb, packet->transport_offset, header, sizeof(header)))
-		return ZFW_REASON_MALFORMED;
+		return FW_REASON_MALFORMED;
 	switch (header[0]) {
 	case ICMPV6_ECHO_REQUEST:
 	case ICMPV6_ECHO_REPLY:
-		note_echo(packet, header, header[0] == ICMPV6_ECHO_REQUEST);
-		return ZFW_REASON_ICMP_ECHO;
+		fw_note_echo(packet, header, header[0] == ICMPV6_ECHO_REQUEST);
+		return FW_REASON_ICMP_ECHO;
 	case ICMPV6_DESTINATION_UNREACHABLE:
 	case ICMPV6_PACKET_TOO_BIG:
 	case ICMPV6_TIME_EXCEEDED:
 	case ICMPV6_PARAMETER_PROBLEM:
-		return ZFW_REASON_ICMP_ERROR;
+		return FW_REASON_ICMP_ERROR;
 	case ICMPV6_ROUTER_SOLICITATION:
 	case ICMPV6_ROUTER_ADVERTISEMENT:
 	case ICMPV6_NEIGHBOUR_SOLICITATION:
 	case ICMPV6_NEIGHBOUR_ADVERTISEMENT:
 		return packet->hop_limit == ICMPV6_ND_HOP_LIMIT && header[1] == 0 ?
-			       ZFW_REASON_NEIGHBOUR_DISCOVERY :
-			       ZFW_REASON_ICMP_OTHER;
+			       FW_REASON_NEIGHBOUR_DISCOVERY :
+			       FW_REASON_ICMP_OTHER;
 	case ICMPV6_MLD_QUERY:
 	case ICMPV6_MLD_REPORT:
 	case ICMPV6_MLD_DONE:
 	case ICMPV6_MLD2_REPORT:
-		return packet->hop_limit == ICMPV6_MLD_HOP_LIMIT ? ZFW_REASON_MULTICAST_LISTENER :
-								   ZFW_REASON_ICMP_OTHER;
+		return packet->hop_limit == ICMPV6_MLD_HOP_LIMIT ? FW_REASON_MULTICAST_LISTENER :
+								   FW_REASON_ICMP_OTHER;
 	default:
-		return ZFW_REASON_ICMP_OTHER;
+		return FW_REASON_ICMP_OTHER;
 	}
 }
 
-/* An enum zfw_reason, as if echo were on and every error believed. A global function, so that the
- * verifier goes through it once (see match_lengths()). */
-__noinline int judge_icmp(struct __sk_buff *skb, struct zfw_packet *packet)
+/*
+ * Returns an enum fw_reason, as if echo were on and every error were about a known flow. Sets
+ * packet's ports and is_echo_request for an echo. A global function, so that the verifier goes
+ * through it once.
+ */
+__noinline int fw_classify_icmp(struct __sk_buff *skb, struct packet *packet)
 {
 	if (!packet)
-		return ZFW_REASON_MALFORMED;
-	return packet->family == ZFW_AF_INET ? judge_icmpv4(skb, packet) :
-					       judge_icmpv6(skb, packet);
+		return FW_REASON_MALFORMED;
+	return packet->family == AF_INET ? fw_classify_icmpv4(skb, packet) :
+					   fw_classify_icmpv6(skb, packet);
 }
 
 #endif

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The layouts that the guard's BPF programs and the zfw_py package share; as in
- * firewall/abi.h, and read back by scripts/gen-layout into zfw_py/guard/layout.py.
+ * The layouts that the guard's BPF programs and zfw_py share; scripts/gen-layout writes the
+ * system's layout.py from them, as firewall/abi.h explains.
  *
- * Byte order: addresses (__be32) are in network order, IPv4 as ::ffff:a.b.c.d;
- * all else is in host order. Times are CLOCK_MONOTONIC, in nanoseconds.
+ * Byte order: addresses (__be32) are in network order, IPv4 as ::ffff:a.b.c.d; all else is in host
+ * order. Times are CLOCK_MONOTONIC, in nanoseconds.
  */
 #ifndef GUARD_ABI_H
 #define GUARD_ABI_H
@@ -16,20 +16,20 @@
 #define GUARD_ABI_VERSION 1
 
 enum guard_limit {
-	/* Servers that one socket may ask at once and still be told apart: as many as a
-	 * C library asks, and one. Each is a port of the proxy. */
+	/* DNS servers that one socket may ask at once: as many as a C library asks, and one more.
+	 * The proxy has a port for each, so that their answers can be told apart. */
 	GUARD_SERVERS = 4,
 	/* Ports of one prefix. */
 	GUARD_PREFIX_PORTS = 62,
-	/* (address, port) pairs of names that were asked for. */
+	/* (address, port) pairs that allowed names resolved to. */
 	GUARD_LEARNT = 131072,
-	/* Network namespaces that one guard has a proxy in. */
+	/* Network namespaces in which one guard has a proxy. */
 	GUARD_NAMESPACES = 256,
-	/* Processes that asked the proxy last. */
+	/* Clients that asked the proxy last. */
 	GUARD_ASKERS = 4096,
 	GUARD_EVENT_BYTES = 262144,
 	GUARD_COMMAND_LENGTH = 16,
-	/* The same decision about the same destination is told once in so long. */
+	/* The same decision about the same destination is emitted once in this time, in ns. */
 	GUARD_TELL_AGAIN = 1000000000,
 };
 
@@ -49,35 +49,35 @@ enum guard_verdict {
 	GUARD_VERDICT_REDIRECT,
 };
 
-/* Why. Each is one verdict's. */
+/* Why. Each reason has one verdict. */
 enum guard_reason {
 	GUARD_REASON_DNS, /* redirect: port 53 */
-	GUARD_REASON_PROXY, /* allow: that is where it was redirected to */
+	GUARD_REASON_PROXY, /* allow: the proxy, where DNS was redirected to */
 	GUARD_REASON_PREFIX, /* allow: an allowed prefix */
 	GUARD_REASON_NAME, /* allow: an address of an allowed name */
-	GUARD_REASON_SOCKET, /* allow: this socket was let there before */
-	GUARD_REASON_DEFAULT, /* allow: nothing says otherwise */
-	GUARD_REASON_NOT_ALLOWED, /* deny: nothing allows it */
+	GUARD_REASON_SOCKET, /* allow: this socket was allowed there before */
+	GUARD_REASON_DEFAULT, /* allow: the policy's default */
+	GUARD_REASON_NOT_ALLOWED, /* deny: no rule allows it */
 	GUARD_REASON_BLOCKED, /* deny: a blocked prefix */
-	GUARD_REASON_NO_PROXY, /* deny: DNS where there is no proxy for it */
+	GUARD_REASON_NO_PROXY, /* deny: DNS in a namespace without a proxy */
 	GUARD_REASON_DNS_DIRECT, /* deny: a packet to port 53 that no hook redirected */
-	GUARD_REASON_SOURCE_ROUTE, /* deny: its destination is not where it ends */
-	GUARD_REASON_MARTIAN, /* deny: a loopback address by another interface */
-	GUARD_REASON_MALFORMED, /* deny: no whole IP header */
-	GUARD_REASON_FOREIGN_SOURCE, /* deny: answers to it would go to who may not be reached */
+	GUARD_REASON_SOURCE_ROUTE, /* deny: a source route leads it elsewhere */
+	GUARD_REASON_MARTIAN, /* deny: a loopback address on another interface */
+	GUARD_REASON_MALFORMED, /* deny: no complete IP header */
+	GUARD_REASON_FOREIGN_SOURCE, /* deny: answers would go to a forbidden address */
 	GUARD_REASONS,
 };
 
 enum guard_flag {
-	GUARD_LOG_ONLY = 1, /* decide, tell, and let pass */
+	GUARD_LOG_ONLY = 1, /* deny nothing, only emit events */
 	GUARD_DEFAULT_ALLOW = 2,
-	GUARD_REDIRECT_ONLY = 4, /* judge nothing but DNS */
-	GUARD_TELL_ALL = 8, /* else denials alone */
+	GUARD_REDIRECT_ONLY = 4, /* evaluate nothing but DNS */
+	GUARD_TELL_ALL = 8, /* emit allowed decisions too */
 };
 
-/* What a prefix says of the ports that it does not list. */
+/* What a prefix decides on ports that it does not list. */
 enum guard_otherwise {
-	GUARD_OTHERWISE_NONE, /* nothing: addresses of names, then the default */
+	GUARD_OTHERWISE_NONE, /* nothing: resolved names decide, then the default */
 	GUARD_OTHERWISE_ALLOW,
 	GUARD_OTHERWISE_BLOCK,
 };
@@ -87,14 +87,14 @@ struct guard_config {
 	__u32 flags; /* enum guard_flag */
 };
 
-/* The process that keeps a guard: runs its proxy, tells its events. */
+/* The guard's DNS proxy process, which also reads the events. */
 struct guard_keeper {
 	__u64 start_time; /* in clock ticks since boot, as /proc/PID/stat has it */
 	__u32 pid; /* 0: none */
 	__u32 pad;
 };
 
-/* Key of the trie. */
+/* Key of the LPM trie "prefixes". */
 struct guard_prefix_key {
 	__u32 length;
 	__be32 address[4];
@@ -107,7 +107,7 @@ struct guard_prefix {
 	__u16 ports[GUARD_PREFIX_PORTS];
 };
 
-/* An address of a name that was asked for; its value is until when. */
+/* An address that an allowed name resolved to. The value is the time when it expires. */
 struct guard_learnt_key {
 	__be32 address[4];
 	__u16 port; /* 0: any */
@@ -115,8 +115,8 @@ struct guard_learnt_key {
 };
 
 /*
- * Where DNS goes in a network namespace. The first port that is 0 ends a list:
- * without any, there is no proxy for this family. TCP goes to the first.
+ * The proxy's addresses in a network namespace, by family. A port of 0 ends the list; no port means
+ * no proxy for this family. TCP uses the first port.
  */
 struct guard_proxy {
 	__be32 ipv4[4];
@@ -125,36 +125,36 @@ struct guard_proxy {
 	__u16 ipv6_ports[GUARD_SERVERS];
 };
 
-/* A server that a socket asked; port 0: none. */
+/* A DNS server that a socket asked; port 0: none. */
 struct guard_server {
 	__be32 address[4];
 	__u16 port;
 	__u16 pad;
 };
 
-/* What is known of a socket; gone with it. */
+/* State of a socket, which the kernel frees together with the socket. */
 struct guard_socket {
-	__u64 netns_cookie; /* 0: made before the guard was attached, and not used since */
-	__u32 pid; /* of who used it last, 0 likewise */
-	__u32 next_server; /* counts; its remainder is the place of the next one */
+	__u64 netns_cookie; /* 0: older than the guard, and not used since */
+	__u32 pid; /* of the last user; 0 as above */
+	__u32 next_server; /* a counter; modulo GUARD_SERVERS it is the next place */
 	char command[GUARD_COMMAND_LENGTH];
-	struct guard_server servers[GUARD_SERVERS]; /* the one at N is asked at port N */
-	/* Of where it was let to: half of one and half of another is where it was not. */
+	struct guard_server servers[GUARD_SERVERS]; /* by index of the proxy's port */
+	/* Protects the last allowed destination: halves of two would be a third one. */
 	struct bpf_spin_lock lock;
-	/* Port 0 is one as well, so a flag says if there is any. */
+	/* Port 0 is valid, so a flag says whether there is one. */
 	__be32 admitted[4];
 	__u16 admitted_port;
 	__u8 is_admitted;
-	/* What was told of it last. */
+	/* The last event that was emitted for this socket. */
 	__u8 told_reason;
 	__u16 told_port;
-	__u8 is_made_guarded; /* not before the guard was attached */
+	__u8 is_made_guarded; /* younger than the guard */
 	__u8 pad[5];
 	__be32 told[4];
 	__u64 told_at;
 };
 
-/* Who asked the proxy. */
+/* Identifies a client of the proxy. */
 struct guard_asker_key {
 	__u64 netns_cookie;
 	__u16 port; /* source */
@@ -177,7 +177,7 @@ struct guard_event {
 	__be32 destination[4];
 	__be32 redirected[4];
 	__u16 port;
-	__u16 redirected_port; /* 0: it was not */
+	__u16 redirected_port; /* 0: not redirected */
 	__u32 pid;
 	__u16 protocol;
 	__u8 hook; /* enum guard_hook */

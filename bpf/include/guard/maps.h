@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The maps of one guard. zfw_py pins each by its name under <bpffs>/zfw/guard/<id>/.
+ * The maps of one guard. zfw_py pins each one by its name under <bpffs>/zfw/guard/<id>/. Prefixes,
+ * learnt and proxies are written by user space.
  */
 #ifndef GUARD_MAPS_H
 #define GUARD_MAPS_H
@@ -17,7 +18,7 @@ struct {
 	__type(value, struct guard_config);
 } config SEC(".maps");
 
-/* Who answers for this guard; not read here. */
+/* The guard's DNS proxy process. User space only. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
@@ -25,7 +26,7 @@ struct {
 	__type(value, struct guard_keeper);
 } keeper SEC(".maps");
 
-/* By cookie of the network namespace, or 0 for all that have no entry of their own. */
+/* By cookie of the network namespace; 0: namespaces that have no entry. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, GUARD_NAMESPACES);
@@ -34,7 +35,7 @@ struct {
 	__type(value, struct guard_proxy);
 } proxies SEC(".maps");
 
-/* The rules about addresses, each answer whole: see guard_prefix. Sized to the policy. */
+/* The policy's prefixes, each with its complete answer (guard_prefix). zfw_py sets the size. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(max_entries, 1);
@@ -78,7 +79,7 @@ struct {
 	__uint(max_entries, GUARD_EVENT_BYTES);
 } events SEC(".maps");
 
-/* Events that found no room. */
+/* How many events found no room in the ring. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Port 53 to the proxy, and the proxy's answers from the server that was asked.
+ * Redirects DNS to the proxy, and maps the proxy's answers back to the server that was asked.
  *
- * A socket may ask several servers at once, and has to tell their answers apart: each
- * server is asked at another port of the proxy, so that the port says which it was.
+ * A socket may ask several servers at once, and has to tell their answers apart. So each server is
+ * asked at another port of the proxy. "place" is the index of such a port.
  */
 #ifndef GUARD_REDIRECT_H
 #define GUARD_REDIRECT_H
@@ -14,13 +14,16 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "common/address.h"
+#include "common/packet.h"
+#include "common/verifier.h"
 #include "guard/abi.h"
-#include "guard/judge.h"
+#include "guard/policy.h"
 #include "guard/maps.h"
 
 _Static_assert((GUARD_SERVERS & (GUARD_SERVERS - 1)) == 0, "places are masked");
 
-static __always_inline struct guard_proxy *proxy_of(__u64 netns_cookie)
+static __always_inline struct guard_proxy *guard_proxy_of(__u64 netns_cookie)
 {
 	struct guard_proxy *found = bpf_map_lookup_elem(&proxies, &netns_cookie);
 
@@ -30,8 +33,9 @@ static __always_inline struct guard_proxy *proxy_of(__u64 netns_cookie)
 	return bpf_map_lookup_elem(&proxies, &netns_cookie);
 }
 
-/* Which of the proxy's ports an end is; GUARD_SERVERS: none. */
-static __always_inline __u32 place_at(const struct guard_proxy *proxy, const struct guard_end *end)
+/* The place of the proxy's port that is this end, or GUARD_SERVERS. */
+static __always_inline __u32 guard_place_at(const struct guard_proxy *proxy,
+					    const struct guard_end *end)
 {
 	bool is_ipv4 = is_mapped(end->address);
 	__u32 i;
@@ -45,15 +49,15 @@ static __always_inline __u32 place_at(const struct guard_proxy *proxy, const str
 	return GUARD_SERVERS;
 }
 
-/* Whether an end is where the proxy takes questions: those of TCP at its first port alone. */
-static __always_inline bool is_at_proxy(const struct guard_proxy *proxy,
-					const struct guard_end *end, __u16 protocol)
+/* Whether the proxy takes queries at this end. It takes those of TCP at its first port only. */
+static __always_inline bool guard_is_at_proxy(const struct guard_proxy *proxy,
+					      const struct guard_end *end, __u16 protocol)
 {
-	return place_at(proxy, end) < (protocol == IPPROTO_TCP ? 1 : GUARD_SERVERS);
+	return guard_place_at(proxy, end) < (protocol == IPPROTO_TCP ? 1 : GUARD_SERVERS);
 }
 
 /* How many servers the proxy can stand for. */
-static __always_inline __u32 places(const struct guard_proxy *proxy, bool is_ipv4)
+static __always_inline __u32 guard_places(const struct guard_proxy *proxy, bool is_ipv4)
 {
 	__u32 i;
 
@@ -65,11 +69,12 @@ static __always_inline __u32 places(const struct guard_proxy *proxy, bool is_ipv
 }
 
 /*
- * The server's place of this socket's: the one it has, or a new one, which in turn
- * takes the oldest one's. Atomic, because two threads may send by one socket.
+ * The place of a server for this socket: the one that it has, or the next one, whose server is
+ * forgotten. The counter is atomic, because two threads may send by one socket.
  */
-static __always_inline __u32 place_of(struct guard_socket *socket, const struct guard_end *server,
-				      __u32 count, bool is_first_only)
+static __always_inline __u32 guard_place_of(struct guard_socket *socket,
+					    const struct guard_end *server, __u32 count,
+					    bool is_first_only)
 {
 	struct guard_server *entry;
 	__u32 i, place = 0;
@@ -83,9 +88,7 @@ static __always_inline __u32 place_of(struct guard_socket *socket, const struct 
 		}
 		place = __sync_fetch_and_add(&socket->next_server, 1) % count;
 	}
-	/* The verifier does not know that count is at most that. */
-	asm volatile("" : "+r"(place));
-	place &= GUARD_SERVERS - 1;
+	place = masked(place, GUARD_SERVERS - 1);
 	entry = &socket->servers[place];
 	copy_address(entry->address, server->address);
 	entry->port = server->port;
@@ -93,42 +96,42 @@ static __always_inline __u32 place_of(struct guard_socket *socket, const struct 
 }
 
 /*
- * Where a question to a server goes instead; false: there is no proxy for it. Nor is
- * there for a socket that is bound to an interface by which no loopback address is reached.
+ * Sets *to to the end of the proxy that stands for a server. False if there is none, or if the
+ * socket is bound to an interface from which a loopback address cannot be reached.
  */
-static __always_inline bool redirect(struct guard_socket *socket, const struct guard_end *server,
-				     __u16 protocol, __u32 bound_ifindex, struct guard_end *to)
+static __always_inline bool guard_redirect(struct guard_socket *socket,
+					   const struct guard_end *server, __u16 protocol,
+					   __u32 bound_ifindex, struct guard_end *to)
 {
-	struct guard_proxy *proxy = proxy_of(socket->netns_cookie);
+	struct guard_proxy *proxy = guard_proxy_of(socket->netns_cookie);
 	bool is_ipv4 = is_mapped(server->address);
 	__u32 count, place;
 
 	if (!proxy)
 		return false;
-	count = places(proxy, is_ipv4);
+	count = guard_places(proxy, is_ipv4);
 	if (count == 0)
 		return false;
-	if (bound_ifindex != 0 && bound_ifindex != GUARD_LOOPBACK_IFINDEX &&
+	if (bound_ifindex != 0 && bound_ifindex != LOOPBACK_IFINDEX &&
 	    is_loopback(is_ipv4 ? proxy->ipv4 : proxy->ipv6))
 		return false;
-	place = place_of(socket, server, count, protocol == IPPROTO_TCP);
-	asm volatile("" : "+r"(place));
-	place &= GUARD_SERVERS - 1;
+	place = guard_place_of(socket, server, count, protocol == IPPROTO_TCP);
+	place = masked(place, GUARD_SERVERS - 1);
 	copy_address(to->address, is_ipv4 ? proxy->ipv4 : proxy->ipv6);
 	to->port = is_ipv4 ? proxy->ipv4_ports[place] : proxy->ipv6_ports[place];
 	return true;
 }
 
-/* Whether an end is the proxy's, and this socket asked a server there: which. */
-static __always_inline bool find_server(struct guard_socket *socket, const struct guard_end *end,
-					struct guard_end *server)
+/* The server that an end of the proxy stands for, if this socket asked one there. */
+static __always_inline bool guard_find_server(struct guard_socket *socket,
+					      const struct guard_end *end, struct guard_end *server)
 {
-	struct guard_proxy *proxy = proxy_of(socket->netns_cookie);
+	struct guard_proxy *proxy = guard_proxy_of(socket->netns_cookie);
 	__u32 place;
 
 	if (!proxy)
 		return false;
-	place = place_at(proxy, end);
+	place = guard_place_at(proxy, end);
 	if (place >= GUARD_SERVERS || socket->servers[place].port == 0)
 		return false;
 	copy_address(server->address, socket->servers[place].address);

@@ -1,20 +1,22 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The layouts that the programs of steer and the zfw_py package share; as in
- * firewall/abi.h, and read back by scripts/gen-layout into zfw_py/steer/layout.py.
+ * The layouts that steer's BPF programs and zfw_py share; scripts/gen-layout writes the system's
+ * layout.py from them, as firewall/abi.h explains.
  *
- * Byte order: addresses (__be32) are in network order, IPv4 as ::ffff:a.b.c.d;
- * all else is in host order. Times are CLOCK_MONOTONIC, in nanoseconds.
+ * Byte order: addresses (__be32) are in network order, IPv4 as ::ffff:a.b.c.d; all else is in host
+ * order. Times are CLOCK_MONOTONIC, in nanoseconds.
  *
- * A packet is looked up so: the most specific mapping of its protocol, an exact port
- * before a range before any port, within that the longest prefix of its destination.
- * None: the kernel's look-up. A socket that listens on exactly that address and port
- * keeps it, unless the mapping overrides. Else it goes to the target's newest socket
- * that takes it; without one it is refused, unless the mapping lets it fall through.
+ * How a packet is looked up:
+ * 1. The most specific mapping of its protocol: an exact port before a range before any port, then
+ *    the longest prefix of its destination. Without a mapping the kernel chooses the socket.
+ * 2. A socket that listens on exactly the packet's address and port keeps it, unless the mapping
+ *    says STEER_OVERRIDE.
+ * 3. Else the target's newest socket that accepts the packet gets it.
+ * 4. Without such a socket the packet is refused, unless the mapping says STEER_FALLTHROUGH.
  *
- * A target is the address and port that a daemon is bound to, exactly: one on 0.0.0.0
- * is the target 0.0.0.0 and not 127.0.0.5, one on ::ffff:127.0.0.5 is 127.0.0.5, one
- * on :: is :: whether or not it takes IPv4 too. Or it is a socket that was put there.
+ * A target is exactly the address and port that a daemon is bound to: a daemon on 0.0.0.0 is the
+ * target 0.0.0.0 and not 127.0.0.5; one on ::ffff:127.0.0.5 is 127.0.0.5; one on :: is ::, whether
+ * or not it accepts IPv4 too. A target may also be a socket that user space put there.
  */
 #ifndef STEER_ABI_H
 #define STEER_ABI_H
@@ -26,31 +28,30 @@
 #define STEER_ABI_VERSION 1
 
 enum steer_limit {
-	/* One is in use, the other is being filled. */
+	/* One table is active, the other one is being filled. */
 	STEER_TABLES = 2,
 	STEER_TARGETS = 4096,
-	/* Sockets that a target has at once: those before the newest stand in for it. A
-	 * power of two. */
+	/* Sockets of a target, a power of two. The older ones stand in for the newest. */
 	STEER_TARGET_SOCKETS = 8,
-	/* Ports whose segments are one element. */
+	/* Ports in one element of "segments". */
 	STEER_SEGMENT_PORTS = 64,
-	/* Elements of one protocol in one table. */
+	/* Elements for one protocol of one table. */
 	STEER_SEGMENT_ELEMENTS = 1024,
-	/* Mappings that count. */
+	/* Mappings that have counters. */
 	STEER_COUNTED = 262144,
-	/* Addresses and ports that are listened on, and sockets that do. */
+	/* Elements of "listeners" (addresses) and of "listening" (sockets). */
 	STEER_LISTENERS = 131072,
-	/* Clients of UDP daemons that were steered to last. */
+	/* Steered clients of UDP daemons; the least recent ones are evicted. */
 	STEER_FLOWS = 65536,
-	/* Seconds after its last question until a client of a daemon that is bound to all
-	 * addresses is none: it may have asked another one since, past the mappings. */
+	/* Seconds. A client of a daemon that is bound to all addresses counts as steered for so
+	 * long after its last query: it may have asked the daemon directly since. */
 	STEER_FLOW_LIFETIME = 180,
 	STEER_EVENT_BYTES = 262144,
 	STEER_COMMAND_LENGTH = 16,
 	STEER_NO_TARGET = 0x7fffffff,
 };
 
-/* What a mapping says of ports, the most specific first. */
+/* The ports of a mapping, the most specific first. */
 enum steer_class {
 	STEER_CLASS_PORT,
 	STEER_CLASS_RANGE,
@@ -59,76 +60,76 @@ enum steer_class {
 };
 
 enum steer_config_flag {
-	STEER_TELL_ALL = 1, /* of every listener, not only of those that are targets */
+	STEER_TELL_ALL = 1, /* for every listener, not only for targets */
 };
 
 enum steer_mapping_flag {
-	STEER_OVERRIDE = 1, /* also what somebody listens on exactly */
-	STEER_FALLTHROUGH = 2, /* without a socket, the kernel's look-up */
+	STEER_OVERRIDE = 1, /* also packets that an exact listener would keep */
+	STEER_FALLTHROUGH = 2, /* without a socket, the kernel chooses one */
 };
 
-/* What did not work; each is counted. */
+/* Errors, each with a counter. */
 enum steer_trouble {
-	STEER_TROUBLE_LISTENERS, /* a listener that is not known: a table is full */
-	STEER_TROUBLE_ADOPTION, /* a listener that could not be made its target's socket */
-	STEER_TROUBLE_EVENTS, /* an event that found no room */
-	STEER_TROUBLE_COUNTERS, /* a look-up that was not counted */
-	STEER_TROUBLE_FLOWS, /* a client whose answers may not reach it */
+	STEER_TROUBLE_LISTENERS, /* a listener was not recorded: a map is full */
+	STEER_TROUBLE_ADOPTION, /* a listener was not added to its target */
+	STEER_TROUBLE_EVENTS, /* the event ring was full */
+	STEER_TROUBLE_COUNTERS, /* a look-up was not counted */
+	STEER_TROUBLE_FLOWS, /* a client may not get its answers */
 	STEER_TROUBLES,
 };
 
 enum steer_kind {
-	STEER_KIND_CAME, /* a listener, or a bound socket of UDP */
+	STEER_KIND_CAME, /* a listener, or a bound UDP socket */
 	STEER_KIND_LEFT,
 	STEER_KINDS,
 };
 
 struct steer_config {
-	__u64 netns_cookie; /* the network namespace that is steered */
+	__u64 netns_cookie; /* the steered network namespace */
 	__u32 abi_version;
 	__u32 flags; /* enum steer_config_flag */
 };
 
 /*
- * Key of a table, an LPM trie. The length counts from protocol on: 64 and the bits of
- * the address, of which IPv4 has 96 more. All of an IPv4 prefix's length 0 is 160.
+ * Key of a table, which is an LPM trie. The length counts from protocol on: 64, and the bits of the
+ * address. An IPv4 prefix has 96 bits more than its own, so that 0.0.0.0/0 has the length 160.
  */
 struct steer_mapping_key {
 	__u32 length;
 	__u8 protocol; /* IPPROTO_TCP or IPPROTO_UDP */
-	__u8 family; /* 4 or 6: of the packet */
-	__u16 port; /* by class: the port, the segment that it is in, 0 */
+	__u8 family; /* 4 or 6, of the packet */
+	__u16 port; /* by class: the port, its segment, or 0 */
 	__u32 mapping_class; /* enum steer_class */
 	__be32 address[4];
 };
 
 struct steer_mapping {
-	__u32 id; /* key of its counter */
+	__u32 id; /* key of its counters */
 	__u32 target;
 	__u32 flags; /* enum steer_mapping_flag */
 	__u32 pad;
 };
 
 /*
- * Which segment each port is in, of the disjoint ones that all ranges of ports are cut
- * into; 0: none. The element of a port is at
- * (table * 2 + (protocol == IPPROTO_UDP)) * STEER_SEGMENT_ELEMENTS + port / STEER_SEGMENT_PORTS.
+ * The segment of each port, or 0. The segments are the disjoint ranges into which all port ranges
+ * of the mappings are cut. A port's element has the index (table * 2 + (protocol == IPPROTO_UDP)) *
+ * STEER_SEGMENT_ELEMENTS + port / STEER_SEGMENT_PORTS.
  */
 struct steer_segments {
 	__u16 segment[STEER_SEGMENT_PORTS];
 };
 
-/* What a socket is bound to. */
+/* The address that a socket is bound to. */
 struct steer_address {
 	__be32 address[4];
-	__u32 ifindex; /* of the device that it is bound to, or 0; always 0 in a target's */
+	__u32 ifindex; /* of the device that it is bound to, or 0; 0 for a target */
 	__u16 port;
 	__u8 protocol;
 	__u8 pad;
 };
 
 struct steer_target {
-	/* Places that were taken. The n-th socket, from 0, is in slot n modulo
+	/* How many slots were handed out. The n-th socket, from 0, has the slot n modulo
 	 * STEER_TARGET_SOCKETS. */
 	__u32 taken;
 };
@@ -139,18 +140,20 @@ struct steer_socket_key {
 	__u32 slot;
 };
 
-/* A socket that listens; a bound one of UDP does. */
+/* A listening socket: TCP in LISTEN, or a bound UDP socket. */
 struct steer_listener {
 	struct steer_address at;
-	__u32 pid; /* of whoever made it listen; 0: before we looked */
-	__u8 family; /* 4 or 6: of the socket */
-	__u8 is_exact; /* it is counted in listeners */
-	__u8 is_mptcp; /* the TCP half of one: no map of sockets takes it */
+	__u32 pid; /* of the process that made it listen; 0: unknown */
+	__u8 family; /* 4 or 6, of the socket */
+	__u8 is_exact; /* it is counted in "listeners" */
+	__u8 is_mptcp; /* the TCP half of an MPTCP listener; no map takes it */
 	__u8 pad;
 	char command[STEER_COMMAND_LENGTH];
 };
 
-/* A client of a UDP daemon: whom it asked, so that the daemon answers from there. */
+/*
+ * A steered client of a UDP daemon, with the address that it asked: the daemon answers from there.
+ */
 struct steer_flow_key {
 	__be32 remote[4];
 	__be32 bound[4]; /* of the daemon's socket */
@@ -160,28 +163,28 @@ struct steer_flow_key {
 
 struct steer_flow {
 	__be32 local[4];
-	__u64 seen; /* when it asked last, to a second */
+	__u64 seen; /* when it asked last, to the second */
 };
 
-/* What take_slot is asked, and answers. */
+/* Argument and result of take_slot. */
 struct steer_slot {
 	__u32 target;
 	__u32 slot;
 };
 
 struct steer_counter {
-	__u64 lookups; /* in which this was the mapping */
-	__u64 kept; /* of these, that a listener on exactly that address kept */
-	__u64 no_socket; /* of these, that met no socket: refused, or fallen through */
+	__u64 lookups; /* this was the best match */
+	__u64 kept; /* of these: an exact listener kept the packet */
+	__u64 no_socket; /* of these: no socket, refused or fallen through */
 };
 
 struct steer_event {
 	__u64 time;
 	__u64 cookie; /* of the socket */
 	struct steer_listener listener;
-	__u32 target; /* STEER_NO_TARGET: of none */
+	__u32 target; /* or STEER_NO_TARGET */
 	__u8 kind; /* enum steer_kind */
-	__u8 is_adopted; /* it is its target's newest socket already */
+	__u8 is_adopted; /* it already is its target's newest socket */
 	__u16 pad;
 };
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What is read of the kernel's own structures: libbpf puts in where the running kernel
- * has these fields.
+ * The fields of the kernel's own structures that steer reads. libbpf replaces their offsets by
+ * those of the running kernel.
  */
 #ifndef STEER_KERNEL_H
 #define STEER_KERNEL_H
@@ -9,11 +9,6 @@
 #include <stdbool.h>
 #include <linux/types.h>
 #include <bpf/bpf_core_read.h>
-
-/* include/net/tcp_states.h; UDP has ESTABLISHED for connected, CLOSE otherwise. */
-#define STEER_TCP_ESTABLISHED 1
-#define STEER_TCP_CLOSE 7
-#define STEER_TCP_LISTEN 10
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -35,6 +30,7 @@ struct sock_common {
 	__be32 skc_rcv_saddr;
 	__u16 skc_num;
 	unsigned short skc_family;
+	/* enum BPF_TCP_*; a UDP socket is in ESTABLISHED if it is connected, else in CLOSE. */
 	volatile unsigned char skc_state;
 	int skc_bound_dev_if;
 	possible_net_t skc_net;
@@ -54,7 +50,7 @@ struct udp_sock {
 	struct inet_sock inet;
 };
 
-/* Since Linux 5.6, of kernels with MPTCP. */
+/* Since Linux 5.6, in kernels with MPTCP. */
 struct tcp_sock {
 	bool is_mptcp;
 };

@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/*
- * Which mapping is a packet's.
- */
+/* Finds the mapping for a packet. */
 #ifndef STEER_MAPPINGS_H
 #define STEER_MAPPINGS_H
 
@@ -9,11 +7,14 @@
 #include <linux/in.h>
 #include <bpf/bpf_helpers.h>
 
+#include "common/address.h"
+#include "common/maps.h"
+#include "common/verifier.h"
 #include "steer/abi.h"
-#include "steer/address.h"
+#include "steer/events.h"
 #include "steer/maps.h"
 
-/* What a packet looks for. */
+/* The packet's destination, as mappings and listeners are looked up with it. */
 struct steer_wanted {
 	__be32 address[4];
 	__u32 ifindex;
@@ -22,7 +23,7 @@ struct steer_wanted {
 	__u8 family; /* 4 or 6 */
 };
 
-static __always_inline __u16 segment_of(const struct steer_wanted *wanted, __u32 table)
+static __always_inline __u16 steer_segment_of(const struct steer_wanted *wanted, __u32 table)
 {
 	__u32 place = (table * 2 + (wanted->protocol == IPPROTO_UDP)) * STEER_SEGMENT_ELEMENTS +
 		      wanted->port / STEER_SEGMENT_PORTS;
@@ -31,8 +32,9 @@ static __always_inline __u16 segment_of(const struct steer_wanted *wanted, __u32
 	return found ? found->segment[wanted->port % STEER_SEGMENT_PORTS] : 0;
 }
 
-/* The most specific one, or NULL. */
-static __always_inline const struct steer_mapping *find_mapping(const struct steer_wanted *wanted)
+/* Returns the most specific mapping, or NULL. */
+static __always_inline const struct steer_mapping *
+steer_find_mapping(const struct steer_wanted *wanted)
 {
 	struct steer_mapping_key key = {
 		.length = 8 * (sizeof(key) - sizeof(key.length)),
@@ -42,15 +44,15 @@ static __always_inline const struct steer_mapping *find_mapping(const struct ste
 	__u32 first =
 		STEER_CLASSES * ((wanted->family == 6) + 2 * (wanted->protocol == IPPROTO_UDP));
 	const struct steer_mapping *mapping;
-	__u32 zero = 0, classes, number;
+	__u32 classes, number;
 	__u64 *word;
 	void *table;
 
-	word = bpf_map_lookup_elem(&active, &zero);
+	word = only_element(&active);
 	if (!word)
 		return NULL;
-	/* Read once: the two halves belong together. */
-	__u64 both = *(volatile __u64 *)word;
+	/* One read: its two halves belong together. */
+	__u64 both = READ_ONCE(*word);
 
 	classes = (both >> 32) >> first;
 	if (!(classes & ((1 << STEER_CLASSES) - 1)))
@@ -59,7 +61,7 @@ static __always_inline const struct steer_mapping *find_mapping(const struct ste
 	table = bpf_map_lookup_elem(&tables, &number);
 	if (!table)
 		return NULL;
-	set_ipv6(key.address, wanted->address);
+	copy_address(key.address, wanted->address);
 	if (classes & (1 << STEER_CLASS_PORT)) {
 		key.mapping_class = STEER_CLASS_PORT;
 		key.port = wanted->port;
@@ -69,7 +71,7 @@ static __always_inline const struct steer_mapping *find_mapping(const struct ste
 	}
 	if (classes & (1 << STEER_CLASS_RANGE)) {
 		key.mapping_class = STEER_CLASS_RANGE;
-		key.port = segment_of(wanted, number);
+		key.port = steer_segment_of(wanted, number);
 		mapping = key.port ? bpf_map_lookup_elem(table, &key) : NULL;
 		if (mapping)
 			return mapping;
@@ -81,8 +83,10 @@ static __always_inline const struct steer_mapping *find_mapping(const struct ste
 	return bpf_map_lookup_elem(table, &key);
 }
 
-/* The counter of a mapping on this CPU, made if there is none; NULL if it cannot be. */
-static __always_inline struct steer_counter *counter_of(__u32 id)
+/*
+ * The counters of a mapping on this CPU. The first look-up creates them; NULL if the map is full.
+ */
+static __always_inline struct steer_counter *steer_counter_of(__u32 id)
 {
 	struct steer_counter *counter = bpf_map_lookup_elem(&counters, &id);
 	struct steer_counter none = {};
@@ -92,7 +96,7 @@ static __always_inline struct steer_counter *counter_of(__u32 id)
 	bpf_map_update_elem(&counters, &id, &none, BPF_NOEXIST);
 	counter = bpf_map_lookup_elem(&counters, &id);
 	if (!counter)
-		note_trouble(STEER_TROUBLE_COUNTERS);
+		steer_note_trouble(STEER_TROUBLE_COUNTERS);
 	return counter;
 }
 

@@ -1,20 +1,35 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The maps of one steered network namespace. zfw_py pins each by its name under
+ * The maps of one steered network namespace. zfw_py pins each one by its name under
  * <bpffs>/zfw/steer/<netns cookie>/.
  *
- * Who writes, and in which order, so that no packet is misled in between:
- * - config first; set_state, the cgroup's hooks, then a scan; lookup is attached last. A
- *   scan may meet a UDP socket that is just being closed: the sockets of listening that
- *   a dump of all sockets, begun afterwards, does not have are to be forgotten.
- * - A target: its slots in sockets have to be empty. target_ids is set, from when on its
- *   daemon is adopted as it comes; then what listens already and is in no slot is put into
- *   sockets, in the slot that take_slot says.
- * - All mappings at once: the idle table and the idle half of segments are filled, then
- *   active is switched, then the old table is taken out of tables, which waits until
- *   nobody reads it or the old half of segments. Only then targets may be taken away.
- * - One mapping of an exact or of any port: its elements, then its bits of active; the
- *   other way round to take it away. One of a range cuts segments anew: all at once.
+ * Write order (user space must follow it):
+ *
+ * Attach
+ * 1. Write config: the programs check the namespace against it.
+ * 2. Attach set_state and the cgroup hooks, so that no new listener is missed.
+ * 3. Scan: read both iterators, for the listeners that are older.
+ * 4. Remove closed sockets: an iterator can return a UDP socket that is just closing. Dump all
+ *    sockets afterwards, and run the program "forget" on each cookie of "listening" that the dump
+ *    lacks.
+ * 5. Attach lookup last: it needs all of the above.
+ *
+ * Add a target
+ * 1. Empty its slots in sockets: they may have sockets of an earlier target.
+ * 2. Write target_ids. From now on a daemon that begins to listen there is added by the hooks.
+ * 3. Add the sockets that listen there already and have no slot, each in a slot from take_slot: the
+ *    hooks may add others at the same time.
+ *
+ * Replace all mappings
+ * 1. Fill the inactive table and the inactive half of segments.
+ * 2. Write active: one word, so that every packet sees either the old or the new mappings.
+ * 3. Delete the old table from tables. The kernel then waits until no program reads the old table
+ *    or the old half of segments.
+ * 4. Remove targets that no mapping names any more: before step 3 a program could still look one
+ *    up.
+ *
+ * Every change of mappings replaces all of them: a range of ports cuts the segments of other
+ * ranges, and one way of writing is enough to get right.
  */
 #ifndef STEER_MAPS_H
 #define STEER_MAPS_H
@@ -32,9 +47,9 @@ struct {
 } config SEC(".maps");
 
 /*
- * One word, so that a packet meets the mappings of before or of after a change: the low
- * 32 bits are the table in use, the high ones say which look-ups can find anything in
- * it, bit mapping_class + STEER_CLASSES * ((family == 6) + 2 * (protocol == IPPROTO_UDP)).
+ * One word, so that a packet sees either all old or all new mappings. The low 32 bits are the
+ * active table. The high 32 bits say which look-ups can find anything in it: bit mapping_class +
+ * STEER_CLASSES * ((family == 6) + 2 * (protocol == IPPROTO_UDP)).
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -43,7 +58,7 @@ struct {
 	__type(value, __u64);
 } active SEC(".maps");
 
-/* The mappings. How large a table is, is its maker's affair. */
+/* The mappings. User space chooses the size of each table. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
 	__uint(max_entries, STEER_TABLES);
@@ -71,7 +86,7 @@ struct {
 	__type(value, struct steer_target);
 } targets SEC(".maps");
 
-/* The targets that are known by an address. */
+/* The targets that are an address. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, STEER_TARGETS);
@@ -81,8 +96,8 @@ struct {
 } target_ids SEC(".maps");
 
 /*
- * A look-up from user space gives a socket's cookie, an update takes its descriptor. A
- * socket leaves when it is closed: one that was shut down is there still, and passed over.
+ * User space reads a socket's cookie and writes a file descriptor. The kernel removes a socket when
+ * it is closed. One that was shut down stays, and lookup skips it.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_SOCKHASH);
@@ -92,9 +107,9 @@ struct {
 } sockets SEC(".maps");
 
 /*
- * How many sockets listen on an address, 0.0.0.0 and :: excepted: in the low 32 bits. One
- * of UDP that is connected after it was bound still counts, for nobody is told when it is
- * disconnected; and the device is that of when it was bound.
+ * How many sockets listen on an address other than 0.0.0.0 and ::, in the low 32 bits. A UDP socket
+ * that is connected after its bind stays counted, because no hook sees it disconnect; its device is
+ * the one at the time of the bind.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -104,7 +119,7 @@ struct {
 	__type(value, __u64);
 } listeners SEC(".maps");
 
-/* Which sockets listen: those in listeners, and those on a target's address. By cookie. */
+/* Listening sockets by cookie: those counted in "listeners", and those on a target's address. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, STEER_LISTENERS);
@@ -113,7 +128,7 @@ struct {
 	__type(value, struct steer_listener);
 } listening SEC(".maps");
 
-/* Of a socket of UDP that is about to be bound: the device that it is bound to. */
+/* The device of a UDP socket, between the hooks before and after its bind. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -121,7 +136,7 @@ struct {
 	__type(value, __u32);
 } devices SEC(".maps");
 
-/* How many sockets of listeners are bound to a device. */
+/* How many sockets in "listeners" are bound to a device. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
@@ -136,7 +151,7 @@ struct {
 	__type(value, struct steer_flow);
 } flows SEC(".maps");
 
-/* By the id of a mapping; made by its first look-up. */
+/* By the id of a mapping. The first look-up creates an element. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
 	__uint(max_entries, STEER_COUNTED);

@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/*
- * A target's sockets, and the clients of those of UDP.
- */
+/* The sockets of a target, and the clients of UDP targets. */
 #ifndef STEER_SOCKETS_H
 #define STEER_SOCKETS_H
 
@@ -10,15 +8,17 @@
 #include <linux/in.h>
 #include <bpf/bpf_helpers.h>
 
+#include "common/address.h"
+#include "common/maps.h"
+#include "common/time.h"
+#include "common/verifier.h"
 #include "steer/abi.h"
-#include "steer/address.h"
+#include "steer/events.h"
 #include "steer/mappings.h"
 #include "steer/maps.h"
 
-#define STEER_SECOND 1000000000ULL /* ns */
-
-/* The place of a target's next socket; false if there is no such target. */
-static __always_inline bool take_place(__u32 target, __u32 *slot)
+/* The slot for a target's next socket. False if there is no such target. */
+static __always_inline bool steer_take_place(__u32 target, __u32 *slot)
 {
 	struct steer_target *found = bpf_map_lookup_elem(&targets, &target);
 
@@ -28,66 +28,66 @@ static __always_inline bool take_place(__u32 target, __u32 *slot)
 	return true;
 }
 
-static __always_inline void bound_address(__be32 to[4], const struct bpf_sock *sk)
+static __always_inline void steer_bound_address(__be32 to[4], const struct bpf_sock *sk)
 {
-	__be32 ipv4 = read_field(sk->src_ip4);
+	__be32 ipv4 = READ_ONCE(sk->src_ip4);
 
-	read_ipv6(to, sk->src_ip6);
-	if (sk->family == STEER_AF_INET)
-		set_ipv4(to, ipv4);
+	READ_ADDRESS(to, sk->src_ip6);
+	if (sk->family == AF_INET)
+		map_ipv4(to, ipv4);
 }
 
 /*
- * Remembers whom a client asked, if its answer would come from elsewhere. Who floods
- * this with clients pushes out others, whose answers then come from the daemon's own
- * address or not at all.
+ * Records the address that a client asked, if the daemon would answer from another one. A flood of
+ * clients evicts others: their answers then come from the daemon's own address, or not at all.
  */
-static __always_inline void note_client(const struct steer_wanted *wanted, const __be32 remote[4],
-					__u16 remote_port, const struct bpf_sock *sk)
+static __always_inline void steer_note_client(const struct steer_wanted *wanted,
+					      const __be32 remote[4], __u16 remote_port,
+					      const struct bpf_sock *sk)
 {
 	struct steer_flow_key key = { .remote_port = remote_port, .bound_port = sk->src_port };
 	struct steer_flow flow, *found;
 
-	bound_address(key.bound, sk);
-	set_ipv6(key.remote, remote);
+	steer_bound_address(key.bound, sk);
+	copy_address(key.remote, remote);
 	flow.seen = bpf_ktime_get_coarse_ns();
 	found = bpf_map_lookup_elem(&flows, &key);
-	if (found && is_same(found->local, wanted->address)) {
-		if (flow.seen - found->seen > STEER_SECOND)
+	if (found && is_same_address(found->local, wanted->address)) {
+		if (flow.seen - found->seen > NSEC_PER_SEC)
 			found->seen = flow.seen;
 		return;
 	}
-	if (!found && is_same(key.bound, wanted->address))
+	if (!found && is_same_address(key.bound, wanted->address))
 		return;
-	set_ipv6(flow.local, wanted->address);
+	copy_address(flow.local, wanted->address);
 	if (bpf_map_update_elem(&flows, &key, &flow, BPF_ANY))
-		note_trouble(STEER_TROUBLE_FLOWS);
+		steer_note_trouble(STEER_TROUBLE_FLOWS);
 }
 
-/* A client asks a daemon at the daemon's own address: its answer comes from there. */
-static __always_inline void forget_client(const struct steer_wanted *wanted, const __be32 remote[4],
-					  __u16 remote_port)
+/* The client asks the daemon at its own address: the answer has to come from there. */
+static __always_inline void steer_forget_client(const struct steer_wanted *wanted,
+						const __be32 remote[4], __u16 remote_port)
 {
 	struct steer_flow_key key = { .remote_port = remote_port, .bound_port = wanted->port };
 
-	set_ipv6(key.bound, wanted->address);
-	set_ipv6(key.remote, remote);
+	copy_address(key.bound, wanted->address);
+	copy_address(key.remote, remote);
 	if (bpf_map_lookup_elem(&flows, &key))
 		bpf_map_delete_elem(&flows, &key);
 }
 
-/* Whom a daemon's client asked; NULL if it was not steered. */
+/* The entry of a daemon's client, or NULL if the client was not steered. */
 static __always_inline const struct steer_flow *
-find_client(const struct bpf_sock *sk, const __be32 remote[4], __u16 remote_port)
+steer_find_client(const struct bpf_sock *sk, const __be32 remote[4], __u16 remote_port)
 {
 	struct steer_flow_key key = { .remote_port = remote_port, .bound_port = sk->src_port };
 	const struct steer_flow *flow;
 
-	bound_address(key.bound, sk);
-	set_ipv6(key.remote, remote);
+	steer_bound_address(key.bound, sk);
+	copy_address(key.remote, remote);
 	flow = bpf_map_lookup_elem(&flows, &key);
 	if (flow && is_wildcard(key.bound) &&
-	    bpf_ktime_get_coarse_ns() - flow->seen > STEER_FLOW_LIFETIME * STEER_SECOND)
+	    bpf_ktime_get_coarse_ns() - flow->seen > STEER_FLOW_LIFETIME * NSEC_PER_SEC)
 		return NULL;
 	return flow;
 }

@@ -42,7 +42,7 @@ SOURCE = IPv4Address("10.9.0.2")
 
 
 class Settings(NamedTuple):
-    """struct docker_dns_config, of a container at 10.9.0.2."""
+    """struct dns_config, of a container at 10.9.0.2."""
 
     resolver: IPv4Address = RESOLVER
     server: IPv4Address = SERVER
@@ -110,7 +110,7 @@ class Fragment(NamedTuple):
 
 
 class Event(NamedTuple):
-    """struct docker_dns_event without the time; the name is as long as it says, or None."""
+    """struct dns_event without the time; the name is as long as it says, or None."""
 
     query: QueryKey
     server: IPv4Address

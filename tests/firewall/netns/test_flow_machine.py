@@ -593,7 +593,7 @@ def test_interception_of_udp_survives_the_proxys_answer(world: World, network: N
 
 
 def test_an_interface_whose_row_another_one_took_has_the_strictest_settings(world: World) -> None:
-    """Of two indexes with one remainder: struct zfw_interface."""
+    """Of two indexes with one remainder: struct fw_interface."""
     world.set(OUTSIDE, "outbound_filter", True)
     frame = conversations()[4].frame(0)
     assert world.explain(("egress", OUTSIDE, INSIDE), frame)[1] == "egress_no_rule"

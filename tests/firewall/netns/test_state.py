@@ -83,7 +83,7 @@ def fill(rules: Iterable[Rule]) -> None:
 
 
 class Entry(NamedTuple):
-    """A rule as its prefix has it: struct zfw_port_rule."""
+    """A rule as its prefix has it: struct fw_port_rule."""
 
     low: int
     high: int

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The kernel's tables of flows in a test: written to, cleared, made older; and packets run.
 
-Entries are made from the layout and struct zfw_flow's comments.
+Entries are made from the layout and struct fw_flow's comments.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def _rank(end: End) -> tuple[int, ...]:
     return (*reversed(words), *struct.unpack("=H", end[1].to_bytes(2, "big")))
 
 
-def _encode(flow: TrackedFlow) -> tuple[bytes, bytes]:
+def encode(flow: TrackedFlow) -> tuple[bytes, bytes]:
+    """The key and the value of a flow's entry."""
     ends = sorted((flow.initiator, flow.responder), key=_rank)
     key = struct.pack(
         layout.FLOW_KEY,
@@ -72,14 +73,18 @@ def _encode(flow: TrackedFlow) -> tuple[bytes, bytes]:
     return key, value
 
 
+def table_of(flow: TrackedFlow) -> int:
+    """The table that has the flow's entry."""
+    if flow.stage != "confirmed":
+        return layout.FLOWS_OPENING
+    return layout.FLOWS_OPEN if flow.protocol == TCP else layout.FLOWS_OPEN_DATAGRAMS
+
+
 def write_flow(tables: Tables, flow: TrackedFlow) -> None:
     """Put a flow where the programs find it."""
-    index = layout.FLOWS_OPENING
-    if flow.stage == "confirmed":
-        index = layout.FLOWS_OPEN if flow.protocol == TCP else layout.FLOWS_OPEN_DATAGRAMS
-    inner = tables.inner("flows", index)
+    inner = tables.inner("flows", table_of(flow))
     assert inner is not None
-    inner.update(*_encode(flow))
+    inner.update(*encode(flow))
 
 
 def clear_flows() -> None:

@@ -95,7 +95,7 @@ def test_a_rule_that_no_interval_leads_to_is_shadowed() -> None:
 
 
 def test_n_overlapping_ranges_make_no_more_than_2n_less_1_intervals() -> None:
-    """As many as the port indexes have room for (ZFW_LARGE_INTERVALS)."""
+    """As many as the port indexes have room for (FW_LARGE_INTERVALS)."""
     # Nested, the innermost first: each but the first is seen on both of its sides.
     rules = [rule(1000 - i, 1000 + i) for i in range(100)]
     assert len(intervals_of(*rules)) == 199

@@ -127,7 +127,7 @@ def test_counters() -> None:
 
 
 def test_the_reasons_that_deny_are_as_the_programs_have_them() -> None:
-    """verdict_of() of guard/judge.h: from not_allowed on."""
+    """guard_verdict_of() of guard/policy.h: from not_allowed on."""
     assert DENIALS == (
         "not_allowed",
         "blocked",

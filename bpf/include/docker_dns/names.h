@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The name that a query asks for. What it holds is the program's own, and may be
- * anything: what cannot be read is left to the resolver that it was meant for.
+ * Reads the name that a query asks for. The program in the container wrote it and may have written
+ * anything. A query without a readable name stays with the built-in resolver.
  */
-#ifndef DOCKER_DNS_NAME_H
-#define DOCKER_DNS_NAME_H
+#ifndef DOCKER_DNS_NAMES_H
+#define DOCKER_DNS_NAMES_H
 
 #include <stdbool.h>
 #include <linux/bpf.h>
@@ -12,8 +12,10 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "common/maps.h"
+#include "common/packet.h"
+#include "common/verifier.h"
 #include "docker_dns/maps.h"
-#include "parse.h"
 
 #define DNS_HEADER_BYTES 12
 #define DNS_MAX_LABEL_BYTES 63
@@ -31,11 +33,10 @@ struct dns_header {
 };
 
 /*
- * Steps from label to label; the length of the name without the root's byte, or -1.
- * The position is read back from memory, where the verifier knows no more of it
- * than its type: it meets the same state at each label.
+ * Walks from label to label. Returns the length of the name without the root label, or -1. The
+ * position is read back from memory, so that the loop converges (READ_ONCE()).
  */
-__noinline int measure_name(struct docker_dns_name *name, __u32 available)
+__noinline int dns_measure_name(struct dns_name *name, __u32 available)
 {
 	__u32 i;
 
@@ -46,12 +47,12 @@ __noinline int measure_name(struct docker_dns_name *name, __u32 available)
 		__u32 position = name->length;
 		__u8 label;
 
-		if (position >= available || position >= DOCKER_DNS_NAME_BYTES)
+		if (position >= available || position >= DNS_NAME_BYTES)
 			return -1;
-		label = name->wire[position & (DOCKER_DNS_KEY_BYTES - 1)];
+		label = name->wire[position & (DNS_KEY_BYTES - 1)];
 		if (label == 0)
 			return position;
-		/* A pointer has nothing before it to point to. */
+		/* Compression. The first name has nothing before it to point to. */
 		if (label > DNS_MAX_LABEL_BYTES)
 			return -1;
 		name->length = position + 1 + label;
@@ -59,16 +60,18 @@ __noinline int measure_name(struct docker_dns_name *name, __u32 available)
 	return -1;
 }
 
-/* Writes the name backwards, in lower case. A dot within a label becomes 0, so that no
- * suffix begins there. */
-__noinline int reverse_name(struct docker_dns_name *name, __u32 length)
+/*
+ * Writes the name in reverse order and lower case. A dot within a label becomes 0, so that no
+ * suffix begins there.
+ */
+__noinline int dns_reverse_name(struct dns_name *name, __u32 length)
 {
 	__u32 i;
 
 	if (!name)
 		return false;
 	name->left = 0;
-	for (i = 0; i < DOCKER_DNS_NAME_BYTES; i++) {
+	for (i = 0; i < DNS_NAME_BYTES; i++) {
 		__u32 left = name->left;
 		__u8 c = name->wire[i];
 
@@ -84,27 +87,27 @@ __noinline int reverse_name(struct docker_dns_name *name, __u32 length)
 			if (c >= 'A' && c <= 'Z')
 				c += 'a' - 'A';
 		}
-		name->backwards.name[(length - 1 - i) & (DOCKER_DNS_KEY_BYTES - 1)] = c;
+		name->backwards.name[(length - 1 - i) & (DNS_KEY_BYTES - 1)] = c;
 	}
 	name->backwards.bits = length * 8;
 	return true;
 }
 
 /*
- * Reads the message of a UDP packet: its id, and the name of its first question. NULL if
- * there is no query, or no name that is whole.
+ * Reads the id of a DNS message over UDP, and the name of its first question. NULL if it is no
+ * query, or its name is not complete.
  */
-static __always_inline struct docker_dns_name *read_name(struct __sk_buff *skb,
-							 const struct zfw_packet *packet)
+static __always_inline struct dns_name *dns_read_name(struct __sk_buff *skb,
+						      const struct packet *packet)
 {
 	__u32 offset = packet->transport_offset + sizeof(struct udphdr);
-	__u32 zero = 0, length, available, last;
-	struct docker_dns_name *name;
+	__u32 length, available, last;
+	struct dns_name *name;
 	struct dns_header header;
 	struct udphdr udp;
 	int measured;
 
-	/* As long as UDP has it: a server reads no further. */
+	/* The length of UDP counts: a server reads no further. */
 	if (!read_bytes(skb, packet->transport_offset, &udp, sizeof(udp)))
 		return NULL;
 	length = bpf_ntohs(udp.len);
@@ -115,31 +118,32 @@ static __always_inline struct docker_dns_name *read_name(struct __sk_buff *skb,
 		return NULL;
 	if (header.flags & bpf_htons(DNS_FLAG_RESPONSE | DNS_OPCODE) || header.questions == 0)
 		return NULL;
-	name = bpf_map_lookup_elem(&names, &zero);
+	name = only_element(&names);
 	if (!name)
 		return NULL;
 	name->id = bpf_ntohs(header.id);
 	available = length - sizeof(header);
-	if (available > DOCKER_DNS_NAME_BYTES)
-		available = DOCKER_DNS_NAME_BYTES;
+	if (available > DNS_NAME_BYTES)
+		available = DNS_NAME_BYTES;
 	last = available - 1;
-	/* clang would compare one register and use another; and Linux 6.1 learns nothing from
-	 * a comparison with 0. */
-	asm volatile("" : "+r"(last));
-	if (last >= DOCKER_DNS_NAME_BYTES ||
+	/* See barrier_var(). Minus 1, because Linux 6.1 learns no bound from a comparison with 0.
+	 */
+	barrier_var(last);
+	if (last >= DNS_NAME_BYTES ||
 	    bpf_skb_load_bytes(skb, offset + sizeof(header), name->wire, last + 1))
 		return NULL;
-	measured = measure_name(name, available);
+	measured = dns_measure_name(name, available);
 	if (measured < 0)
 		return NULL;
 	name->length = measured;
 	return name;
 }
 
-/* Whether a suffix covers the name. */
-static __always_inline bool is_covered(struct docker_dns_name *name)
+/* Whether a configured suffix covers the name. */
+static __always_inline bool dns_is_covered(struct dns_name *name)
 {
-	return reverse_name(name, name->length) && bpf_map_lookup_elem(&domains, &name->backwards);
+	return dns_reverse_name(name, name->length) &&
+	       bpf_map_lookup_elem(&domains, &name->backwards);
 }
 
 #endif

@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Fragments: only the first one has ports, so its verdict is remembered and holds for those
+ * that follow. fw_decide_later_fragment() looks it up, fw_remember_fragment() writes it.
+ */
+#ifndef FIREWALL_FRAGMENTS_H
+#define FIREWALL_FRAGMENTS_H
+
+#include <stdbool.h>
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+#include "common/address.h"
+#include "common/packet.h"
+#include "common/time.h"
+#include "firewall/abi.h"
+#include "firewall/maps.h"
+#include "firewall/verdict.h"
+
+/* Seconds; as long as the kernel waits for the rest of a datagram (net.ipv4.ipfrag_time). */
+#define FW_FRAGMENT_LIFETIME 30
+
+static __always_inline void fw_set_fragment_key(const struct __sk_buff *skb,
+						const struct packet *packet, bool is_leaving,
+						struct fw_fragment_key *key)
+{
+	__builtin_memcpy(key->source, packet->source, sizeof(key->source));
+	__builtin_memcpy(key->destination, packet->destination, sizeof(key->destination));
+	key->identification = packet->identification;
+	key->ifindex = skb->ifindex;
+	key->is_leaving = is_leaving;
+	/* An IPv6 datagram is identified by source, destination and identification (RFC 8200,
+	 * section 4.5), an IPv4 datagram by the protocol as well (RFC 791, section 3.2). */
+	key->protocol = packet->family == AF_INET ? packet->protocol : 0;
+}
+
+static __always_inline void fw_decide_later_fragment(const struct __sk_buff *skb,
+						     const struct packet *packet, bool is_leaving,
+						     struct fw_decision *decision)
+{
+	struct fw_fragment_key key = {};
+	struct fw_fragment *first;
+
+	fw_set_fragment_key(skb, packet, is_leaving, &key);
+	first = bpf_map_lookup_elem(&fragments, &key);
+	if (!first || first->expires < bpf_ktime_get_ns())
+		fw_decide(decision, FW_VERDICT_DROP, FW_REASON_FRAGMENT_ORPHAN);
+	else if (first->verdict == FW_VERDICT_PASS)
+		fw_decide(decision, FW_VERDICT_PASS, FW_REASON_FRAGMENT_PASSED);
+	else
+		fw_decide(decision, FW_VERDICT_DROP, FW_REASON_FRAGMENT_DROPPED);
+}
+
+static __always_inline void fw_remember_fragment(const struct __sk_buff *skb,
+						 const struct packet *packet, bool is_leaving,
+						 const struct fw_decision *decision)
+{
+	struct fw_fragment_key key = {};
+	struct fw_fragment fragment = {
+		.expires = bpf_ktime_get_ns() + FW_FRAGMENT_LIFETIME * NSEC_PER_SEC,
+		.verdict = decision->verdict == FW_VERDICT_DROP ? FW_VERDICT_DROP : FW_VERDICT_PASS,
+	};
+
+	fw_set_fragment_key(skb, packet, is_leaving, &key);
+	bpf_map_update_elem(&fragments, &key, &fragment, BPF_ANY);
+}
+
+#endif
