@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What can go wrong, and the exit code that says so.
+"""The errors of zfw, each with its exit code.
 
 ZfwError                    1
-├── UsageError              2   what was asked for makes no sense
+├── UsageError              2   a value, an option or a document is invalid
 ├── NotInstalled            3   nothing is attached in this network namespace
 ├── NotFound                5   no such rule, interface or file
-├── Conflict                6   something else is in the way
+├── Conflict                6   an object that zfw does not own is in the way
 ├── MapFull                 7   a limit of the tables is reached
 ├── LayoutMismatch          8   the pinned maps are of another version of zfw
-├── Busy                   75   another zfw holds the lock for too long
+├── Busy                   75   another zfw process holds the lock for too long
 ├── PermissionDenied       77   needs root
 └── KernelError             1   a call into the kernel failed (also an OSError)
     └── VerifierError       1   the kernel refused a program; carries its log
@@ -26,7 +26,7 @@ _EPERM, _EACCES = 1, 13
 
 
 class ZfwError(Exception):
-    """An expected failure: one line for people, and perhaps a hint on the next."""
+    """An expected failure: a message of one line, and perhaps a hint."""
 
     exit_code = 1
 
@@ -40,7 +40,7 @@ class ZfwError(Exception):
 
 
 class UsageError(ZfwError):
-    """What was asked for makes no sense."""
+    """A value, an option or a document is invalid."""
 
     exit_code = 2
 
@@ -52,13 +52,13 @@ class NotInstalled(ZfwError):
 
 
 class NotFound(ZfwError):
-    """There is no such rule, interface or file."""
+    """A rule, an interface or a file does not exist."""
 
     exit_code = 5
 
 
 class Conflict(ZfwError):
-    """Something that is not ours is in the way."""
+    """An object that zfw does not own is in the way."""
 
     exit_code = 6
 
@@ -76,13 +76,13 @@ class LayoutMismatch(ZfwError):
 
 
 class Busy(ZfwError):
-    """Another zfw held the lock for longer than we wait."""
+    """Another zfw process held the lock for too long."""
 
     exit_code = 75
 
 
 class PermissionDenied(ZfwError):
-    """Needs root."""
+    """The command needs root."""
 
     exit_code = 77
 
@@ -93,7 +93,7 @@ class KernelError(ZfwError, OSError):
     exit_code = 1
 
     def __init__(self, operation: str, errno: int, *, hint: str | None = None) -> None:
-        # Not needed where nothing fails.
+        # Only where something fails: this module is on the hot path.
         from errno import errorcode
         from os import strerror
 
@@ -102,12 +102,12 @@ class KernelError(ZfwError, OSError):
         self.errno = errno
 
 
-# What the verifier's log ends with, whatever it says.
+# The last lines of each log of the verifier.
 _STATISTICS = ("processed ", "verification time ", "stack depth ")
 
 
 class VerifierError(KernelError):
-    """The kernel's verifier refused a program. ``log`` is all that it said."""
+    """The kernel's verifier refused a program. ``log`` is its whole log."""
 
     def __init__(self, program: str, errno: int, log: str) -> None:
         lines = [line for line in log.splitlines() if line.strip()]
@@ -119,7 +119,7 @@ class VerifierError(KernelError):
 
 
 def raise_expected(error: OSError) -> NoReturn:
-    """Raise what an OSError of the kernel means to people: PermissionDenied or KernelError."""
+    """Raise PermissionDenied or KernelError for an OSError of the kernel."""
     if isinstance(error, VerifierError):
         raise error
     if isinstance(error, PermissionError) or error.errno in (_EPERM, _EACCES):

@@ -74,6 +74,21 @@ def test_help(zfw: Zfw) -> None:
     assert "-h, --high-port PORT" in zfw("insert", "--help").out
 
 
+@pytest.mark.parametrize("group", [(), ("guard",), ("docker-dns",), ("steer",)])
+def test_summaries_fit_their_column(
+    zfw: Zfw, monkeypatch: pytest.MonkeyPatch, group: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    summaries = zfw(*group, "--help").out.partition("Commands:\n")[2].splitlines()
+    assert len(summaries) >= 4
+    for summary in summaries:
+        # A summary that does not fit ends in an ellipsis, or goes on in the next line.
+        assert summary.startswith("  ")
+        assert not summary.startswith("    ")
+        assert summary.endswith(".")
+        assert not summary.endswith("..")
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts(zfw: Zfw, shell: str) -> None:
     result = zfw("completion", shell)

@@ -106,7 +106,7 @@ def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_edit_that_is_looked_at_has_a_line() -> None:
     edits = read(b"\n".join(b"insert -c ::%x -p tcp -l 1" % n for n in range(5000)))
     told: list[int] = []
-    edits.told = told.append
+    edits.on_progress = told.append
     seen = [(edits.line, edit) for edit in edits]
     assert [line for line, _ in seen] == list(range(1, 5001))
     assert [edit for _, edit in seen] == edits[:]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from zfw_py import Delete, Firewall, Insert, UsageError
 from zfw_py.cli import batch
 from zfw_py.cli.app import main
-from zfw_py.cli.commands.rule_options import FLAGS, LISTS, VALUES
+from zfw_py.cli.commands.rule_options import OPTIONS
 
 # Good and bad ones alike.
 TEXTS = {
@@ -28,18 +28,18 @@ TEXTS = {
     "service_id": ["5XzC8mf1RrFO2vmfHGG5GL", "-foo", "a=b", "x" * 65, ""],
     "direction": ["ingress", "egress", "both"],
 }
-OPTIONS = VALUES | LISTS
+FLAGS = ("deny", "route")
 REQUIRED = ("destination", "protocol", "low_port")
 
 
 @st.composite
 def lines(draw: st.DrawFn) -> list[str]:
     """The words of a rule, its options in any order and spelling."""
-    names = [*REQUIRED, *draw(st.lists(st.sampled_from([*OPTIONS, *FLAGS]), max_size=6))]
+    names = [*REQUIRED, *draw(st.lists(st.sampled_from([*OPTIONS]), max_size=6))]
     words = []
     for name in draw(st.permutations(names)):
         if name in FLAGS:
-            words += FLAGS[name].spellings
+            words += OPTIONS[name].spellings
             continue
         short, long = OPTIONS[name].spellings
         # Mostly good values, so that whole rules come together.

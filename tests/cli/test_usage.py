@@ -35,7 +35,7 @@ def _no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"-m": ""}, "-m, --prefix-length: not a prefix length within 0 to 128: ''"),
         ({"-o": "here"}, "-o, --source: not an IPv4 or IPv6 address: 'here'"),
         ({"-o": "fd00::5"}, "-o, --source: fd00::5/128 is not IPv4 as the destination is"),
-        ({"-n": "8"}, "-o, --source: missing"),
+        ({"-n": "8"}, "-o, --source: missing, -n, --source-length needs it"),
         ({"-p": "sctp"}, "-p, --protocol: not tcp or udp: 'sctp'"),
         ({"-l": "70000"}, "-l, --low-port: not a port within 0 to 65535: '70000'"),
         ({"-l": ""}, "-l, --low-port: not a port within 0 to 65535: ''"),
@@ -44,7 +44,7 @@ def _no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"-t": "x"}, "-t, --tproxy-port: not a port within 0 to 65535: 'x'"),
         (
             {"-t": "1", "-z": "egress"},
-            "-t, --tproxy-port: 0 is the only value that an egress rule takes",
+            "-t, --tproxy-port: an egress rule cannot intercept; use 0",
         ),
         ({"-z": "both"}, "-z, --direction: not ingress or egress: 'both'"),
         ({"-N": "a/b"}, "-N, --interface: not an interface name: 'a/b'"),
@@ -77,7 +77,7 @@ def test_deny_takes_no_port(zfw: Zfw) -> None:
     assert zfw("insert", *SSH, "--deny", "-t", "5") == (
         2,
         "",
-        "zfw: -t, --tproxy-port: 0 is the only value that a deny rule takes\n",
+        "zfw: -t, --tproxy-port: a deny rule cannot intercept; use 0\n",
     )
 
 
@@ -93,8 +93,8 @@ def test_deny_takes_no_port(zfw: Zfw) -> None:
             "--intercepts: not together with --passthrough",
         ),
         (("batch", "/"), "/: Is a directory"),
-        (("detach",), "either IFACE... or --all"),
-        (("detach", "gw0", "--all"), "either IFACE... or --all"),
+        (("detach",), "give either IFACE... or --all"),
+        (("detach", "gw0", "--all"), "give either IFACE... or --all"),
         (("set", "gw0"), "no setting given\nhint: zfw set --help lists them"),
         (
             ("set", "gw0", "--ssh", "maybe"),

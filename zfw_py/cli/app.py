@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The modern grammar: a Typer app whose commands are imported as they are called.
+"""The modern grammar: a Typer app that imports a command when it is called.
 
-Errors become one line on stderr and an exit code here, and nowhere else.
+This is the only place where errors become a line on stderr and an exit code.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ COMMANDS = (
     "completion",
 )
 
-# Rich costs 40 ms, and a bug is better told by a plain traceback.
+# Importing rich takes 40 ms, and plain tracebacks show a bug better.
 _PLAIN: dict[str, Any] = {
     "add_completion": False,
     "rich_markup_mode": None,
@@ -60,7 +60,7 @@ _PLAIN: dict[str, Any] = {
 
 
 class _Commands(TyperGroup):
-    """The commands by name; none is imported before it is asked for."""
+    """The commands by name; each is imported when it is looked up."""
 
     names: tuple[str, ...] = COMMANDS
     package = "zfw_py.cli.commands"
@@ -78,13 +78,13 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         result = super().invoke(ctx)
-        # While Typer still looks: it takes a reader that has gone for no error.
+        # Here Typer still handles a closed stdout as no error.
         sys.stdout.flush()
         return result
 
 
 def _made_of(name: str, module: ModuleType) -> Command:
-    """The command, or the group of commands, that a module is."""
+    """The command or the group of commands of a module."""
     if not hasattr(module, "COMMANDS"):
         single = typer.Typer(**_PLAIN)
         single.command(name, context_settings=getattr(module, "CONTEXT_SETTINGS", None))(
@@ -103,19 +103,20 @@ app = typer.Typer(cls=_Commands, **_PLAIN)
 
 @app.callback()
 def zfw() -> None:
-    """Interception firewall: hands the packets that its rules name to local listeners.
+    """Filter, intercept and steer connections with eBPF.
 
-    Options first, as in zfw -I, is the classic grammar: see zfw -?.
+    A command line that begins with an option, such as zfw -I, is in the classic
+    grammar, which zfw -? explains.
     """
 
 
 def main(argv: list[str]) -> int:
-    """Run a command line, without the command's own name; the exit code."""
+    """Run a command line, without the command's own name; return the exit code."""
     if isinstance(sys.stdout, TextIOWrapper):
-        # A service's name may have letters that the locale has not.
+        # A service id may have letters that the locale cannot encode.
         sys.stdout.reconfigure(errors="backslashreplace")
-    # A command makes its objects, prints them and ends: a listing or a batch of
-    # many rules would spend a third of its time on looking for garbage.
+    # A command creates its objects, prints them and ends: a listing or a batch of many rules
+    # would spend a third of its time in the garbage collector.
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -127,12 +128,12 @@ def main(argv: list[str]) -> int:
 
 def _run(argv: list[str]) -> int:
     if "_ZFW_COMPLETE" in os.environ:
-        # A shell asks for completions; Typer knows shells only where it adds options for them.
+        # A shell's completion; Typer sets this up only with its own completion options.
         from typer._completion_classes import completion_init
 
         completion_init()
     try:
-        # Whatever Typer itself ends early, such as Ctrl-C, comes back as its exit code.
+        # Typer returns the exit code where it ends a command itself, as on Ctrl-C.
         return get_command(app).main(argv, prog_name="zfw", standalone_mode=False) or 0
     except UsageError as error:
         output.error(f"{error.format_message()} Try '{_command_of(argv)} --help'.")
@@ -141,12 +142,12 @@ def _run(argv: list[str]) -> int:
         output.error(error.message, error.hint)
         return error.exit_code
     except SystemExit as done:
-        # Completion, or a reader of the output that has gone.
+        # Completion, or stdout was closed.
         return done.code if isinstance(done.code, int) else 1
 
 
 def _command_of(argv: list[str]) -> str:
-    """The command that a line names, as far as its words are commands."""
+    """The command of a command line, up to the first word that is no command."""
     names = ["zfw"]
     found: Any = get_command(app)
     for word in argv:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The lines of a batch: an insert or a delete each, in either grammar.
 
-A batch has up to millions of lines, and Typer takes a millisecond for one, so
-the modern grammar has a small parser of its own here. What its options are
-called and what becomes of their values is in ``rule_options`` for both.
+A batch has up to millions of lines, and Typer takes a millisecond for one: hence this small
+parser of the modern grammar. Like the commands, it takes the options of ``rule_options``.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, overload
 
 from zfw_py.cli.classic import grammar
-from zfw_py.cli.commands.rule_options import FLAGS, LISTS, VALUES, inverse, read_insert
+from zfw_py.cli.commands.rule_options import OPTIONS, inverse, read_insert
 from zfw_py.errors import UsageError, ZfwError
 from zfw_py.firewall.service import Delete, Insert
 
@@ -24,38 +23,35 @@ if TYPE_CHECKING:
 MAX_LINE_BYTES = 64 * 1024
 MAX_LINES = 2_000_000
 
-# Progress is told once for so many lines.
+# Lines between two reports of progress.
 _STEP = 4096
 
 
-def _by_spelling(options: dict[str, Any]) -> dict[str, str]:
-    return {text: name for name, option in options.items() for text in option.spellings}
-
-
-_VALUES = _by_spelling(VALUES | LISTS)
-_FLAGS = _by_spelling(FLAGS)
+_NAMES = {text: name for name, option in OPTIONS.items() for text in option.spellings}
+_FLAGS = {text: name for text, name in _NAMES.items() if OPTIONS[name].kind is bool}
+_VALUES = {text: name for text, name in _NAMES.items() if text not in _FLAGS}
 
 
 class Edits(Sequence[Insert | Delete]):
-    """The edits of a batch, and the line that each stands in.
+    """The edits of a batch with their lines.
 
-    ``line`` is that of the edit which is being looked at, None when all have
-    been; ``told`` is called now and then with how many that are.
+    While the edits are iterated over, ``line`` is the line of the current one, None at the end,
+    and ``on_progress`` is called now and then with the number of edits so far.
     """
 
     def __init__(self) -> None:
         self._edits: list[Insert | Delete] = []
         self._lines = array("I")
         self.line: int | None = None
-        self.told: Callable[[int], None] = lambda done: None
+        self.on_progress: Callable[[int], None] = lambda done: None
 
     def add(self, edit: Insert | Delete, line: int) -> None:
-        """One more, from this line."""
+        """Append an edit from this line."""
         self._edits.append(edit)
         self._lines.append(line)
 
     def line_of(self, index: int) -> int:
-        """The line that an edit stands in."""
+        """The line of an edit."""
         return self._lines[index]
 
     def __len__(self) -> int:
@@ -72,13 +68,13 @@ class Edits(Sequence[Insert | Delete]):
         for index, edit in enumerate(self._edits):
             self.line = self._lines[index]
             if index % _STEP == 0:
-                self.told(index)
+                self.on_progress(index)
             yield edit
         self.line = None
 
 
-def read(file: BinaryIO, name: str, told: Callable[[int], None]) -> Edits:
-    """Read and check all lines of a file; ``told`` is called with the bytes read so far.
+def read(file: BinaryIO, name: str, on_progress: Callable[[int], None]) -> Edits:
+    """Read and check all lines of a file; ``on_progress`` gets the bytes read so far.
 
     Raises UsageError for the first bad line, naming file and line.
     """
@@ -92,7 +88,7 @@ def read(file: BinaryIO, name: str, told: Callable[[int], None]) -> Edits:
         if len(data) > MAX_LINE_BYTES:
             raise UsageError(f"{name}:{number}: longer than {MAX_LINE_BYTES} bytes")
         if number % _STEP == 0:
-            told(done)
+            on_progress(done)
         try:
             words = split(data.decode("utf-8", "surrogateescape"))
             if words:
@@ -103,7 +99,7 @@ def read(file: BinaryIO, name: str, told: Callable[[int], None]) -> Edits:
 
 
 def split(text: str) -> list[str]:
-    """A line's words, as a shell has them; none if it is blank or a comment."""
+    """Split a line into words as a shell does; none if it is blank or a comment."""
     words = text.split()
     if not words or words[0].startswith("#"):
         return []
@@ -116,7 +112,7 @@ def split(text: str) -> list[str]:
 
 
 def parse(words: list[str]) -> Insert | Delete:
-    """What a line asks for; it may begin with the command's name."""
+    """Read the words of a line, which may begin with the command's name."""
     if words[0] == "zfw":
         words = words[1:]
     verb = words[0] if words else ""
@@ -145,11 +141,11 @@ def _parse_modern(words: list[str]) -> Insert:
             continue
         else:
             name, value = _glued(word)
-        if name in LISTS:
+        if name == "interfaces":
             values.setdefault(name, []).append(value)
         else:
             values[name] = value
-    return read_insert(**values)
+    return read_insert(values)
 
 
 def _glued(word: str) -> tuple[str, str]:

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What zfw docker-dns watch tells: JSON lines into a file, lines for people onto a stream."""
+"""The log of zfw docker-dns watch: JSON lines in a file, text lines on a stream."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from zfw_py.cli.json_log import JsonLog, endpoint_object
+from zfw_py.cli.json_log import JsonLog, clock_text, endpoint_object, time_text
 from zfw_py.docker_dns.events import Query
 
 if TYPE_CHECKING:
@@ -15,9 +14,9 @@ if TYPE_CHECKING:
     from zfw_py.cli import output
     from zfw_py.docker_dns.events import Change
 
-# What became of a query; the others are told by the server that it went to.
+# Texts of outcomes; the outcome "query" has one with the server.
 _OUTCOMES = {
-    "builtin_name": "left to the built-in resolver, which has all other names",
+    "builtin_name": "left to the built-in resolver, which answers all other names",
     "builtin_unreadable": "left to the built-in resolver: no name can be read in it",
     "builtin_tcp": "left to the built-in resolver, as all TCP",
     "builtin_uplink": "left to the built-in resolver: the interface is gone, or too narrow",
@@ -28,9 +27,8 @@ _OUTCOMES = {
 
 def as_object(record: Query | Change) -> dict[str, object]:
     """A record as JSON has it."""
-    when = datetime.fromtimestamp(record.time, UTC).isoformat(timespec="milliseconds")
     made: dict[str, object] = {
-        "time": when,
+        "time": time_text(record.time),
         "container": record.container,
         "id": record.id or None,
     }
@@ -64,14 +62,12 @@ def line(record: Query | Change) -> str:
 
 
 def teller(log: str | None, events: output.Events) -> Callable[[Query | Change], None]:
-    """A function that tells records as lines, and to the file if there is one."""
+    """Make the function that logs records: as text lines, and to the file if there is one."""
     file = None if log is None else JsonLog(log, "zfw docker-dns")
 
     def tell(record: Query | Change) -> None:
         if file is not None:
             file.write(as_object(record))
-        when = datetime.fromtimestamp(record.time).astimezone()
-        clock = when.isoformat(sep=" ", timespec="milliseconds")[11:23]
-        events.write(f"{clock} {line(record)}")
+        events.write(f"{clock_text(record.time)} {line(record)}")
 
     return tell

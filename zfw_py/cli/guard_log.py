@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a guard tells: JSON lines into a file, lines for people onto a terminal."""
+"""The decisions of a guard: JSON lines in a file, text lines on a terminal."""
 
 from __future__ import annotations
 
 import sys
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from zfw_py.cli import output
-from zfw_py.cli.json_log import JsonLog, endpoint_object
+from zfw_py.cli.json_log import JsonLog, clock_text, endpoint_object, time_text
 
 if TYPE_CHECKING:
     from zfw_py.guard.events import Lines, Record, Teller
@@ -20,7 +19,7 @@ _DONE = {"allow": "allowed", "deny": "denied", "redirect": "redirected"}
 def as_object(record: Record) -> dict[str, object]:
     """A record as JSON has it."""
     return {
-        "time": datetime.fromtimestamp(record.time, UTC).isoformat(timespec="milliseconds"),
+        "time": time_text(record.time),
         "pid": record.pid,
         "command": record.command,
         "cgroup": record.cgroup,
@@ -38,7 +37,7 @@ def as_object(record: Record) -> dict[str, object]:
 
 def line(record: Record) -> str:
     """A record for people, without its time."""
-    who = "somebody" if record.pid is None else f"{record.command}[{record.pid}]"
+    who = "unknown process" if record.pid is None else f"{record.command}[{record.pid}]"
     done = _DONE[record.verdict]
     if not record.is_enforced:
         done = "would be denied"
@@ -56,7 +55,7 @@ def line(record: Record) -> str:
 def teller(
     log: str | None, events: output.Events | None, *, has_all: bool, has_time: bool
 ) -> Teller:
-    """What tells records: all to the file, and as lines all or denials alone."""
+    """Make the function that logs records: all to the file, and all or only denials as text."""
     file = None if log is None else JsonLog(log, "zfw guard")
     return _teller(file, events, has_all=has_all, has_time=has_time)
 
@@ -77,12 +76,8 @@ def _teller(
         if file is not None:
             file.write(as_object(record))
         if events is not None and (has_all or record.verdict == "deny"):
-            events.write(_with_time(record) if has_time else f"zfw guard: {line(record)}")
+            prefix = clock_text(record.time) if has_time else "zfw guard:"
+            events.write(f"{prefix} {line(record)}")
 
     lines: Lines = "none" if events is None else "all" if has_all else "denials"
     return Teller(tell, file is not None or (events is not None and has_all), lines)
-
-
-def _with_time(record: Record) -> str:
-    when = datetime.fromtimestamp(record.time).astimezone()
-    return f"{when.isoformat(sep=' ', timespec='milliseconds')[11:23]} {line(record)}"

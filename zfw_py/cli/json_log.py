@@ -7,6 +7,7 @@ import errno
 import os
 import stat
 import syslog
+from datetime import UTC, datetime
 from json import dumps
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from zfw_py.values.endpoint import Endpoint
 
-# Everybody who can write into the directory could lead us to another file by a link.
+# O_NOFOLLOW: users who can write to the directory could link the name to another file.
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -27,13 +28,23 @@ def endpoint_object(end: Endpoint | None) -> dict[str, object] | None:
     return None if end is None else {"address": end.address, "port": end.port}
 
 
+def time_text(time: float) -> str:
+    """Seconds since the epoch as a JSON value: ISO 8601 in UTC, with milliseconds."""
+    return datetime.fromtimestamp(time, UTC).isoformat(timespec="milliseconds")
+
+
+def clock_text(time: float) -> str:
+    """Seconds since the epoch as local time for people: 15:04:05.678."""
+    return datetime.fromtimestamp(time).astimezone().strftime("%H:%M:%S.%f")[:-3]
+
+
 class JsonLog:
-    """The file of an option ``--log``. Each line is one write, so those of several stay whole."""
+    """The file of an option ``--log``. One write a line: lines of several processes stay whole."""
 
     def __init__(self, path: str, command: str) -> None:
-        """``command`` is whose it is.
+        """``command`` is the command's name for syslog.
 
-        Raises UsageError for what is no file, NotFound, PermissionDenied, KernelError.
+        Raises UsageError if the path is not a file, NotFound, PermissionDenied, KernelError.
         """
         try:
             fd = os.open(path, _APPEND, 0o600)
@@ -59,7 +70,7 @@ class JsonLog:
         self._is_torn = False
 
     def write(self, record: Mapping[str, object]) -> None:
-        """Append an object. A file that takes no more is told of once, and tried again."""
+        """Append an object. A failure is reported once, and the next object is tried again."""
         data = f"{dumps(record)}\n".encode()
         if self._is_torn:
             data = b"\n" + data
@@ -68,7 +79,7 @@ class JsonLog:
         except OSError as error:
             self._complain(error.errno or 0)
             return
-        # A file system that is about to be full takes the beginning.
+        # On a nearly full file system, a write may be partial.
         self._is_torn = written < len(data) and (self._is_torn or written > 0)
         if written < len(data):
             self._complain(errno.ENOSPC)
@@ -80,7 +91,7 @@ class JsonLog:
             return
         self._is_failing = True
         text = f"--log {self._path}: {os.strerror(number)}; records are missing"
-        # In the background there is nobody to see it.
+        # A background process has no terminal.
         syslog.syslog(syslog.LOG_WARNING, f"{self._command}: {output.safe(text)}")
         output.warning(text)
 
@@ -88,11 +99,11 @@ class JsonLog:
 def _not_opened(path: str, error: OSError) -> ZfwError:
     number = error.errno or 0
     if number == errno.ELOOP:
-        return UsageError(f"--log {path}: a link, which is not followed")
+        return UsageError(f"--log {path}: a symbolic link, which zfw does not follow")
     if number == errno.ENOENT:
         return NotFound(f"--log {path}: no such directory")
     why = f"--log {path}: {os.strerror(number)}"
-    # ENXIO: a FIFO that nobody reads.
+    # ENXIO: a FIFO without a reader.
     if number in (errno.EISDIR, errno.ENOTDIR, errno.ENXIO, errno.ENAMETOOLONG):
         return UsageError(why)
     if number in (errno.EACCES, errno.EPERM):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""All that the command prints: lines, tables, JSON, progress.
+"""The output of commands: lines, tables, JSON, progress.
 
-The only importer of rich, and only where a table or a bar goes to a terminal;
-elsewhere output is plain text without colours or frames.
+This is the only importer of rich, for tables and progress bars on a terminal. Elsewhere output
+is plain text, without colours or frames.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
-# rich takes a millisecond for a row, and nobody reads so many.
+# rich takes a millisecond for a row: longer tables are plain text.
 _MOST_RICH_ROWS = 1000
 _CHUNK = 1000
+_MOST_WARNINGS = 10
 _BAR_AFTER = 1.0  # seconds
 
 _STYLES = {
@@ -40,22 +41,22 @@ _STYLES = {
 
 
 def safe(text: str) -> str:
-    """Text without anything that a terminal would obey."""
+    """The text, with escapes for characters that control a terminal."""
     if text.isprintable():
         return text
     return "".join([c if c.isprintable() else repr(c)[1:-1] for c in text])
 
 
 def line(text: str) -> None:
-    """A line on stdout."""
+    """Print a line on stdout."""
     print(safe(text))
 
 
 class Events:
-    """Lines on a stream about what has just happened, for people.
+    """Lines about events on a stream, for people.
 
-    What cannot be written at once is left out, and that is said as soon as possible: a
-    reader that does not read or has gone, or a terminal that was stopped, must not stop us.
+    A line that cannot be written at once is dropped, and a later line says how many were: a
+    reader that is slow or gone, or a stopped terminal, must not block the writer.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -63,7 +64,7 @@ class Events:
         self._left_out = 0
 
     def write(self, text: str) -> None:
-        """A line."""
+        """Write a line, or drop it."""
         lines = [safe(text)]
         if self._left_out:
             lines.insert(0, f"zfw: {counted(self._left_out, 'line')} left out")
@@ -82,42 +83,51 @@ class Events:
 
 
 def warning(text: str) -> None:
-    """Something to know, on stderr."""
+    """Print a warning on stderr."""
     _tell(f"zfw: warning: {safe(text)}")
 
 
+def warnings(texts: Iterable[str]) -> None:
+    """Print the first of many warnings on stderr, and the number of the others."""
+    rest = iter(texts)
+    for text in islice(rest, _MOST_WARNINGS):
+        warning(text)
+    if more := sum(1 for _ in rest):
+        warning(f"{more} more like these")
+
+
 def error(text: str, hint: str | None = None) -> None:
-    """What went wrong, on stderr."""
+    """Print an error, and perhaps a hint, on stderr."""
     _tell(f"zfw: {safe(text)}")
     if hint:
         _tell(f"hint: {safe(hint)}")
 
 
 def _tell(text: str) -> None:
-    """A line on stderr; if nobody reads that any more, nothing comes of it."""
+    """Print a line on stderr; a closed stderr is no error."""
     if sys.stderr is None:
         return
     try:
         print(text, file=sys.stderr, flush=True)
     except OSError:
-        # The buffer keeps it, and would fail at the end again: with that as the exit code.
+        # The buffer keeps the text; flushing it at exit would fail and change the exit code.
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stderr.fileno())
         os.close(null)
 
 
 def counted(count: int, noun: str) -> str:
-    """A number of things: "1 rule", "2 rules"."""
+    """A number and a noun: "1 rule", "2 rules"."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def is_interactive() -> bool:
-    """Whether there is somebody to ask."""
+    """Whether stdin and stderr are a terminal."""
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def confirm(question: str) -> bool:
-    """Ask on stderr, so that stdout has nothing but results. Only yes is yes."""
+    """Ask on stderr, so that stdout has results only. Return whether the answer is y or yes."""
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
@@ -127,23 +137,41 @@ class Column(NamedTuple):
 
     title: str
     is_number: bool = False
-    is_bytes: bool = False  # a number that people rather read as kB or MB
+    is_bytes: bool = False  # on a terminal as kB or MB
 
 
 def table(
     columns: Sequence[Column], items: Sequence[Item], cells: Callable[[Item], tuple[Cell, ...]]
 ) -> None:
-    """A table on stdout, an item a row. An empty text is shown as "-"."""
+    """Print a table on stdout, one row for each item. An empty text is shown as "-"."""
     if sys.stdout.isatty() and len(items) <= _MOST_RICH_ROWS:
         _rich_table(columns, items, cells)
     else:
         _plain_table(columns, items, cells)
 
 
+def listing(
+    items: Sequence[Item],
+    as_object: Callable[[Item], dict[str, object]],
+    columns: Sequence[Column],
+    cells: Callable[[Item], tuple[Cell, ...]],
+    *,
+    as_json: bool,
+    none: str,
+) -> None:
+    """Print items on stdout: as JSON, as a table, or the text ``none`` if there are none."""
+    if as_json:
+        json_array(map(as_object, items))
+    elif items:
+        table(columns, items, cells)
+    else:
+        line(none)
+
+
 def _plain_table(
     columns: Sequence[Column], items: Sequence[Item], cells: Callable[[Item], tuple[Cell, ...]]
 ) -> None:
-    # Twice over the items: the texts of a million rows need more room than the rules.
+    # Make the texts twice: those of a million rows need more memory than the rules.
     widths = [len(column.title) for column in columns]
     for item in items:
         widths = list(map(max, widths, [len(_text(cell)) for cell in cells(item)]))
@@ -170,9 +198,9 @@ def _rich_table(
         made.add_column(
             column.title,
             justify="right" if column.is_number else "left",
-            # An address with an ellipsis is no address.
+            # No ellipsis in an address
             overflow="fold",
-            # Nor is half a number one.
+            # and no line break in a number.
             no_wrap=column.is_number,
         )
     for item in items:
@@ -195,14 +223,14 @@ def _text(cell: Cell) -> str:
 
 
 def json_object(value: object) -> None:
-    """An object as JSON on stdout, for people to read as well."""
+    """Print an object as JSON on stdout, indented."""
     from json import dumps
 
     print(dumps(value, indent=2))
 
 
 def json_array(items: Iterable[dict[str, object]]) -> None:
-    """An array of objects as JSON on stdout, an object a line."""
+    """Print an array of objects as JSON on stdout, one object a line."""
     from json import JSONEncoder
 
     encode = JSONEncoder(separators=(",", ":"), check_circular=False).encode
@@ -215,7 +243,7 @@ def json_array(items: Iterable[dict[str, object]]) -> None:
 
 
 class Progress:
-    """A bar on a terminal's stderr for what takes longer than a second; else nothing."""
+    """A progress bar on stderr, if that is a terminal and the work takes more than a second."""
 
     def __init__(self) -> None:
         self._starts = monotonic() + _BAR_AFTER if sys.stderr.isatty() else float("inf")
@@ -231,7 +259,7 @@ class Progress:
             self._bar.stop()
 
     def show(self, stage: str, done: int, total: int | None) -> None:
-        """How far a stage has come, of a total if that is known. To be called now and then."""
+        """Show the progress of a stage, of a total if known. Call it now and then."""
         if monotonic() < self._starts:
             return
         if self._bar is None:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The places and programs of the command that zfw replaces, for those who go on calling them."""
+"""The files, boot programs and revert programs of the C program that zfw replaces."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a boot program has to do, worked out from the configuration alone. Pure."""
+"""The steps of a boot program, as a plan made from the configuration alone. Pure."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 KINDS = ("router", "tunnel", "controller")
 
-# The resolver of gateways whose name service is spread by address: on lo, if anywhere.
+# The anycast address of resolvers: on a gateway that has it, it is an address of lo.
 _SHARED_RESOLVER = Prefix.parse("100.127.255.254/32")
 
 
 class Plan(NamedTuple):
     """The steps, in their order.
 
-    ``rules`` pass what the router or controller itself serves. ``flushes_routes``:
-    whether old ingress rules go with the local routes that they made. ``missing``:
-    what is asked for and not in this version.
+    ``rules`` pass packets to the ports of the router or controller itself. ``flushes_routes``
+    removes the local routes of old ingress rules too. ``missing`` has features of the
+    configuration that this version does not have.
     """
 
     interfaces: list[BootInterface]
@@ -44,10 +44,10 @@ def plan(
     resolvers: Iterable[Resolver] = (),
     guarded_ports: Iterable[int] = (),
 ) -> Plan:
-    """The plan of one boot program, of ``KINDS``.
+    """The plan of the boot program of a kind of ``KINDS``.
 
-    ``own_addresses`` are those of the LAN interfaces; with none, the ports are
-    passed to whatever address. ``guarded_ports`` are to be watched for floods.
+    ``own_addresses`` are those of the LAN interfaces; without any, the ports are passed for
+    every address. ``guarded_ports`` need protection against floods.
     """
     destinations = list(own_addresses) or [Prefix.any(4)]
     rules = [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What ``zfw classic install`` lays out: every file, link and its mode."""
+"""The files and links that ``zfw classic install`` installs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Entry(NamedTuple):
 
 
 def entries() -> list[Entry]:
-    """All of it, the command first and the links last. Raises ZfwError."""
+    """All files, the command first, and then the links. Raises ZfwError."""
     head = f"#!{interpreter()} -I\n".encode()
     program = _file("boot_program")
     made = [
@@ -39,10 +39,10 @@ def entries() -> list[Entry]:
     for verb in ("start", "revert"):
         for kind in KINDS:
             text = program.replace(b"@VERB@", verb.encode()).replace(b"@KIND@", kind.encode())
-            # Not for others to run: only root can.
+            # Only root can run them.
             made.append(Entry(f"{_BIN}/{verb}_ebpf_{kind}.py", head + text, 0o744))
     firewall = (files("zfw_py") / "objects" / "firewall.bpf.o").read_bytes()
-    # Callers look whether they exist; what is attached comes from the package.
+    # Callers check that they exist; zfw attaches the programs of its package.
     made += [
         Entry(f"{_BIN}/zfw_tc_ingress.o", firewall, 0o644),
         Entry(f"{_BIN}/zfw_tc_outbound_track.o", firewall, 0o644),
@@ -50,11 +50,11 @@ def entries() -> list[Entry]:
         Entry(f"{places.USER_RULES}.sample", _file("user_rules.sh.sample"), 0o744),
         Entry(f"{_UNITS}/fw-init.service", _file("fw-init.service"), 0o644),
         Entry(f"{_UNITS}/ziti-fw-init.service", _file("ziti-fw-init.service"), 0o644),
-        # As of any program's package: not enabled until somebody wants it.
+        # As in any package, it is not enabled.
         Entry(f"{_UNITS}/{restore_unit.UNIT}", _restore_unit(), 0o644),
         Entry("/etc/logrotate.d/zfwlogs", _file("zfwlogs"), 0o644),
         Entry("/etc/cron.d/zfw_refresh", _file("zfw_refresh"), 0o644),
-        # Relative, so that it is right below any prefix, and after the prefix is gone.
+        # Relative: right below any prefix, and in a root file system that was made with one.
         Entry(places.ZFW_LINK, b"", 0o777, "../.." + places.ZFW),
         Entry(places.MONITOR_LINK, b"", 0o777, "../.." + places.MONITOR),
     ]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The boot program in other people's systemd units: by a drop-in, never by an edit of a unit.
+"""Make the units of routers and controllers run the boot program, by drop-ins.
 
-But units that the replaced command's programs edited are set right again.
+The C program's scripts edited the router's unit: that edit can be undone here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TIMEOUT = 120.0  # seconds; a unit has 90 to stop, and 90 to start
 _HEAD = "# Made by zfw's boot program; its revert program removes it.\n[Service]\n"
 
 ROUTER_HOOK = f"{_HEAD}ExecStartPre=-{places.START.format('router')}\n"
-# What the replaced command's program put into the router's own unit.
+# The line that the C program's script put into the router's unit.
 _EDITED = re.compile(
     rb"^ExecStartPre=-?" + re.escape(places.START.format("router")).encode() + rb"[ \t]*\r?\n",
     re.MULTILINE,
@@ -47,36 +47,36 @@ def is_router_hooked(tree: Tree) -> bool:
 
 
 def hook(tree: Tree, drop_in: str, text: str) -> bool:
-    """Put a drop-in in place; False if it was there already. One of others is a Conflict."""
+    """Write a drop-in; False if it is up to date. Raises Conflict if zfw did not create it."""
     old = tree.read(drop_in, _MAX_UNIT_BYTES)
     if old == text.encode():
         return False
     if old is not None and not old.startswith(_HEAD.encode()):
-        raise Conflict(f"{tree.absolute(drop_in)}: was not made by zfw")
+        raise Conflict(f"{tree.absolute(drop_in)}: zfw did not create it")
     tree.make_directory(drop_in.rpartition("/")[0])
     tree.write(drop_in, text.encode(), 0o644, is_new=old is None)
     return True
 
 
 def unhook(tree: Tree, drop_in: str) -> bool:
-    """Take a drop-in of ours away; False if there is none. One of others is a Conflict."""
+    """Remove a drop-in; False if there is none. Raises Conflict if zfw did not create it."""
     old = tree.read(drop_in, _MAX_UNIT_BYTES)
     if old is None:
         return False
     if not old.startswith(_HEAD.encode()):
-        raise Conflict(f"{tree.absolute(drop_in)}: was not made by zfw, and stays")
+        raise Conflict(f"{tree.absolute(drop_in)}: zfw did not create it; left unchanged")
     tree.remove(drop_in)
     tree.remove_directory(drop_in.rpartition("/")[0])
     return True
 
 
 def unhook_router(tree: Tree) -> bool:
-    """Take the router's drop-in away."""
+    """Remove the router's drop-in."""
     return unhook(tree, places.ROUTER_DROP_IN)
 
 
 def unedit_router_unit(tree: Tree) -> bool:
-    """Take out the line that the replaced command's program put into the router's unit."""
+    """Remove the line that the C program's script put into the router's unit."""
     found = tree.read_with_status(places.ROUTER_UNIT, _MAX_UNIT_BYTES)
     if found is None:
         return False
@@ -89,10 +89,10 @@ def unedit_router_unit(tree: Tree) -> bool:
 
 
 def systemctl(tree: Tree, report: Report, *arguments: str) -> None:
-    """Tell systemd, if it runs here; a failure goes to the report."""
+    """Run systemctl, if systemd is running; a failure goes to the report."""
     command = " ".join(("systemctl", *arguments))
     if not (tree.exists(places.SYSTEMCTL) and tree.exists(places.SYSTEMD_RUNS)):
-        report.warn(f"systemd does not run here: no {command}")
+        report.warn(f"systemd is not running: skipped {command}")
         return
     try:
         code = subprocesses.run(tree.absolute(places.SYSTEMCTL), *arguments, timeout=_TIMEOUT)

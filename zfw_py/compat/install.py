@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Lay out what callers of the replaced command expect, and take away exactly that.
+"""Install the files that callers of the classic zfw expect, and remove exactly those.
 
-A manifest says what is ours, by SHA-256. It is written before the first file and
-has old and new hashes then: whenever a run is killed, the next one, or a removal,
-still tells our files from those of others.
+A manifest has the SHA-256 of each installed file. It is written before the first file changes,
+with old and new hashes: after a run that was killed, the next one and a removal still recognize
+the files of zfw.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _PROBE_TIMEOUT = 60.0  # seconds
 
 
 class Manifest(NamedTuple):
-    """By path the hashes that are ours, of a link those of its target; directories in order."""
+    """The hashes of our files by path, of links those of the target; directories in order."""
 
     hashes: dict[str, list[str]]
     directories: list[str]
 
     def encode(self) -> bytes:
-        """As the file has it."""
+        """The bytes of the file."""
         document = {
             "version": _VERSION,
             "zfw": __version__,
@@ -50,7 +50,7 @@ class Manifest(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What was made, replaced or removed; what was found right; what somebody changed and stays."""
+    """Paths that changed, that were up to date, and that were left because they were edited."""
 
     done: list[str]
     unchanged: list[str]
@@ -59,15 +59,15 @@ class Outcome(NamedTuple):
 
 
 def install(prefix: str) -> Outcome:
-    """Lay everything out below a prefix, or bring it up to date.
+    """Install everything below a prefix, or update it.
 
-    Raises Conflict, with nothing changed, where a file that is not ours is in
-    the way. One of ours that was changed since is left as it is.
+    Raises Conflict, with nothing changed, if another file is in the way. An installed file
+    that was edited since is left unchanged.
     """
     tree = Tree(prefix)
     wanted = contents.entries()
     _probe()
-    # Once without the lock, whose file would be a change itself.
+    # Check without the lock first: its file would be a change already.
     _check(tree, wanted, _read_manifest(tree))
     directories = _make_directories(tree, [MANIFEST])
     with tree.locked(_LOCK):
@@ -103,15 +103,15 @@ def install(prefix: str) -> Outcome:
 
 
 def remove(prefix: str) -> Outcome:
-    """Take away what ``install`` laid out; what was changed since stays. Raises NotFound."""
+    """Remove the files of ``install``, except those edited since. Raises NotFound."""
     tree = Tree(prefix)
-    # One that was killed before it wrote the manifest leaves no more than the lock.
+    # An install that was killed before it wrote the manifest left only the lock file.
     if _read_manifest(tree) is None and not tree.exists(_LOCK):
-        raise NotFound(f"{tree.absolute(MANIFEST)}: nothing was laid out here")
+        raise NotFound(f"{tree.absolute(MANIFEST)}: nothing is installed here")
     done, kept = [], []
     with tree.locked(_LOCK):
         old = _read_manifest(tree) or Manifest({}, [])
-        # The command last: until then the programs that call it find it.
+        # The command last: until then, programs that call it find it.
         for path in sorted(old.hashes, key=lambda path: path == places.ZFW):
             found = _hash_of(tree, path)
             if found is not None and found not in old.hashes[path]:
@@ -126,8 +126,8 @@ def remove(prefix: str) -> Outcome:
     for directory in ours:
         tree.remove_directory(directory)
     warnings = [
-        f"{tree.absolute(drop_in)} is still there: it was made by a boot program,"
-        " and its revert program would have removed it"
+        f"{tree.absolute(drop_in)} stays: a boot program created it,"
+        " and only its revert program removes it"
         for drop_in in (places.ROUTER_DROP_IN, places.CONTROLLER_DROP_IN)
         if tree.exists(drop_in)
     ]
@@ -135,7 +135,7 @@ def remove(prefix: str) -> Outcome:
 
 
 def _check(tree: Tree, wanted: Iterable[Entry], old: Manifest | None) -> list[str]:
-    """The files of ours that were changed since. Raises Conflict for files that never were ours."""
+    """Return installed files that were edited since. Raises Conflict for any other file."""
     kept, foreign = [], []
     for entry in wanted:
         found = _hash_of(tree, entry.path)
@@ -148,7 +148,7 @@ def _check(tree: Tree, wanted: Iterable[Entry], old: Manifest | None) -> list[st
             kept.append(entry.path)
     if foreign:
         raise Conflict(
-            f"not made by zfw, and in the way: {', '.join(foreign)}",
+            f"files that zfw did not install are in the way: {', '.join(foreign)}",
             hint="remove the package that they belong to, or move them away",
         )
     return kept
@@ -159,7 +159,7 @@ def _hashes(manifest: Manifest | None, path: str) -> list[str]:
 
 
 def _merged(old: Manifest | None, wanted: list[Entry], kept: list[str]) -> dict[str, list[str]]:
-    """The hashes that are ours while files are being replaced."""
+    """The hashes of our files while they are being replaced: old and new."""
     merged = {path: list(hashes) for path, hashes in (old.hashes if old else {}).items()}
     for entry in wanted:
         if entry.path not in kept:
@@ -176,7 +176,7 @@ def _hash(entry: Entry) -> str:
 
 
 def _hash_of(tree: Tree, path: str) -> str | None:
-    """A file's hash, a link's target, "other" for what is neither; None if nothing is there."""
+    """A file's hash, a link's target, or "other"; None if the path does not exist."""
     target = tree.link_target(path)
     if target is not None:
         return "link:" + target
@@ -201,13 +201,13 @@ def _directories(tree: Tree, wanted: Iterable[Entry]) -> list[str]:
 
 
 def _above(path: str) -> list[str]:
-    """The directories that a path is in, the outermost first."""
+    """The directories above a path, the outermost first."""
     parts = path.strip("/").split("/")[:-1]
     return ["/" + "/".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
 
 
 def _make_directories(tree: Tree, paths: Iterable[str]) -> list[str]:
-    """Make what is missing above these paths; what was made."""
+    """Make the missing directories above these paths, and return them."""
     wanted = dict.fromkeys(directory for path in paths for directory in _above(path))
     return [directory for directory in wanted if tree.make_directory(directory)]
 
@@ -218,7 +218,7 @@ def _write_manifest(tree: Tree, hashes: dict[str, list[str]], directories: list[
 
 
 def _read_manifest(tree: Tree) -> Manifest | None:
-    """The manifest, read strictly: whatever it names may be removed."""
+    """Read the manifest, strictly: a removal deletes the paths in it."""
     content = tree.read(MANIFEST, _MAX_MANIFEST_BYTES)
     if content is None:
         return None
@@ -226,7 +226,7 @@ def _read_manifest(tree: Tree) -> Manifest | None:
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise Conflict(f"{name}: no manifest of ours: {error}") from None
+        raise Conflict(f"{name}: not a manifest of zfw: {error}") from None
     if not isinstance(document, dict) or document.get("version") != _VERSION:
         raise Conflict(f"{name}: not a manifest of version {_VERSION}")
     hashes, directories = document.get("files"), document.get("directories")
@@ -254,7 +254,7 @@ def _is_texts(value: Any) -> bool:
 
 
 def _probe() -> None:
-    """Whether the interpreter, isolated as the programs run it, finds this very package."""
+    """Check that the interpreter, isolated as in the programs, finds this package."""
     import zfw_py
 
     path = contents.interpreter()
@@ -265,7 +265,7 @@ def _probe() -> None:
     if subprocesses.run(path, "-I", "-c", code, str(zfw_py.__file__), timeout=_PROBE_TIMEOUT):
         raise ZfwError(
             f"{path} -I does not run this zfw",
-            hint="install it with pip: what runs from a source tree cannot be laid out",
+            hint="install zfw with pip: the programs cannot run from a source tree",
         )
 
 
@@ -274,6 +274,6 @@ def _warnings() -> list[str]:
 
     found = {changeable_by_others(path) for path in (contents.interpreter(), zfw_py.__file__ or "")}
     return [
-        f"others than root can change {path}, from which root's programs will run"
+        f"users other than root can change {path}, which root's programs will run"
         for path in sorted(filter(None, found))
     ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""ebpf_config.json: on which interfaces the boot programs put the firewall, and how."""
+"""ebpf_config.json: the interfaces that the boot programs attach the firewall to."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _KEYS = {"Name", _TRACK, _PER_INTERFACE}
 
 
 class BootInterface(NamedTuple):
-    """An interface: whether its egress is tracked, and whether only rules that name it count."""
+    """An interface: whether its egress is tracked, and its setting per_interface_rules."""
 
     name: str
     tracks_egress: bool
@@ -25,17 +25,17 @@ class BootInterface(NamedTuple):
 
 
 class InterfacesConfig(NamedTuple):
-    """The interfaces in order, each once, and what in the file is not known."""
+    """The interfaces in order, each once, and the unknown keys of the file."""
 
     interfaces: list[BootInterface]
     unknown: list[str]
 
 
 def read(content: bytes, name: str, *, tracks_internal: bool = True) -> InterfacesConfig:
-    """Read the file; ``name`` is what errors call it.
+    """Read the file; ``name`` is its name in errors.
 
-    ``tracks_internal`` is OutboundPassThroughTrack of an internal interface for
-    which the file does not say it. Raises UsageError, with line or path.
+    ``tracks_internal`` is the default of OutboundPassThroughTrack for internal interfaces.
+    Raises UsageError, with line or path.
     """
     try:
         document = json.loads(content)
@@ -48,7 +48,7 @@ def read(content: bytes, name: str, *, tracks_internal: bool = True) -> Interfac
     if not isinstance(document, dict):
         raise UsageError(f"{name}: not an object")
     if "InternalInterfaces" not in document:
-        raise UsageError(f"{name}: InternalInterfaces is missing; [] if there are none")
+        raise UsageError(f"{name}: InternalInterfaces is missing; write [] if there are none")
     found: dict[str, BootInterface] = {}
     unknown = sorted(document.keys() - {"InternalInterfaces", "ExternalInterfaces"})
     for kind, tracks, per_interface in (
@@ -68,15 +68,15 @@ def read(content: bytes, name: str, *, tracks_internal: bool = True) -> Interfac
                 _flag(entry, _PER_INTERFACE, per_interface, f"{name}: {where}"),
             )
             for interface in _names(entry, f"{name}: {where}"):
-                # Of an interface that is there twice, the second entry counts.
+                # The last entry of an interface counts.
                 found[interface] = BootInterface(interface, *settings)
     if not found:
-        raise UsageError(f"{name}: no interface in it")
+        raise UsageError(f"{name}: names no interface")
     return InterfacesConfig(list(found.values()), unknown)
 
 
 def _names(entry: dict[str, Any], where: str) -> list[str]:
-    """Name may be a list: that is what became of a lanIf which is one."""
+    """The names: Name is a list where a router's lanIf was one."""
     value = entry.get("Name")
     names: list[Any] = value if isinstance(value, list) else [value]
     for name in names:
@@ -93,7 +93,7 @@ def _flag(entry: dict[str, Any], key: str, default: bool, where: str) -> bool:
 
 
 def text(names: list[str]) -> bytes:
-    """The file for these interfaces, as internal ones."""
+    """The text of a file with these internal interfaces."""
     internal = [{"Name": name, _TRACK: True, _PER_INTERFACE: False} for name in names]
     document = {"InternalInterfaces": internal, "ExternalInterfaces": []}
     return (json.dumps(document, indent=2) + "\n").encode()

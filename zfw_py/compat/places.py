@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The well-known paths, which callers have written into their own files."""
+"""The well-known paths, which callers have in their own files."""
 
 from __future__ import annotations
 
@@ -31,6 +31,6 @@ SYSTEMCTL = "/usr/bin/systemctl"
 SYSTEMD_RUNS = "/run/systemd/system"
 ROUTER_UNIT = "/etc/systemd/system/ziti-router.service"
 UNIT_FOLDERS = ("/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
-# What the boot programs add to units, so that no unit has to be edited.
+# The drop-ins that boot programs create, so that no unit has to be edited.
 ROUTER_DROP_IN = "/etc/systemd/system/ziti-router.service.d/zfw.conf"
 CONTROLLER_DROP_IN = "/etc/systemd/system/fw-init.service.d/zfw.conf"

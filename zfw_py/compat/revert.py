@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The revert programs: the firewall off, the boot configuration gone, the router as it was.
+"""The revert programs: detach the firewall, remove the boot configuration, restore the router.
 
-A step that fails is told and does not stop the others; run again, it does what is left.
+A step that fails is reported, and the other steps are still taken; another run repeats it.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def _revert_ufw(tree: Tree, report: Report) -> None:
             return
         config = interfaces_config.read(content, tree.absolute(places.INTERFACES))
     except ZfwError as error:
-        # Not with its own code, which says that nothing was changed.
-        report.failed(ZfwError(f"{error}: ufw stays as it is"))
+        # The exit code of a UsageError would mean that nothing was changed.
+        report.failed(ZfwError(f"{error}: ufw's rules are left unchanged"))
         return
     for interface in config.interfaces:
         allow_in_ufw(tree, report, interface.name, delete=True)
@@ -59,7 +59,7 @@ def _revert_router(tree: Tree, report: Report) -> None:
     is_changed = is_unhooked = False
     try:
         router = read_router(tree)
-        # A mode that names another program is not ours to change.
+        # Leave a mode that names another program.
         if router is not None and (router.config.mode() or "").endswith(":" + places.ZFW):
             content = router.config.with_mode(router_config.PLAIN_MODE)
             if content is not None:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A router's or controller's YAML: what the boot programs need of it, and its ``mode`` edited.
+"""A router's or controller's YAML: the values that boot programs read, and an edit of ``mode``.
 
-The only importer of PyYAML. No value is interpreted by YAML's rules, by which an
-interface called ``no`` would be false and 22:22 a number of seconds: every scalar
-is the text that stands there. Merge keys (<<) are not followed.
+The only importer of PyYAML. Every scalar is read as its text: by YAML's own rules an interface
+called ``no`` would be false, and 22:22 a number of seconds. Merge keys (<<) are not followed.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class Document:
     """A parsed file. Errors name it and the line."""
 
     def __init__(self, content: bytes, name: str) -> None:
-        """``name`` is what errors call the file. Raises UsageError."""
+        """``name`` is the file's name in errors. Raises UsageError."""
         self.name = name
         if len(content) > MAX_BYTES:
             raise UsageError(f"{name}: larger than {MAX_BYTES} bytes")
@@ -68,7 +67,7 @@ class Document:
         return UsageError(f"{self.name}:{node.start_mark.line + 1}: {text}")
 
     def get(self, node: yaml.Node | None, *keys: str) -> yaml.Node | None:
-        """What stands under these keys, one within the other; None if something is missing."""
+        """The value under nested keys; None if one of them is missing."""
         for key in keys:
             if node is None or _is_nothing(node):
                 return None
@@ -79,7 +78,7 @@ class Document:
         return None if node is None or _is_nothing(node) else node
 
     def items(self, node: yaml.Node | None, what: str) -> list[yaml.Node]:
-        """The members of a sequence; none if there is none."""
+        """The members of a sequence; [] for None."""
         if node is None:
             return []
         if not isinstance(node, yaml.SequenceNode):
@@ -93,7 +92,7 @@ class Document:
         return str(node.value).strip()
 
     def texts(self, node: yaml.Node | None, what: str) -> Iterator[tuple[yaml.Node, str]]:
-        """The values of what may be one value or a list of them."""
+        """The values of a node that is one value or a list of values."""
         if node is None:
             return
         nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
@@ -121,9 +120,9 @@ class RouterConfig:
     """A router's ``config.yml``."""
 
     def __init__(self, content: bytes, name: str) -> None:
-        """Raises UsageError with file and line for what cannot be understood."""
+        """Raises UsageError, with file and line, if the file cannot be read."""
         self._document = Document(content, name)
-        # What was passed over and should be told, by file and line; in order, each once.
+        # Warnings with file and line about skipped values, in order, each once.
         self.notes: dict[str, None] = {}
 
     def _listeners(self, binding: str) -> Iterator[yaml.Node]:
@@ -152,14 +151,14 @@ class RouterConfig:
         return list(dict.fromkeys(names))
 
     def resolvers(self) -> list[Resolver]:
-        """``resolver`` of the tunnel listener, one or a list; what is not udp://IP:PORT is none."""
+        """``resolver`` of the tunnel listener: one or a list, of those with an IP address."""
         document = self._document
         found = []
         for options in self._tunnel_options():
             for node, text in document.texts(document.get(options, "resolver"), "resolver"):
                 scheme, separator, rest = text.partition("://")
                 if not separator or scheme.lower() not in ("udp", "tcp"):
-                    continue  # none, or a file: nobody asks it over the network
+                    continue  # none, or a file: it has no address
                 port = document.port(node, rest, "resolver")
                 host = rest.rpartition(":")[0].removeprefix("[").removesuffix("]")
                 try:
@@ -215,9 +214,9 @@ class RouterConfig:
         return None
 
     def with_mode(self, mode: str) -> bytes | None:
-        """The file with another mode, the rest of it unchanged; None if it has that already.
+        """The file with another mode and no other change.
 
-        Nothing is changed either where there is no tunnel listener to change.
+        None if the file has this mode already, or no tunnel listener.
         """
         text = self._document.text
         for options in self._tunnel_options():
@@ -230,7 +229,7 @@ class RouterConfig:
                     return None
                 start, end = node.start_mark.index, node.end_mark.index
                 key = next(k for k, v in options.value if v is node)
-                # An alias stands for a value elsewhere, which others use as well.
+                # An alias refers to a value that other keys may use as well.
                 if start < key.end_mark.index or node.start_mark.line != node.end_mark.line:
                     raise self._document.error(key, "mode: not a plain value: do it by hand")
             else:

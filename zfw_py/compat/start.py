@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The boot programs: the configuration read, all of it, and then the plan carried out.
+"""The boot programs: read the configuration, make a plan of it, and carry the plan out.
 
-What cannot be understood stops a program before it changes anything. After
-that, a step that fails is told and does not stop the others.
+Configuration that cannot be read stops a program before it changes anything. Afterwards a step
+that fails is reported, and the other steps are still taken.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _UFW_TIMEOUT = 60.0  # seconds
 
 
 class _Router:
-    """A router's configuration, and where it is."""
+    """A router's configuration and its file."""
 
     def __init__(self, tree: Tree, path: str, content: bytes, status: os.stat_result) -> None:
         self.path = path
@@ -48,7 +48,7 @@ def read_router(tree: Tree) -> _Router | None:
 
 
 def require_root() -> None:
-    """Refuse before anything is half done."""
+    """Raise PermissionDenied unless the process is root's."""
     if os.geteuid() != 0:
         raise PermissionDenied("this needs root")
 
@@ -74,7 +74,7 @@ def start(kind: str, tree: Tree, report: Report, lan_interface: str | None = Non
 
     if not tree.exists(places.INTERFACES):
         tree.write(places.INTERFACES, interfaces_config.text(lan), 0o644, is_new=True)
-        report.say(f"made {tree.absolute(places.INTERFACES)}")
+        report.say(f"created {tree.absolute(places.INTERFACES)}")
     if router is not None and mode is not None:
         tree.write(router.path, mode, 0o600, is_new=False, like=router.status)
         report.say(f"{tree.absolute(router.path)}: mode is now {router_config.MODE}")
@@ -92,10 +92,10 @@ def start(kind: str, tree: Tree, report: Report, lan_interface: str | None = Non
 
 
 def _converted(router: _Router, report: Report) -> bytes | None:
-    """The router's configuration with zfw as its diverter; None if it stays as it is."""
+    """The router's configuration with zfw as its diverter; None if it needs no change."""
     mode = router.config.mode()
     if mode is not None and mode.partition(":")[0] != router_config.PLAIN_MODE:
-        report.say(f"the router's mode is {mode}: it stays")
+        report.say(f"the router's mode is {mode}: left unchanged")
         return None
     return router.config.with_mode(router_config.MODE)
 
@@ -115,7 +115,7 @@ def _plan(
         content, tree.absolute(places.INTERFACES), tracks_internal=kind != "tunnel"
     )
     for key in config.unknown:
-        report.warn(f"{tree.absolute(places.INTERFACES)}: {key} is not known")
+        report.warn(f"{tree.absolute(places.INTERFACES)}: unknown key {key}")
     own_addresses = _ipv4_addresses(lan)
     if kind == "tunnel":
         return boot.plan(kind, config.interfaces)
@@ -155,7 +155,7 @@ def _controller_ports(tree: Tree) -> list[int]:
         if content is not None:
             ports += router_config.controller_ports(content, tree.absolute(path))
             break
-    # Where port 80 is sent on to the controller, it arrives as port 80 here.
+    # ufw redirects port 80 to the controller after zfw has seen the packet.
     rules = tree.read(places.UFW_RULES, _MAX_UFW_BYTES) or b""
     for line in rules.split(b"\n"):
         words = line.split()
@@ -183,7 +183,7 @@ def _carry_out(plan: boot.Plan, tree: Tree, report: Report) -> None:
         report.failed(error)
     for interface in plan.interfaces:
         try:
-            # Through clsact: scripts look at what `tc filter show` prints.
+            # By clsact: scripts read the output of `tc filter show`.
             direction = "both" if interface.tracks_egress else "ingress"
             firewall.attach(interface.name, direction, mode="clsact")
             firewall.set([interface.name], "per_interface_rules", interface.per_interface_rules)
@@ -196,7 +196,7 @@ def _carry_out(plan: boot.Plan, tree: Tree, report: Report) -> None:
         try:
             results = firewall.apply(plan.rules)
         except NotInstalled:
-            report.failed(NotFound("no interface is attached: no rules were made"))
+            report.failed(NotFound("no interface is attached: no rules were added"))
         except ZfwError as error:
             report.failed(error)
         else:
@@ -208,7 +208,7 @@ def _carry_out(plan: boot.Plan, tree: Tree, report: Report) -> None:
 
 
 def allow_in_ufw(tree: Tree, report: Report, name: str, *, delete: bool = False) -> None:
-    """Let ufw, if it is there, leave an interface to us; with ``delete`` no longer."""
+    """Make ufw, if it is installed, allow all packets of an interface; ``delete`` undoes that."""
     if not tree.exists(places.UFW) or name == "lo":
         return
     rule = ["allow", "in", "on", name, "to", "any"]
@@ -223,7 +223,7 @@ def allow_in_ufw(tree: Tree, report: Report, name: str, *, delete: bool = False)
 
 
 def _run_user_rules(tree: Tree, report: Report) -> None:
-    """The user's own rules come last: they may overrule what was done before."""
+    """Run the user's own rules, last, so that they may change those before."""
     if tree.status(places.USER_RULES) is None:
         return
     path = tree.absolute(places.USER_RULES)
@@ -236,21 +236,21 @@ def _run_user_rules(tree: Tree, report: Report) -> None:
 
 
 def _hook_router(tree: Tree, report: Report) -> None:
-    """From now on the router's own start runs the boot program first."""
+    """Make the router's unit run the boot program first."""
     if not drop_ins.has_unit(tree, "ziti-router.service"):
         return
     if drop_ins.hook(tree, places.ROUTER_DROP_IN, drop_ins.ROUTER_HOOK):
-        report.say(f"made {tree.absolute(places.ROUTER_DROP_IN)}")
+        report.say(f"created {tree.absolute(places.ROUTER_DROP_IN)}")
     drop_ins.systemctl(tree, report, "daemon-reload")
     drop_ins.systemctl(tree, report, "restart", "ziti-router.service")
 
 
 def _hook_controller(tree: Tree, report: Report, lan_interface: str) -> None:
-    """From now on fw-init.service runs the controller's boot program."""
+    """Make fw-init.service run the controller's boot program."""
     if not drop_ins.has_unit(tree, "fw-init.service"):
         return
     text = drop_ins.controller_hook(lan_interface)
     if drop_ins.hook(tree, places.CONTROLLER_DROP_IN, text):
-        report.say(f"made {tree.absolute(places.CONTROLLER_DROP_IN)}")
+        report.say(f"created {tree.absolute(places.CONTROLLER_DROP_IN)}")
         drop_ins.systemctl(tree, report, "daemon-reload")
         drop_ins.systemctl(tree, report, "enable", "fw-init.service")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Files below a prefix: read within bounds, replaced by one rename, no stranger's link followed.
+"""Files below a prefix: bounded reads, atomic writes, and only root's links are followed.
 
-Paths are absolute, as they are when the prefix is ``/``.
+Paths are absolute, as if the prefix were ``/``.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from zfw_py.errors import (
     UsageError,
     ZfwError,
 )
+from zfw_py.kernel import files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def _temporary(name: str) -> str:
-    """The same each time, so that the next run finds what a killed one left."""
+    """The same name each time: the next run removes the file that a killed run left."""
     return f".{name}.zfw-new"
 
 
 class Tree:
     """The files below a prefix.
 
-    On the way to a file, links are followed only where the prefix is ``/`` and
-    nobody but root could have made them or put others in their place.
+    Links on the path to a file are followed only if the prefix is ``/`` and only root can
+    have created or replaced them.
     """
 
     def __init__(self, prefix: str = "/") -> None:
@@ -53,47 +53,47 @@ class Tree:
 
     @property
     def is_machine(self) -> bool:
-        """Whether this is the machine's own tree, and no other place that is filled."""
+        """Whether this is the machine's own root directory."""
         return self.prefix == "/"
 
     def absolute(self, path: str) -> str:
-        """Where a path of this tree is for everybody else."""
+        """A path of this tree as the rest of the system knows it."""
         return path if self.is_machine else self.prefix + path
 
     # Reading
 
     def status(self, path: str) -> os.stat_result | None:
-        """What a path is, a link itself and not its target; None if there is nothing."""
+        """The status of a path, of a link itself; None if the path does not exist."""
         with suppress(FileNotFoundError), self._parent(path) as (directory, name):
             return os.stat(name, dir_fd=directory, follow_symlinks=False)
         return None
 
     def exists(self, path: str) -> bool:
-        """Whether there is anything."""
+        """Whether the path exists."""
         return self.status(path) is not None
 
     def read(self, path: str, limit: int) -> bytes | None:
-        """A regular file of at most ``limit`` bytes; None if there is nothing."""
+        """Read a regular file of at most ``limit`` bytes; None if the path does not exist."""
         found = self.read_with_status(path, limit)
         return None if found is None else found[0]
 
     def read_with_status(self, path: str, limit: int) -> tuple[bytes, os.stat_result] | None:
-        """Content and status of one and the same file. Raises Conflict for what is no file."""
+        """Content and status of the same file. Raises Conflict if it is not a regular file."""
         try:
             with self._parent(path) as (directory, name):
-                # A pipe must not make us wait for somebody to write.
+                # O_NONBLOCK: opening a pipe must not wait for a writer.
                 flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
                 fd = os.open(name, flags, dir_fd=directory)
         except FileNotFoundError:
             return None
         except OSError as error:
             if error.errno == errno.ELOOP:
-                raise Conflict(f"{self.absolute(path)}: is a link") from None
+                raise Conflict(f"{self.absolute(path)}: is a symbolic link") from None
             raise _failure(f"read {self.absolute(path)}", error) from error
         status = os.fstat(fd)
         if not S_ISREG(status.st_mode):
             os.close(fd)
-            raise Conflict(f"{self.absolute(path)}: is no regular file")
+            raise Conflict(f"{self.absolute(path)}: is not a regular file")
         with os.fdopen(fd, "rb") as file:
             content = file.read(limit + 1)
         if len(content) > limit:
@@ -101,7 +101,7 @@ class Tree:
         return content, status
 
     def link_target(self, path: str) -> str | None:
-        """Where a link points to; None if there is no link."""
+        """The target of a link; None if the path is not a link."""
         found = self.status(path)
         if found is None or not S_ISLNK(found.st_mode):
             return None
@@ -119,74 +119,45 @@ class Tree:
         is_new: bool,
         like: os.stat_result | None = None,
     ) -> None:
-        """Put a file in place at once: whoever looks sees all of it, or what was there before.
+        """Create or replace a file atomically.
 
-        With ``is_new`` nothing may be there: Conflict. ``like`` gives its owner and mode.
+        With ``is_new`` an existing file raises Conflict. ``like`` gives its owner and mode.
         """
         with self._changing(path) as (directory, name):
-            temporary = _temporary(name)
-            self._discard(directory, temporary)
-            fd = os.open(temporary, _NEW_FILE, 0o600, dir_fd=directory)
-            with os.fdopen(fd, "wb") as file:
-                file.write(content)
-                file.flush()
-                if like is not None:
-                    os.fchown(fd, like.st_uid, like.st_gid)
-                os.fchmod(fd, mode if like is None else like.st_mode & 0o7777)
-                os.fsync(fd)
-            self._place(path, directory, temporary, name, is_new=is_new)
+            files.replace_file(
+                directory,
+                name,
+                content,
+                mode if like is None else like.st_mode & 0o7777,
+                temporary=_temporary(name),
+                owner=None if like is None else (like.st_uid, like.st_gid),
+                is_new=is_new,
+            )
 
     def link(self, path: str, target: str, *, is_new: bool) -> None:
-        """Put a symbolic link in place, as ``write`` does a file."""
+        """Create or replace a symbolic link, as ``write`` does a file."""
         with self._changing(path) as (directory, name):
-            temporary = _temporary(name)
-            self._discard(directory, temporary)
-            os.symlink(target, temporary, dir_fd=directory)
-            self._place(path, directory, temporary, name, is_new=is_new)
-
-    def _place(self, path: str, directory: int, temporary: str, name: str, *, is_new: bool) -> None:
-        if is_new:
-            # rename() would replace what somebody put there since we looked.
-            try:
-                os.link(
-                    temporary,
-                    name,
-                    src_dir_fd=directory,
-                    dst_dir_fd=directory,
-                    follow_symlinks=False,
-                )
-            except FileExistsError:
-                raise Conflict(f"{self.absolute(path)}: is there already") from None
-            finally:
-                os.unlink(temporary, dir_fd=directory)
-        else:
-            os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
-        os.fsync(directory)
-
-    @staticmethod
-    def _discard(directory: int, name: str) -> None:
-        with suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=directory)
+            files.replace_link(directory, name, target, temporary=_temporary(name), is_new=is_new)
 
     def remove(self, path: str) -> bool:
-        """Remove a file or a link, and what a killed ``write`` left; False if there is none."""
+        """Remove a file or link, and one that a killed ``write`` left; False if there is none."""
         try:
             with self._changing(path) as (directory, name):
-                self._discard(directory, _temporary(name))
+                files.remove_if_there(directory, _temporary(name))
                 os.unlink(name, dir_fd=directory)
         except FileNotFoundError:
             return False
         return True
 
     def make_directory(self, path: str, mode: int = 0o755) -> bool:
-        """Make a directory; False if it is there. Raises Conflict if something else is."""
+        """Make a directory; False if it exists. Raises Conflict if the path is something else."""
         with self._changing(path) as (directory, name):
             try:
                 os.mkdir(name, 0o700, dir_fd=directory)
             except FileExistsError:
                 os.close(self._step(directory, name, path))
                 return False
-            # Not by mkdir, which leaves it to the caller's umask.
+            # mkdir applies the caller's umask.
             os.chmod(name, mode, dir_fd=directory)
         return True
 
@@ -205,37 +176,37 @@ class Tree:
 
     @contextmanager
     def locked(self, path: str) -> Iterator[None]:
-        """Hold a lock that only root can take: a file, made if there is none. Raises Busy."""
+        """Hold the lock of a file, which is created if need be, for root only. Raises Busy."""
         from zfw_py.kernel.lock import try_exclusive
 
         with self._changing(path) as (directory, name):
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             fd = os.open(name, flags, 0o600, dir_fd=directory)
         try:
-            # Without a name it is of no use: the process that held it has removed it.
+            # Without a name: the process that held the lock has removed the file.
             if not try_exclusive(fd) or os.fstat(fd).st_nlink == 0:
-                raise Busy(f"{self.absolute(path)}: another zfw is at work")
+                raise Busy(f"{self.absolute(path)}: another zfw process holds the lock")
             yield
         finally:
             os.close(fd)
 
-    # On the way
+    # Opening directories
 
     @contextmanager
     def _changing(self, path: str) -> Iterator[tuple[int, str]]:
         try:
             with self._parent(path) as found:
                 yield found
-        except FileNotFoundError:
+        except (FileNotFoundError, KernelError):
             raise
-        except KernelError:
-            raise
+        except FileExistsError:
+            raise Conflict(f"{self.absolute(path)}: exists already") from None
         except OSError as error:
             raise _failure(f"change {self.absolute(path)}", error) from error
 
     @contextmanager
     def _parent(self, path: str) -> Iterator[tuple[int, str]]:
-        """The directory that a path is in, opened, and the path's last part."""
+        """Open the directory of a path; yield it with the path's last part."""
         parts = path.strip("/").split("/")
         directory = os.open(self.prefix, _DIRECTORY)
         try:
@@ -256,9 +227,9 @@ class Tree:
                 raise
         found = os.stat(name, dir_fd=directory, follow_symlinks=False)
         if not S_ISLNK(found.st_mode):
-            raise Conflict(f"{self.absolute(path)}: is no directory")
+            raise Conflict(f"{self.absolute(path)}: is not a directory")
         if not (self.is_machine and found.st_uid == 0 and _is_roots(os.fstat(directory))):
-            raise Conflict(f"{self.absolute(path)}: is a link, which is not followed here")
+            raise Conflict(f"{self.absolute(path)}: is a symbolic link, which zfw does not follow")
         return os.open(name, _DIRECTORY, dir_fd=directory)
 
 
@@ -269,13 +240,13 @@ def _failure(operation: str, error: OSError) -> ZfwError:
 
 
 def _is_roots(status: os.stat_result) -> bool:
-    """Whether only root can change it; of a directory, what is in it."""
+    """Whether only root can change the file, or the entries of the directory."""
     others = status.st_mode & 0o022 if status.st_gid else status.st_mode & 0o002
     return status.st_uid == 0 and not others
 
 
 def changeable_by_others(path: str) -> str | None:
-    """The first part of an absolute path that somebody other than root can change; None if none."""
+    """The first part of an absolute path that users other than root can change, or None."""
     path = os.path.realpath(path)
     while True:
         found = os.stat(path)

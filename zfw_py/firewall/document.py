@@ -1,30 +1,31 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A firewall as a document: its types, and how it is read and written. Pure.
+"""A firewall as a document: its types, and reading and writing it. Pure.
 
-The types are the published schema (docs/schema); what a schema cannot say, such
-as that two rules must not have the same key, is checked when a Document is made.
+The published schema (docs/schema) is made of the types. A Document checks itself for what a
+schema cannot express, such as two rules with the same key.
 """
 
 from __future__ import annotations
 
 import json
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tomli_w
-from msgspec import UNSET, Meta, Struct, UnsetType, to_builtins
+from msgspec import UNSET, Meta, Struct, UnsetType, defstruct, to_builtins
 from msgspec.structs import fields
 
 from zfw_py.errors import UsageError
-from zfw_py.firewall.flow_limits import BOUNDS, FlowLimits
-from zfw_py.firewall.model import Rule, RuleKey, check_interface_name, check_service_id
+from zfw_py.firewall.flow_limits import LIMITS, FlowLimits
+from zfw_py.firewall.model import FIELDS, Rule, RuleKey, check_interface_name
+from zfw_py.firewall.settings import SETTINGS
 from zfw_py.values.prefix import Prefix
 from zfw_py.values.structured import ContentError, bounded, make, parse
 from zfw_py.values.structured import DocumentError as DocumentError
 from zfw_py.values.structured import Format as Format
 
 VERSION = 1
-# As many as the tables hold, and some more than they take on average.
+# As many as the tables hold at most.
 MAX_RULES = 2_097_152
 MAX_BYTES = 256 * 1024 * 1024
 MAX_INTERFACES = 1024
@@ -38,35 +39,44 @@ _TOML_HEAD = (
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Direction = Literal["ingress", "egress"]
 
+# As the keywords of the classes below.
+_STRICT: dict[str, Any] = {
+    "frozen": True,
+    "forbid_unknown_fields": True,
+    "omit_defaults": True,
+    "kw_only": True,
+}
 
-def _within(name: str) -> Meta:
-    least, most = BOUNDS[name]
-    return Meta(ge=least, le=most)
+if TYPE_CHECKING:
 
+    class FlowEntry(Struct):
+        """One field a limit."""
 
-_DEFAULT_LIMITS = FlowLimits()
+        def __init__(self, **limits: int) -> None: ...
 
+    class Settings(Struct):
+        """One field a setting."""
 
-class FlowEntry(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """The limits of tracked flows: idle times in seconds, and how many are kept."""
+        def __init__(self, **settings: bool) -> None: ...
 
-    udp_idle: Annotated[int, _within("udp_idle")] = _DEFAULT_LIMITS.udp_idle
-    tcp_idle: Annotated[int, _within("tcp_idle")] = _DEFAULT_LIMITS.tcp_idle
-    max_flows: Annotated[int, _within("max_flows")] = _DEFAULT_LIMITS.max_flows
-
-
-class Settings(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """The settings of an interface, with the values that one without any has."""
-
-    icmp_echo: bool = False
-    ssh: bool = True
-    ipv6: bool = False
-    per_interface_rules: bool = False
-    pass_non_tuple: bool = False
-    verbose: bool = False
-    outbound_filter: bool = False
-    vrrp: bool = False
-    eapol: bool = False
+else:
+    FlowEntry = defstruct(
+        "FlowEntry",
+        [
+            (name, Annotated[int, Meta(ge=limit.least, le=limit.most)], default)
+            for (name, limit), default in zip(LIMITS.items(), FlowLimits(), strict=True)
+        ],
+        namespace={
+            "__doc__": "The limits of tracked flows: idle times in seconds, and their number."
+        },
+        **_STRICT,
+    )
+    Settings = defstruct(
+        "Settings",
+        [(setting.name, bool, setting.default) for setting in SETTINGS.values()],
+        namespace={"__doc__": "The settings of an interface, with their defaults."},
+        **_STRICT,
+    )
 
 
 class AttachmentEntry(
@@ -80,7 +90,7 @@ class AttachmentEntry(
 
 
 class RuleEntry(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """A rule. Without a source it is any; without a high port it is the low one."""
+    """A rule. The source defaults to any address, the high port to the low port."""
 
     destination: str
     source: str | UnsetType = UNSET
@@ -96,7 +106,7 @@ class RuleEntry(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
 
     @classmethod
     def of(cls, rule: Rule) -> RuleEntry:
-        """The entry of a rule; its counters are not part of it."""
+        """The entry of a rule, without its counters."""
         key = rule.key
         return cls(
             destination=str(key.destination),
@@ -116,10 +126,10 @@ class RuleEntry(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
 class Document(
     Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True, dict=True
 ):
-    """All of a firewall that its administrator chose: numbers, settings, attachments, rules.
+    """The configuration of a firewall: flow limits, settings, attachments, rules.
 
-    Raises ValueError where the fields contradict each other. Of rules with the
-    same prefixes and protocol the order counts.
+    Raises ValueError if fields contradict each other. The order of rules with the same
+    prefixes and protocol matters: the first that matches a packet decides.
     """
 
     version: Annotated[int, Meta(ge=VERSION, le=VERSION)]
@@ -129,7 +139,7 @@ class Document(
     rules: Annotated[tuple[RuleEntry, ...], Meta(max_length=MAX_RULES)] = ()
 
     def __post_init__(self) -> None:
-        """Check what the types cannot."""
+        """Check the fields against each other."""
         for name in self.settings:
             _check_interface(name, f"settings.{name}")
         seen: dict[tuple[str, str], int] = {}
@@ -139,20 +149,20 @@ class Document(
             if first != index:
                 raise ContentError(
                     f"attachments[{index}]",
-                    f"the interface and direction of attachments[{first}] again",
+                    f"same interface and direction as attachments[{first}]",
                 )
         _ = self.parsed_rules
 
     @cached_property
     def parsed_rules(self) -> tuple[Rule, ...]:
-        """The rules of the entries; ``is_routed`` says that a local route is asked for."""
+        """The rules of the entries; with ``is_routed`` they need a local route."""
         seen: dict[RuleKey, int] = {}
         parsed = []
         for index, entry in enumerate(self.rules):
             rule = _parse_rule(entry, f"rules[{index}]")
             first = seen.setdefault(rule.key, index)
             if first != index:
-                raise ContentError(f"rules[{index}]", f"the key of rules[{first}] again")
+                raise ContentError(f"rules[{index}]", f"same key as rules[{first}]")
             parsed.append(rule)
         return tuple(parsed)
 
@@ -160,45 +170,43 @@ class Document(
 def _check_interface(name: str, path: str) -> None:
     try:
         check_interface_name(name, "")
-    except (UsageError, UnicodeEncodeError):
+    except UsageError:
         raise ContentError(path, f"not an interface name: {name!r}") from None
 
 
+# In errors, each field has its own name.
+_NAMES = {field: field for field in FIELDS}
+
+
 def _parse_rule(entry: RuleEntry, path: str) -> Rule:
-    field = "destination"
-    low = entry.low_port
-    high = low if entry.high_port is UNSET else entry.high_port
+    for index, name in enumerate(entry.interfaces):
+        _check_interface(name, f"{path}.interfaces[{index}]")
     try:
-        destination = Prefix.parse(entry.destination, option=field)
-        field = "source"
-        source = None if entry.source is UNSET else Prefix.parse(entry.source, option=field)
-        key = RuleKey(destination, entry.protocol, low, source=source, direction=entry.direction)
-        field = "high_port"
-        if high < low:
-            raise UsageError(f"{high} is below the low port {low}")
-        field = "tproxy_port"
         if (entry.action == "intercept") != (entry.tproxy_port != 0):
             wanted = "1 to 65535" if entry.action == "intercept" else "0"
-            raise UsageError(f"has to be {wanted} for {entry.action}: {entry.tproxy_port}")
-        field = "action"
-        if entry.action == "intercept" and entry.direction == "egress":
-            raise UsageError("an egress rule does not intercept")
-        field = "service_id"
-        check_service_id(entry.service_id, field)
-        for index, name in enumerate(entry.interfaces):
-            _check_interface(name, f"{path}.interfaces[{index}]")
+            raise UsageError(
+                f"tproxy_port: has to be {wanted} for {entry.action}: {entry.tproxy_port}"
+            )
+        source = None if entry.source is UNSET else Prefix.parse(entry.source, option="source")
         rule = Rule(
-            key,
-            high,
+            RuleKey(
+                Prefix.parse(entry.destination, option="destination"),
+                entry.protocol,
+                entry.low_port,
+                source=source,
+                direction=entry.direction,
+                names=_NAMES,
+            ),
+            None if entry.high_port is UNSET else entry.high_port,
             tproxy_port=entry.tproxy_port,
             deny=entry.action == "deny",
             service_id=entry.service_id,
             interfaces=entry.interfaces,
+            names=_NAMES,
         )
     except UsageError as error:
-        raise ContentError(f"{path}.{field}", error.message.removeprefix(f"{field}: ")) from None
-    except UnicodeEncodeError:
-        raise ContentError(f"{path}.{field}", "not text") from None
+        field, _, message = error.message.partition(": ")
+        raise ContentError(f"{path}.{field}", message) from None
     rule.is_routed = entry.route
     return rule
 
@@ -215,7 +223,7 @@ def decode(data: bytes, form: Format) -> Document:
 
 
 def _check_version(raw: dict[str, Any]) -> None:
-    """Before all else: what follows may be of another time."""
+    """Check the version first: the rest may have another version's format."""
     version = raw.get("version")
     if type(version) is int and version != VERSION:
         raise DocumentError(
@@ -228,9 +236,9 @@ def _check_version(raw: dict[str, Any]) -> None:
 
 
 def encode(document: Document, form: Format) -> bytes:
-    """Write a document; the same one gives the same bytes, a rule a table or a line.
+    """Write a document: a rule is a table or a line, and equal documents give equal bytes.
 
-    Raises DocumentError for what the format cannot hold.
+    Raises DocumentError for values that the format cannot hold.
     """
     data = _to_toml(document) if form == "toml" else _to_json(document)
     if len(data) > MAX_BYTES:
@@ -239,9 +247,9 @@ def encode(document: Document, form: Format) -> bytes:
 
 
 def _to_builtins(document: Document) -> dict[str, Any]:
-    """As dicts and lists, without what is so by default.
+    """The document as dicts and lists, without default values.
 
-    msgspec's omit_defaults goes by identity: of two equal strings it leaves out one.
+    msgspec's omit_defaults compares by identity, so that it keeps some default strings.
     """
     raw: dict[str, Any] = to_builtins(document)
     flows = {
@@ -270,7 +278,7 @@ def _to_toml(document: Document) -> bytes:
         if name in raw:
             parts.append(f"\n{tomli_w.dumps({name: raw.pop(name)})}")
     for name, items in raw.items():
-        # One by one: else tomli_w chooses lines or tables by how long the longest item is.
+        # One by one: in a list, tomli_w uses lines or tables depending on the longest item.
         parts += [f"\n[[{name}]]\n{tomli_w.dumps(item)}" for item in items]
     try:
         return "".join(parts).encode()
@@ -314,5 +322,5 @@ def _to_json(document: Document) -> bytes:
         else:
             parts.append(f'  "{name}": {encoder.encode(value)}')
     text = "{\n" + ",\n".join(parts) + "\n}\n"
-    # A byte of a name that is not UTF-8 is a lone surrogate here, and \udc80 in JSON.
+    # A byte of a name that is not UTF-8 is a lone surrogate in Python, and \udc80 in JSON.
     return text.encode("utf-8", "backslashreplace")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""When tracked flows are forgotten, and how many are kept."""
+"""The limits of tracked flows: each is one row of ``LIMITS``."""
 
 from __future__ import annotations
 
@@ -7,20 +7,33 @@ from typing import NamedTuple
 
 from zfw_py.errors import UsageError
 
-# The least and the most that each may be: a day and a week are more than flows are
-# silent for.
-BOUNDS = {
-    "udp_idle": (1, 86_400),
-    "tcp_idle": (1, 7 * 86_400),
-    "max_flows": (1_024, 16_777_216),
+
+class Limit(NamedTuple):
+    """A limit: its bounds, and its option of ``zfw set``."""
+
+    least: int
+    most: int
+    metavar: str
+    help: str
+
+
+# At most a day and a week: flows that are silent for longer are not open any more.
+LIMITS = {
+    "udp_idle": Limit(
+        1, 86_400, "SECONDS", "Forget a UDP flow after so many seconds without a packet."
+    ),
+    "tcp_idle": Limit(
+        1, 7 * 86_400, "SECONDS", "Forget a TCP flow after so many seconds without a packet."
+    ),
+    "max_flows": Limit(1_024, 16_777_216, "COUNT", "Track at most so many open flows."),
 }
 
 
 class FlowLimits(NamedTuple):
-    """Seconds without a packet that a flow is forgotten after, and how many are kept.
+    """When flows are forgotten, in seconds without a packet, and how many are tracked.
 
-    ``udp_idle`` goes for ICMP echo as well. ``max_flows`` counts the open ones of TCP, and
-    as many of the others.
+    ``udp_idle`` is that of ICMP echo as well. ``max_flows`` limits the open TCP flows, and
+    likewise all other flows.
     """
 
     udp_idle: int = 30
@@ -28,9 +41,11 @@ class FlowLimits(NamedTuple):
     max_flows: int = 131_072
 
     def check(self) -> FlowLimits:
-        """Return it, or raise UsageError for a limit out of bounds."""
+        """Return the limits. Raises UsageError for one that is out of bounds."""
         for name, value in self._asdict().items():
-            least, most = BOUNDS[name]
-            if not least <= value <= most:
-                raise UsageError(f"{name.replace('_', ' ')}: not within {least} to {most}: {value}")
+            limit = LIMITS[name]
+            if not limit.least <= value <= limit.most:
+                raise UsageError(
+                    f"{name.replace('_', ' ')}: not within {limit.least} to {limit.most}: {value}"
+                )
         return self

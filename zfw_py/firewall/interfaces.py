@@ -29,19 +29,6 @@ _EMPTY_ROW = bytes(layout.INTERFACE_SIZE)
 _SET_WORDS = layout.MAX_INTERFACE_NAMES // 64
 _set = Struct(f"={_SET_WORDS}Q")
 
-# The name of each setting, its bit, and whether the bit turns it off.
-SETTINGS = {
-    "icmp_echo": (layout.SETTING_ICMP_ECHO, False),
-    "ssh": (layout.SETTING_SSH_OFF, True),
-    "ipv6": (layout.SETTING_IPV6, False),
-    "per_interface_rules": (layout.SETTING_PER_INTERFACE_RULES, False),
-    "pass_non_tuple": (layout.SETTING_PASS_NON_TUPLE, False),
-    "verbose": (layout.SETTING_VERBOSE, False),
-    "outbound_filter": (layout.SETTING_OUTBOUND_FILTER, False),
-    "vrrp": (layout.SETTING_VRRP, False),
-    "eapol": (layout.SETTING_EAPOL, False),
-}
-
 _LOOPBACK_IFINDEX = 1  # lo comes first in every network namespace
 
 
@@ -142,11 +129,11 @@ class Interfaces:
 
     def set(self, name: str, setting: str, on: bool) -> None:
         """Turn a setting on or off."""
+        from zfw_py.firewall.settings import SETTINGS
+
         name_id = self.add(name)
-        bit, is_inverted = SETTINGS[setting]
         _, bits, ifindex = self._names[name]
-        bits = bits | bit if on != is_inverted else bits & ~bit
-        self._write(name, name_id, bits, ifindex)
+        self._write(name, name_id, SETTINGS[setting].applied(bits, on), ifindex)
 
     def _write(self, name: str, name_id: int, settings: int, ifindex: int) -> None:
         self._tables.map("interface_names").update(
@@ -254,7 +241,9 @@ class Interfaces:
 
 def settings_of(bits: int) -> dict[str, bool]:
     """Each setting by name."""
-    return {name: bool(bits & bit) != is_inverted for name, (bit, is_inverted) in SETTINGS.items()}
+    from zfw_py.firewall.settings import SETTINGS
+
+    return {name: setting.is_on(bits) for name, setting in SETTINGS.items()}
 
 
 def addresses_by_index(tables: Tables) -> dict[int, list[bytes]]:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A rule of the firewall, and what names it.
+"""A rule of the firewall, its key, and the one place where both are checked.
 
-Hot: imported for every rule that a router inserts.
+``RuleText`` makes them of texts, as front ends have them; the constructors check the values.
+Errors begin with a field's name in the front end that was used: each check takes it, or the
+names of all fields. Hot: imported for every rule that a router inserts.
 """
 
 from __future__ import annotations
@@ -9,17 +11,40 @@ from __future__ import annotations
 from zfw_py.errors import UsageError
 from zfw_py.values.prefix import Prefix
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 DIRECTIONS = ("ingress", "egress")
 PROTOCOLS = ("tcp", "udp")
 ACTIONS = ("intercept", "pass", "deny")
 
-# Service ids are stored in so many bytes of UTF-8.
+MAX_PORT = 65535
+# Bytes of UTF-8, as a service id is stored.
 MAX_SERVICE_ID = 64
-# IFNAMSIZ less its NUL.
+# Bytes: IFNAMSIZ less its NUL.
 MAX_INTERFACE_NAME = 15
 
 
-# Ports that were read before: a batch names the same few again and again, and shares them.
+# A rule's fields, and their names in errors of the library.
+FIELDS = {
+    field: field.replace("_", " ")
+    for field in (
+        "destination",
+        "prefix_length",
+        "source",
+        "source_length",
+        "protocol",
+        "low_port",
+        "high_port",
+        "tproxy_port",
+        "interfaces",
+        "service_id",
+        "direction",
+    )
+}
+
+# Ports that were read before: a batch repeats the same few again and again, and shares them.
 _ports: dict[str, int] = {}
 
 
@@ -27,14 +52,21 @@ def parse_port(text: str, option: str) -> int:
     """Read a port, 0 to 65535: decimal digits and nothing else."""
     if text in _ports:
         return _ports[text]
-    if not (text.isascii() and text.isdigit()) or len(text) > 5 or int(text) > 65535:
-        raise UsageError(f"{option}: not a port within 0 to 65535: {text!r}")
-    port = _ports[text] = int(text)
+    if not (text.isascii() and text.isdigit()) or len(text) > 5:
+        raise UsageError(f"{option}: not a port within 0 to {MAX_PORT}: {text!r}")
+    port = _ports[text] = check_port(int(text), option)
+    return port
+
+
+def check_port(port: int, option: str) -> int:
+    """Return the port. Raises UsageError unless it is within 0 to 65535."""
+    if not 0 <= port <= MAX_PORT:
+        raise UsageError(f"{option}: not a port within 0 to {MAX_PORT}: {str(port)!r}")
     return port
 
 
 def parse_length(text: str, option: str) -> int:
-    """Read a prefix length, 0 to 128; whether it fits the family is the prefix's affair."""
+    """Read a prefix length, 0 to 128; the Prefix checks that it fits the address family."""
     if not (text.isascii() and text.isdigit()) or len(text) > 3 or int(text) > 128:
         raise UsageError(f"{option}: not a prefix length within 0 to 128: {text!r}")
     return int(text)
@@ -42,14 +74,41 @@ def parse_length(text: str, option: str) -> int:
 
 def parse_protocol(text: str, option: str) -> str:
     """Read ``tcp`` or ``udp``, in any case."""
-    if text.lower() not in PROTOCOLS:
-        raise UsageError(f"{option}: not tcp or udp: {text!r}")
-    return text.lower()
+    return check_protocol(text.lower(), option)
+
+
+def check_protocol(name: str, option: str) -> str:
+    """Return the name. Raises UsageError unless it is ``tcp`` or ``udp``."""
+    if name not in PROTOCOLS:
+        raise UsageError(f"{option}: not tcp or udp: {name!r}")
+    return name
+
+
+def check_direction(name: str, option: str) -> str:
+    """Return the name. Raises UsageError unless it is ``ingress`` or ``egress``."""
+    if name not in DIRECTIONS:
+        raise UsageError(f"{option}: not ingress or egress: {name!r}")
+    return name
+
+
+def check_source(source: Prefix | None, family: int, option: str) -> Prefix:
+    """Return the source of a rule of this family, 4 or 6; None is any address.
+
+    0.0.0.0/0 is any address for IPv6 as well: routers give it with every rule.
+    """
+    if source is None or (source.length == 0 and source.family == 4):
+        return Prefix.any(family)
+    if source.family != family:
+        raise UsageError(f"{option}: {source} is not IPv{family} as the destination is")
+    return source
 
 
 def check_interface_name(name: str, option: str) -> str:
-    """A name that an interface could have: 1 to 15 bytes, no slash, no blank."""
-    encoded = name.encode("utf-8", "surrogateescape")
+    """Return a name that an interface could have: 1 to 15 bytes, no slash, no blank."""
+    try:
+        encoded = name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        encoded = b""
     if (
         not 0 < len(encoded) <= MAX_INTERFACE_NAME
         or name in (".", "..")
@@ -59,13 +118,21 @@ def check_interface_name(name: str, option: str) -> str:
     return name
 
 
+def sorted_interfaces(names: tuple[str, ...] | list[str], option: str) -> tuple[str, ...]:
+    """Return the names sorted, each once. Raises UsageError for what cannot be a name."""
+    return tuple(sorted({check_interface_name(name, option) for name in names})) if names else ()
+
+
 def check_service_id(text: str, option: str) -> str:
-    """A service id: up to 64 bytes, no blanks, no control characters."""
+    """Return a service id: up to 64 bytes, no blanks, no control characters."""
     if not text:
         return text
     if len(text) <= MAX_SERVICE_ID and text.isascii() and text.isprintable() and " " not in text:
         return text
-    encoded = text.encode("utf-8", "surrogateescape")
+    try:
+        encoded = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise UsageError(f"{option}: not text") from None
     if len(encoded) > MAX_SERVICE_ID:
         raise UsageError(f"{option}: longer than {MAX_SERVICE_ID} bytes: {text!r}")
     if any(c <= 32 or c == 127 for c in encoded):
@@ -74,7 +141,7 @@ def check_service_id(text: str, option: str) -> str:
 
 
 class RuleKey:
-    """What names a rule: a second one with the same key replaces the first."""
+    """The key of a rule: a rule that has the key of another one replaces it."""
 
     __slots__ = ("destination", "direction", "low_port", "protocol", "source")
 
@@ -92,26 +159,14 @@ class RuleKey:
         *,
         source: Prefix | None = None,
         direction: str = "ingress",
+        names: Mapping[str, str] = FIELDS,
     ) -> None:
-        """``source`` defaults to any address of the destination's family.
-
-        0.0.0.0/0 counts as any for IPv6 as well: routers pass it with every rule.
-        """
-        if direction not in DIRECTIONS:
-            raise UsageError(f"direction: not ingress or egress: {direction!r}")
-        if protocol not in PROTOCOLS:
-            raise UsageError(f"protocol: not tcp or udp: {protocol!r}")
-        if not 0 <= low_port <= 65535:
-            raise UsageError(f"low port: not within 0 to 65535: {low_port}")
-        if source is None or (source.length == 0 and source.family == 4):
-            source = Prefix.any(destination.family)
-        if source.family != destination.family:
-            raise UsageError(f"source {source} and destination {destination} differ in family")
-        self.direction = direction
+        """``source`` defaults to any address; ``names`` are those of the fields in errors."""
+        self.direction = check_direction(direction, names["direction"])
         self.destination = destination
-        self.source = source
-        self.protocol = protocol
-        self.low_port = low_port
+        self.source = check_source(source, destination.family, names["source"])
+        self.protocol = check_protocol(protocol, names["protocol"])
+        self.low_port = check_port(low_port, names["low_port"])
 
     @property
     def family(self) -> int:
@@ -138,10 +193,10 @@ class RuleKey:
 
 
 class Rule:
-    """A rule: its key, the ports' other end, and what becomes of a packet.
+    """A rule: its key, its last port, and its action on a packet.
 
-    ``interfaces`` are names, sorted; they count only on interfaces that are set to
-    per-interface rules. ``packets`` and ``bytes`` are filled by a listing.
+    ``interfaces`` are names, sorted; only interfaces with the setting per_interface_rules
+    look at them. A listing fills in ``is_routed``, ``packets`` and ``bytes``.
     """
 
     __slots__ = (
@@ -175,28 +230,26 @@ class Rule:
         deny: bool = False,
         service_id: str = "",
         interfaces: tuple[str, ...] | list[str] = (),
+        names: Mapping[str, str] = FIELDS,
     ) -> None:
-        """``tproxy_port`` 0 passes packets to the stack, else they go to 127.0.0.1 or ::1."""
+        """``tproxy_port`` 0 passes packets to the stack; another is on 127.0.0.1 or ::1.
+
+        ``high_port`` defaults to the low port; ``names`` are those of the fields in errors.
+        """
+        low_port = key.low_port
         if high_port is None:
-            high_port = key.low_port
-        if not key.low_port <= high_port <= 65535:
-            raise UsageError(f"high port {high_port} is not within {key.low_port} to 65535")
-        if not 0 <= tproxy_port <= 65535:
-            raise UsageError(f"tproxy port: not within 0 to 65535: {tproxy_port}")
-        if deny and tproxy_port:
-            raise UsageError(f"a deny rule has no tproxy port: {tproxy_port}")
-        if key.direction == "egress" and tproxy_port:
-            raise UsageError(f"an egress rule has no tproxy port: {tproxy_port}")
+            high_port = low_port
+        if check_port(high_port, names["high_port"]) < low_port:
+            raise UsageError(f"{names['high_port']}: {high_port} is below the low port {low_port}")
+        if check_port(tproxy_port, names["tproxy_port"]) and (deny or key.direction == "egress"):
+            kind = "a deny" if deny else "an egress"
+            raise UsageError(f"{names['tproxy_port']}: {kind} rule cannot intercept; use 0")
         self.key = key
         self.high_port = high_port
         self.action = "deny" if deny else "intercept" if tproxy_port else "pass"
         self.tproxy_port = tproxy_port
-        self.service_id = check_service_id(service_id, "service id")
-        self.interfaces = ()
-        if interfaces:
-            self.interfaces = tuple(
-                sorted({check_interface_name(name, "interface") for name in interfaces})
-            )
+        self.service_id = check_service_id(service_id, names["service_id"])
+        self.interfaces = sorted_interfaces(interfaces, names["interfaces"])
         self.is_routed = False
         self.packets = 0
         self.bytes = 0
@@ -207,3 +260,85 @@ class Rule:
 
     def __repr__(self) -> str:
         return f"<Rule {self}>"
+
+
+class RuleText:
+    """The fields of a rule as texts, of which rules, keys and filters are made.
+
+    Methods raise UsageError, which begins with the name of the field at fault.
+    """
+
+    __slots__ = ("_names", "_texts")
+
+    def __init__(self, texts: Mapping[str, str], names: Mapping[str, str]) -> None:
+        """``texts`` by field; a field that was not given is missing. ``names`` has all FIELDS."""
+        self._texts = texts
+        self._names = names
+
+    def rule(self, interfaces: tuple[str, ...] | list[str] = (), *, deny: bool = False) -> Rule:
+        """The rule. It needs a destination, a protocol and a low port."""
+        return Rule(
+            self.key(),
+            self._port("high_port") if "high_port" in self._texts else None,
+            tproxy_port=self._port("tproxy_port") if "tproxy_port" in self._texts else 0,
+            deny=deny,
+            service_id=self._texts.get("service_id", ""),
+            interfaces=interfaces,
+            names=self._names,
+        )
+
+    def key(self) -> RuleKey:
+        """The key, which needs the same three."""
+        return RuleKey(
+            self.destination(),
+            self.protocol(),
+            self._port("low_port"),
+            source=self._source(),
+            direction=self._texts.get("direction", "ingress"),
+            names=self._names,
+        )
+
+    def check_the_rest(self) -> None:
+        """Check the syntax of those fields that are no part of the key."""
+        for field in ("high_port", "tproxy_port"):
+            if field in self._texts:
+                self._port(field)
+        check_service_id(self._texts.get("service_id", ""), self._names["service_id"])
+
+    def destination(self) -> Prefix:
+        """The destination: an address with its length, or without one for a single address."""
+        return self._prefix("destination", "prefix_length")
+
+    def source(self, family: int) -> Prefix | None:
+        """The source, where a destination of this family may have one; None if not given."""
+        source = self._source()
+        return source and check_source(source, family, self._names["source"])
+
+    def protocol(self) -> str:
+        """The protocol, whose text may be in capitals."""
+        return parse_protocol(self._required("protocol"), self._names["protocol"])
+
+    def _source(self) -> Prefix | None:
+        if "source" not in self._texts:
+            # Routers give a length of 0 alone for any source.
+            length = self._texts.get("source_length", "0")
+            if parse_length(length, self._names["source_length"]) == 0:
+                return None
+        return self._prefix("source", "source_length")
+
+    def _prefix(self, field: str, length_field: str) -> Prefix:
+        text = self._required(field, length_field)
+        length = None
+        if length_field in self._texts:
+            length = parse_length(self._texts[length_field], self._names[length_field])
+        return Prefix.parse(text, length, self._names[field])
+
+    def _port(self, field: str) -> int:
+        return parse_port(self._required(field), self._names[field])
+
+    def _required(self, field: str, by: str | None = None) -> str:
+        text = self._texts.get(field)
+        if text is None:
+            needed = f", {self._names[by]} needs it" if by and by in self._texts else ""
+            raise UsageError(f"{self._names[field]}: missing{needed}")
+        return text

@@ -7,7 +7,7 @@ Hot: what only rare verbs need is imported where they need it.
 from __future__ import annotations
 
 from zfw_py.errors import Conflict, NotFound, NotInstalled, UsageError
-from zfw_py.firewall.interfaces import SETTINGS, Interfaces, index_of, primary_name
+from zfw_py.firewall.interfaces import Interfaces, index_of, primary_name
 from zfw_py.firewall.maps import Tables
 from zfw_py.firewall.model import DIRECTIONS, Rule, RuleKey
 from zfw_py.firewall.rules import Deleted, Inserted, RuleEdit, port_rules, repair
@@ -311,6 +311,8 @@ class Firewall:
 
         It belongs to the name and outlives the interface.
         """
+        from zfw_py.firewall.settings import SETTINGS
+
         if setting not in SETTINGS:
             raise UsageError(f"no setting {setting!r}; there are {', '.join(SETTINGS)}")
         names = [primary_name(name) for name in names]

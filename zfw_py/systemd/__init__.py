@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The systemd units that zfw writes."""
+"""The systemd units of zfw, and their installation."""

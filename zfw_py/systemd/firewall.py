@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""zfw-restore.service: the unit that brings a saved firewall back before the network is up."""
+"""zfw-restore.service: the unit that restores a saved firewall before the network is up."""
 
 from __future__ import annotations
 
 UNIT = "zfw-restore.service"
 FILE = "/etc/zfw/zfw.toml"
 
-# The least that restores: CAP_SYS_ADMIN loads programs and opens inner maps by their id,
+# The least that zfw restore needs: CAP_SYS_ADMIN loads programs and opens inner maps by their id,
 # CAP_NET_ADMIN attaches and makes local routes.
 CAPABILITIES = ("CAP_NET_ADMIN", "CAP_SYS_ADMIN")
 
 # DefaultDependencies would order this after basic.target, for which some networks' units
-# do not wait. udev gives interfaces their names meanwhile: hence --wait.
-# ProtectKernelTunables makes /sys read-only, and with it bpffs; hence not.
+# do not wait. udev renames interfaces at the same time: hence --wait.
+# Without ProtectKernelTunables, which makes /sys read-only, and with it bpffs.
 TEMPLATE = """\
 [Unit]
 Description=zfw: restore the firewall
@@ -52,5 +52,5 @@ WantedBy=sysinit.target
 
 
 def text(program: str, file: str) -> str:
-    """The unit, without a first line that says who wrote it; both paths as a unit has them."""
+    """The unit's text, without its first line; both paths are escaped for units."""
     return TEMPLATE.format(program=program, file=file, capabilities=" ".join(CAPABILITIES))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""zfw-steer.service: the unit that brings mappings back at boot, and manages their targets."""
+"""zfw-steer.service: the unit that restores mappings at boot, and manages their sockets."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ UNIT = "zfw-steer.service"
 FILE = "/etc/zfw/steer.json"
 
 # CAP_SYS_ADMIN loads programs, CAP_NET_ADMIN attaches them; CAP_DAC_READ_SEARCH and
-# CAP_SYS_PTRACE see and take the sockets of other users' processes, and CAP_CHOWN gives
-# the group what it may read.
+# CAP_SYS_PTRACE find and copy the sockets of other users' processes, and CAP_CHOWN makes
+# the maps readable for the group.
 CAPABILITIES = (
     "CAP_CHOWN",
     "CAP_DAC_READ_SEARCH",
@@ -17,8 +17,8 @@ CAPABILITIES = (
     "CAP_SYS_PTRACE",
 )
 
-# ProtectKernelTunables makes /sys read-only, and with it bpffs; hence not. ProtectProc would
-# hide the daemons.
+# Without ProtectKernelTunables, which makes /sys read-only, and with it bpffs, and without
+# ProtectProc, which hides the daemons.
 _TEMPLATE = """\
 [Unit]
 Description=zfw: steer connections to daemons
@@ -55,5 +55,5 @@ WantedBy=multi-user.target
 
 
 def text(program: str, file: str) -> str:
-    """The unit, without a first line that says who wrote it; both paths as a unit has them."""
+    """The unit's text, without its first line; both paths are escaped for units."""
     return _TEMPLATE.format(program=program, file=file, capabilities=" ".join(CAPABILITIES))

@@ -11,8 +11,18 @@ import sys
 
 import pytest
 
-from zfw_py.cli.classic import grammar
-from zfw_py.cli.classic.grammar import ClassicError, ClassicUsage, Request, parse
+from zfw_py.cli import classic
+from zfw_py.cli.classic import listing
+from zfw_py.cli.classic.grammar import (
+    ClassicError,
+    ClassicUsage,
+    Request,
+    help_text,
+    parse,
+    usage_text,
+)
+from zfw_py.firewall.model import FIELDS
+from zfw_py.firewall.settings import SETTINGS
 
 ROUTER = (
     "-I -c 10.0.0.16 -m 28 -p tcp -o 0.0.0.0 -n 0 -l 22 -h 22 -t 33381 -s 5XzC8mf1RrFO2vmfHGG5GL"
@@ -151,8 +161,8 @@ def test_case_15_ipv6_takes_the_routers_ipv4_any_source() -> None:
     ("source", "message"),
     [
         ("-o myhost.example -n 32", "not an IPv4 or IPv6 address: 'myhost.example'"),
-        ("-o fd00::5 -n 32", "fd00::/32 is not IPv4 as the rule is"),
-        ("-o :: -n 0", "::/0 is not IPv4 as the rule is"),
+        ("-o fd00::5 -n 32", "fd00::/32 is not IPv4 as the destination is"),
+        ("-o :: -n 0", "::/0 is not IPv4 as the destination is"),
         ("-o 10.0.0.0/8 -n 9", "'10.0.0.0/8' contradicts the prefix length 9"),
         ("-n 8", "missing, -n, --oprefix-len needs it"),
     ],
@@ -280,7 +290,7 @@ def test_case_42_the_resolver_is_routed() -> None:
 def test_deny_takes_no_tproxy_port() -> None:
     assert ask(f"{INSERT} -d").rule.action == "deny"
     assert refused(f"{INSERT} -d -t 5") == (
-        "-t, --tproxy-port: 0 is the only value that a deny rule takes"
+        "-t, --tproxy-port: a deny rule cannot intercept; use 0"
     )
 
 
@@ -288,7 +298,7 @@ def test_egress_takes_no_tproxy_port() -> None:
     request = ask(f"{INSERT} -z egress -d")
     assert (request.direction, request.rule.key.direction) == ("egress", "egress")
     assert refused(f"{INSERT} -z egress -t 5") == (
-        "-t, --tproxy-port: 0 is the only value that an egress rule takes"
+        "-t, --tproxy-port: an egress rule cannot intercept; use 0"
     )
     assert refused(f"{INSERT} -z both") == "-z, --direction: not ingress or egress: 'both'"
 
@@ -344,7 +354,7 @@ def test_case_60_the_family_listed_is_the_filters_or_that_of_6() -> None:
     assert ask("-L -c fd00::1 -m 128").family == 6
     assert str(ask("-L -6 all -o 0.0.0.0 -n 0").source) == "::/0"
     assert refused("-L -o fd00::1 -n 128") == (
-        "-o, --ocidr-block: fd00::1/128 is not IPv4 as the rule is"
+        "-o, --ocidr-block: fd00::1/128 is not IPv4 as the destination is"
     )
     assert refused("-L -6 eth0") == "-6, --ipv6-enable: with -L, --list it takes only the value all"
 
@@ -539,18 +549,27 @@ def test_case_62_the_articles_rule() -> None:
 
 
 def test_every_option_is_in_help_and_usage() -> None:
-    help_lines = grammar.help_text().splitlines()
-    usage = grammar.usage_text()
-    for _, options in grammar.GROUPS:
-        for short, long, argument, text in options:
-            names = f"-{short}, --{long}" if short else f"--{long}"
-            [line] = [line for line in help_lines if line.lstrip().startswith(f"{names} ")]
-            assert text in line
-            assert f"[-{short}" in usage if short else f"[--{long}]" in usage
-            assert argument in usage
+    help_lines = help_text().splitlines()
+    usage = usage_text()
+    for flag in classic.FLAGS.values():
+        [line] = [line for line in help_lines if line.lstrip().startswith(f"{flag.name} ")]
+        assert flag.help in line
+        assert f"[-{flag.short}" in usage if flag.short else f"[--{flag.long}]" in usage
+        assert flag.argument in usage
 
 
-@pytest.mark.parametrize("text", [grammar.help_text(), grammar.usage_text()])
+def test_the_table_names_what_there_is() -> None:
+    assert classic.FIELD_NAMES.keys() == FIELDS.keys()
+    assert classic.SETTINGS.keys() <= SETTINGS.keys()
+    assert {flag.row for flag in classic.SETTINGS.values()} < set(listing._SETTING_ROWS)
+    for name, flag in classic.SETTINGS.items():
+        assert flag.turns_off == SETTINGS[name].default
+    for flag in classic.FLAGS.values():
+        letters = {*flag.with_, *flag.needs, *flag.refuses} | ({flag.length} - {""})
+        assert letters <= classic.FLAGS.keys()
+
+
+@pytest.mark.parametrize("text", [help_text(), usage_text()])
 def test_help_and_usage_fit_a_terminal(text: str) -> None:
     assert text.startswith("Usage: zfw ")
     assert text.endswith("\n")

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zfw_py.cli.classic.grammar import GROUPS, ClassicError, ClassicUsage, Request, parse
+from zfw_py.cli.classic import FLAGS
+from zfw_py.cli.classic.grammar import ClassicError, ClassicUsage, Request, parse
 
-LONG_NAMES = {short: long for _, options in GROUPS for short, long, _, _ in options}
+LONG_NAMES = {short: flag.long for short, flag in FLAGS.items()}
 
 ports = st.integers(0, 65535)
 interface_names = st.text(string.ascii_lowercase + string.digits + "-_.@", min_size=1, max_size=15)

@@ -85,7 +85,7 @@ def test_all_is_laid_out_with_its_modes(zfw: Zfw, root: Path) -> None:
         result = zfw("classic", "install", "--prefix", str(root))
     finally:
         os.umask(old_mask)
-    assert (result.code, result.out) == (0, f"{COUNT} files laid out, 0 up to date\n")
+    assert (result.code, result.out) == (0, f"{COUNT} files installed, 0 up to date\n")
     paths = [path for path in root.rglob("*") if not path.is_symlink()]
     assert {
         str(path.relative_to(root)): path.stat().st_mode & 0o7777
@@ -192,7 +192,7 @@ def test_again_changes_nothing(zfw: Zfw, laid_out: Path) -> None:
     before = everything(laid_out)
     times = {path: path.lstat().st_mtime_ns for path in laid_out.rglob("zfw*.o")}
     result = zfw("classic", "install", "--prefix", str(laid_out))
-    assert (result.code, result.out) == (0, f"0 files laid out, {COUNT} up to date\n")
+    assert (result.code, result.out) == (0, f"0 files installed, {COUNT} up to date\n")
     assert everything(laid_out) == before
     assert {path: path.lstat().st_mtime_ns for path in laid_out.rglob("zfw*.o")} == times
 
@@ -207,7 +207,7 @@ def test_remove_takes_away_exactly_that(zfw: Zfw, root: Path) -> None:
     assert everything(root) == before
     result = zfw("classic", "remove", "--prefix", str(root))
     assert (result.code, result.out) == (5, "")
-    assert "nothing was laid out here" in result.err
+    assert "nothing is installed here" in result.err
 
 
 def test_what_the_user_added_keeps_its_directory(zfw: Zfw, laid_out: Path) -> None:
@@ -229,9 +229,9 @@ def test_what_the_user_changed_stays_and_is_told(
     monkeypatch.setattr(install, "_warnings", list)
     changed = laid_out / "etc/cron.d/zfw_refresh"
     changed.write_text("# not every minute\n")
-    warning = f"zfw: warning: {changed} was changed since it was laid out, and stays as it is\n"
+    warning = f"zfw: warning: {changed} was changed after it was installed; left unchanged\n"
     result = zfw("classic", "install", "--prefix", str(laid_out))
-    assert result == (0, f"0 files laid out, {COUNT - 1} up to date\n", warning)
+    assert result == (0, f"0 files installed, {COUNT - 1} up to date\n", warning)
     result = zfw("classic", "remove", "--prefix", str(laid_out))
     assert result == (0, f"{COUNT - 1} files removed\n", warning)
     assert [path for path, what in everything(laid_out).items() if what is not None] == [
@@ -260,7 +260,7 @@ def test_an_upgrade_in_place(zfw: Zfw, laid_out: Path, monkeypatch: pytest.Monke
         monkeypatch.setattr(contents, "entries", newer)
         result = zfw("classic", "install", "--prefix", str(laid_out))
         assert result.code == 0
-        assert result.out == f"2 files laid out, {COUNT - 2} up to date\n"
+        assert result.out == f"2 files installed, {COUNT - 2} up to date\n"
         running.seek(0)
         assert running.read() == before, "one that runs is not written to"
     assert command.read_bytes() == before + b"# newer\n"
@@ -336,8 +336,8 @@ def test_a_file_of_others_is_never_replaced(zfw: Zfw, root: Path) -> None:
     result = zfw("classic", "install", "--prefix", str(root))
     assert (result.code, result.out) == (6, "")
     assert result.err == (
-        f"zfw: not made by zfw, and in the way: {root}/etc/systemd/system/fw-init.service,"
-        f" {root}/usr/sbin/zfw\n"
+        "zfw: files that zfw did not install are in the way:"
+        f" {root}/etc/systemd/system/fw-init.service, {root}/usr/sbin/zfw\n"
         "hint: remove the package that they belong to, or move them away\n"
     )
     assert everything(root) == before
@@ -362,7 +362,7 @@ def test_a_link_on_the_way_is_not_followed(zfw: Zfw, root: Path, place: str) -> 
     before = everything(root)
     result = zfw("classic", "install", "--prefix", str(root))
     assert (result.code, result.out) == (6, "")
-    assert result.err == f"zfw: {root}/{place}: is a link, which is not followed here\n"
+    assert result.err == f"zfw: {root}/{place}: is a symbolic link, which zfw does not follow\n"
     assert everything(victim) == {}
     assert everything(root) == before
 
@@ -398,18 +398,18 @@ def test_the_machines_own_links_are_followed_if_only_root_can_change_them(
     tree.write("/link/file", b"x\n", 0o644, is_new=True)
     assert (root / "real/file").read_text() == "x\n"
     os.chown(root / "link", 65534, 65534, follow_symlinks=False)
-    with pytest.raises(Conflict, match="is a link, which is not followed here"):
+    with pytest.raises(Conflict, match="is a symbolic link, which zfw does not follow"):
         tree.read("/link/file", 10)
     os.chown(root / "link", 0, 0, follow_symlinks=False)
     root.chmod(0o1777)
-    with pytest.raises(Conflict, match="is a link, which is not followed here"):
+    with pytest.raises(Conflict, match="is a symbolic link, which zfw does not follow"):
         tree.read("/link/file", 10)
 
 
 def test_a_pipe_or_a_large_file_does_not_hold_us_up(root: Path) -> None:
     tree = Tree(str(root))
     os.mkfifo(root / "pipe")
-    with pytest.raises(Conflict, match="is no regular file"):
+    with pytest.raises(Conflict, match="is not a regular file"):
         tree.read("/pipe", 10)
     (root / "large").write_bytes(b"x" * 11)
     with pytest.raises(UsageError, match="larger than 10 bytes"):
@@ -437,7 +437,7 @@ def test_a_link_put_in_place_of_what_was_laid_out_is_not_followed(zfw: Zfw, laid
     for action in ("install", "remove"):
         result = zfw("classic", action, "--prefix", str(laid_out))
         assert result.code == 6
-        assert "is a link, which is not followed here" in result.err
+        assert "is a symbolic link, which zfw does not follow" in result.err
         assert (victim / "zfw_refresh").exists()
         if action == "install":
             assert everything(laid_out) == before
@@ -473,7 +473,7 @@ def test_only_one_at_a_time(zfw: Zfw, laid_out: Path) -> None:
         for action in ("install", "remove"):
             result = zfw("classic", action, "--prefix", str(laid_out))
             assert (result.code, result.out) == (Busy.exit_code, "")
-            assert result.err.endswith(": another zfw is at work\n")
+            assert result.err.endswith(": another zfw process holds the lock\n")
     assert everything(laid_out) == before
 
 
@@ -545,8 +545,8 @@ def test_removal_tells_of_what_a_boot_program_left(zfw: Zfw, laid_out: Path) -> 
     result = zfw("classic", "remove", "--prefix", str(laid_out))
     assert result.code == 0
     assert result.err == (
-        f"zfw: warning: {drop_in} is still there: it was made by a boot program,"
-        " and its revert program would have removed it\n"
+        f"zfw: warning: {drop_in} stays: a boot program created it,"
+        " and only its revert program removes it\n"
     )
 
 
@@ -559,6 +559,24 @@ def test_there_is_no_monitor_yet_and_it_says_so(laid_out: Path) -> None:
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "zfw: -M, --monitor: not in this version of zfw\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "out"),
+    [
+        (
+            "from zfw_py.cli.boot import main; main('start', 'router')",
+            0,
+            "usage: start_ebpf_router",
+        ),
+        ("from zfw_py.cli.classic_run import run; import sys; sys.exit(run(['-V']))", 0, "0.1.0"),
+    ],
+)
+def test_programs_that_an_older_zfw_installed_still_run(program: str, code: int, out: str) -> None:
+    """They import zfw by these names; a new package is there before zfw classic install."""
+    done = run(contents.interpreter(), "-c", program, "--help")
+    assert (done.returncode, done.stderr) == (code, "")
+    assert done.stdout.startswith(out)
 
 
 def test_the_unit_that_restores_is_there_and_not_enabled(laid_out: Path) -> None:

@@ -29,7 +29,7 @@ def test_without_a_terminal_it_needs_yes(zfw: Zfw, rules: Firewall) -> None:
     assert zfw("flush") == (
         2,
         "",
-        "zfw: there is no terminal to ask on\nhint: zfw flush --yes does not ask\n",
+        "zfw: no terminal to ask on\nhint: zfw flush --yes does not ask\n",
     )
     assert len(rules.rules()) == 2
     assert zfw("flush", "--yes", "-z", "egress") == (0, "deleted 1 rule\n", "")

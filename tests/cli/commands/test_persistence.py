@@ -160,7 +160,7 @@ BAD = (
     ("a.json", '{"version": 1,\n}', "{}:2: "),  # the json module's words differ by version
     ("a.json", '{"version": 1,\n"x": 2}', "{}: x: no such field"),
     ("a.toml", "version = 7", "{}: version: 7 is unknown; this zfw reads documents of version 1"),
-    ("a.yaml", ONE, "{}: its name ends in neither .toml nor .json"),
+    ("a.yaml", ONE, "{}: its name does not end in .toml or .json"),
 )
 
 
@@ -255,7 +255,7 @@ def test_without_a_firewall(zfw: Zfw, namespace: Namespace, tmp_path: Path) -> N
 
 UNIT = "etc/systemd/system/zfw-restore.service"
 LINK = "etc/systemd/system/sysinit.target.wants/zfw-restore.service"
-RELOAD = "systemctl daemon-reload makes systemd know of it\n"
+RELOAD = "run systemctl daemon-reload to make systemd read the change\n"
 
 
 def test_the_unit_is_installed_and_removed(zfw: Zfw, tmp_path: Path) -> None:
@@ -346,9 +346,16 @@ def _verify(unit: Path) -> None:
     ("file", "message"),
     [
         ("zfw.toml", "--file: not an absolute path: zfw.toml"),
-        ("/etc/zfw.conf", "/etc/zfw.conf: its name ends in neither .toml nor .json"),
-        ("/a\nExecStart=/b.toml", "--file: blanks, quotes and the like are not for a unit"),
-        ("/a b.toml", "--file: blanks, quotes and the like are not for a unit: '/a b.toml'"),
+        ("/etc/zfw.conf", "/etc/zfw.conf: its name does not end in .toml or .json"),
+        (
+            "/a\nExecStart=/b.toml",
+            "--file: path contains characters that systemd units cannot hold",
+        ),
+        (
+            "/a b.toml",
+            "--file: path contains characters that systemd units cannot hold"
+            " (whitespace, quotes, \\, $, ;): '/a b.toml'\n",
+        ),
     ],
 )
 def test_a_file_that_no_unit_can_name(zfw: Zfw, tmp_path: Path, file: str, message: str) -> None:

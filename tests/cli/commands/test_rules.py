@@ -64,7 +64,7 @@ def test_interfaces_join_and_leave_one_by_one(zfw: Zfw, firewall: Firewall) -> N
     assert zfw("insert", *SSH, "--interface=lo").code == 0
     assert firewall.rules()[0].interfaces == ("gw0", "lo")
     assert zfw("delete", *SSH, "-N", "gw0").out == (
-        "took gw0 off ingress tcp 100.72.0.4/32 port 22\n"
+        "removed gw0 from ingress tcp 100.72.0.4/32 port 22\n"
     )
     assert firewall.rules()[0].interfaces == ("lo",)
     assert zfw("delete", *SSH, "-N", "lo").out == "deleted ingress tcp 100.72.0.4/32 port 22\n"

@@ -131,7 +131,7 @@ def test_json_goes_round(zfw: Zfw, stdin: Callable[[str], None], tmp_path: Path)
     ]
     file = tmp_path / "steer.json"
     file.write_text(listed.out)
-    kept = "0 mappings added, 0 changed, 0 removed, 2 kept\npending: 2, where nothing listens yet\n"
+    kept = "0 mappings added, 0 changed, 0 removed, 2 kept\npending: 2, nothing listens there yet\n"
     assert zfw("steer", "apply", str(file)) == (0, kept, "")
     stdin("[]")
     assert zfw("steer", "apply", "-") == (
@@ -168,8 +168,12 @@ def test_status(zfw: Zfw) -> None:
 @pytest.mark.parametrize(
     ("argv", "code", "message"),
     [
-        (("tcp", "any", "80"), 2, "one of --to, --to-pid, --to-unit and --register says where"),
-        (("tcp", "any", "80", "--to", "127.0.0.1:1", "--to-pid", "1"), 2, "one of --to"),
+        (("tcp", "any", "80"), 2, "give exactly one of --to, --to-pid, --to-unit and --register"),
+        (
+            ("tcp", "any", "80", "--to", "127.0.0.1:1", "--to-pid", "1"),
+            2,
+            "give exactly one of --to",
+        ),
         (("sctp", "any", "80", "--to", "127.0.0.1:1"), 2, "not tcp or udp: 'sctp'"),
         (("tcp", "10.0.0.1/8", "80", "--to", "127.0.0.1:1"), 2, "address: host bits are set"),
         (("tcp", "any", "0", "--to", "127.0.0.1:1"), 2, "port: not within 1 to 65535: '0'"),
@@ -211,7 +215,7 @@ def test_which_mapping_is_to_be_said(zfw: Zfw, argv: tuple[str, ...]) -> None:
     assert zfw("steer", "remove", *argv) == (
         2,
         "",
-        "zfw: PROTOCOL ADDRESS PORT, --label or --all says which mapping\n",
+        "zfw: give PROTOCOL ADDRESS PORT, --label or --all\n",
     )
 
 

@@ -233,7 +233,7 @@ def test_with_every_interface_missing_nothing_is_made(machine: Machine) -> None:
     assert done.returncode == 5
     assert done.stderr.splitlines() == [
         "zfw: warning: Interface not found: nosuch",
-        "zfw: warning: no interface is attached: no rules were made",
+        "zfw: warning: no interface is attached: no rules were added",
     ]
     assert not Firewall().is_installed()
 
@@ -303,7 +303,7 @@ def test_case_44_tunnel_mode_is_left_out_and_told(machine: Machine) -> None:
     done = machine.run("start_ebpf_tunnel")
     assert (done.returncode, done.stderr) == (
         69,
-        "zfw: warning: not in this version of zfw, left out:"
+        "zfw: warning: skipped, not in this version of zfw:"
         " tunnel mode (zfw -T): interception into the tunnel interface\n",
     )
     (status,) = Firewall().status().interfaces
@@ -328,7 +328,7 @@ def test_case_43_a_controllers_ports_are_open_and_its_guard_is_told_missing(
     done = machine.run("start_ebpf_controller", "--lanIf", "gw0")
     assert (done.returncode, done.stderr) == (
         69,
-        "zfw: warning: not in this version of zfw, left out:"
+        "zfw: warning: skipped, not in this version of zfw:"
         " DDoS protection (zfw --ddos-dport-add) of TCP 80, 443, 1280\n",
     )
     assert rules() == {("10.9.0.1/32", "tcp", port) for port in (80, 443, 1280, 8000)}
@@ -522,8 +522,8 @@ def test_without_systemd_it_is_told_and_no_failure(machine: Machine) -> None:
     done = machine.run("start_ebpf_router")
     assert (done.returncode, done.stderr) == (
         0,
-        "zfw: warning: systemd does not run here: no systemctl daemon-reload\n"
-        "zfw: warning: systemd does not run here: no systemctl restart ziti-router.service\n",
+        "zfw: warning: systemd is not running: skipped systemctl daemon-reload\n"
+        "zfw: warning: systemd is not running: skipped systemctl restart ziti-router.service\n",
     )
 
 

@@ -284,7 +284,7 @@ def test_a_misspelt_key_is_told() -> None:
         (b'{"InternalInterfaces":\n[{]}', "e.json:2: Expecting property name enclosed in double"),
         (b"[]", "e.json: not an object"),
         (b"{}", "e.json: InternalInterfaces is missing"),
-        (b'{"InternalInterfaces": []}', "e.json: no interface in it"),
+        (b'{"InternalInterfaces": []}', "e.json: names no interface"),
         (b'{"InternalInterfaces": {}}', "e.json: InternalInterfaces: not a list"),
         (b'{"InternalInterfaces": ["a"]}', "e.json: InternalInterfaces[0]: not an object"),
         (b'{"InternalInterfaces": [{}]}', "e.json: InternalInterfaces[0].Name: missing"),

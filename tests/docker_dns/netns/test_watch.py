@@ -70,7 +70,7 @@ def test_queries_are_told(docker: World, engine: LiveEngine, tmp_path: Path) -> 
             assert f": sent to {SERVER}:53 from port " in line
             docker.addresses("www.example")
             assert watch.next_query().endswith(
-                ": left to the built-in resolver, which has all other names"
+                ": left to the built-in resolver, which answers all other names"
             )
             docker.addresses("www.corp.example", "+tcp")
             assert watch.next_query().endswith(": left to the built-in resolver, as all TCP")

@@ -13,7 +13,7 @@ import pytest
 from tests.support.netns import Namespace
 from zfw_py import Firewall
 from zfw_py.cli.app import main
-from zfw_py.firewall.interfaces import SETTINGS
+from zfw_py.firewall.settings import SETTINGS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -27,8 +27,9 @@ from zfw_py.firewall.document import (
     decode,
     encode,
 )
-from zfw_py.firewall.interfaces import SETTINGS, settings_of
+from zfw_py.firewall.interfaces import settings_of
 from zfw_py.firewall.model import Rule, RuleKey
+from zfw_py.firewall.settings import SETTINGS
 from zfw_py.values.prefix import Prefix
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -281,7 +282,7 @@ BAD: dict[str, tuple[tuple[str | int, ...], object, str]] = {
     "attachment twice": (
         ("attachments", 1, "direction"),
         "ingress",
-        "attachments[1]: the interface and direction of attachments[0] again",
+        "attachments[1]: same interface and direction as attachments[0]",
     ),
     "attachment other": (("attachments", 0, "prio"), 1, "attachments[0].prio: no such field"),
     "rules": (("rules",), {}, "rules: expected array, got object"),
@@ -314,7 +315,7 @@ BAD: dict[str, tuple[tuple[str | int, ...], object, str]] = {
     "source family": (
         ("rules", 1, "source"),
         "10.0.0.0/8",
-        "rules[1].source: source 10.0.0.0/8 and destination fd72::/16 differ in family",
+        "rules[1].source: 10.0.0.0/8 is not IPv6 as the destination is",
     ),
     "direction": (
         ("rules", 1, "direction"),
@@ -335,7 +336,7 @@ BAD: dict[str, tuple[tuple[str | int, ...], object, str]] = {
     "action egress": (
         ("rules", 0, "direction"),
         "egress",
-        "rules[0].action: an egress rule does not intercept",
+        "rules[0].tproxy_port: an egress rule cannot intercept; use 0",
     ),
     "tproxy_port": (
         ("rules", 0, "tproxy_port"),
@@ -429,7 +430,7 @@ def test_the_key_of_a_rule_stands_once(form: Format) -> None:
             "action": "deny",
         }
     )
-    assert error_of(written(raw, form), form).message == "rules[2]: the key of rules[0] again"
+    assert error_of(written(raw, form), form).message == "rules[2]: same key as rules[0]"
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from zfw_py.firewall.document import (
     decode,
     encode,
 )
-from zfw_py.firewall.flow_limits import BOUNDS
+from zfw_py.firewall.flow_limits import LIMITS
 from zfw_py.firewall.model import MAX_INTERFACE_NAME, MAX_SERVICE_ID, check_interface_name
 from zfw_py.values.prefix import Prefix
 
@@ -89,7 +89,8 @@ documents = st.builds(
     Document,
     version=st.just(1),
     flows=st.builds(
-        FlowEntry, **{name: st.integers(least, most) for name, (least, most) in BOUNDS.items()}
+        FlowEntry,
+        **{name: st.integers(least, most) for name, (least, most, _, _) in LIMITS.items()},
     ),
     settings=st.dictionaries(
         names, st.builds(Settings, **dict.fromkeys(Settings.__struct_fields__, st.booleans()))

@@ -223,7 +223,7 @@ class TestRuleKey:
         [(HERE_IPV6, Prefix.parse("10.0.0.0/8")), (HERE, HERE_IPV6), (HERE, Prefix.any(6))],
     )
     def test_refuses_two_families(self, destination: Prefix, source: Prefix) -> None:
-        with pytest.raises(UsageError, match="differ in family"):
+        with pytest.raises(UsageError, match=r"^source: .* is not IPv[46] as the destination is$"):
             RuleKey(destination, "tcp", 80, source=source)
 
     @pytest.mark.parametrize(

@@ -282,8 +282,8 @@ def test_what_is_no_file_to_append_to_is_refused(world: World) -> None:
     (folder / "nowhere").symlink_to("created")
     os.mkfifo(folder / "fifo")
     for name, code, why in (
-        ("link", 2, "a link, which is not followed"),
-        ("nowhere", 2, "a link, which is not followed"),
+        ("link", 2, "a symbolic link, which zfw does not follow"),
+        ("nowhere", 2, "a symbolic link, which zfw does not follow"),
         ("fifo", 2, "No such device or address"),
         ("", 2, "Is a directory"),
         ("log/log", 2, "Not a directory"),

@@ -1,173 +1,46 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The classic grammar: options only, read by the rules of argp, checked, and put in order.
+"""The classic grammar: a command line of options, as argp reads them, becomes a Request.
 
-Hot: imported for every rule that a router inserts. Pure: nothing here touches the kernel,
-looks for an interface or prints; ``parse`` says what was asked for, its caller does it.
+Hot: imported for every rule that a router inserts. Pure: it neither enters the kernel nor
+looks up interfaces nor prints; ``run`` carries the Request out.
 """
 
 from __future__ import annotations
 
+from zfw_py.cli.classic import (
+    BIND,
+    DISABLE,
+    FIELD_NAMES,
+    FLAGS,
+    FLUSH,
+    GROUPS,
+    IPV6,
+    LIST,
+    ROUTE,
+    RULE_VERBS,
+    UNBIND,
+    Flag,
+    Setting,
+)
 from zfw_py.errors import UsageError, ZfwError
 from zfw_py.firewall.model import (
-    DIRECTIONS,
     Rule,
     RuleKey,
+    RuleText,
+    check_direction,
     check_interface_name,
-    check_service_id,
-    parse_length,
-    parse_port,
-    parse_protocol,
+    sorted_interfaces,
 )
-from zfw_py.values.prefix import Prefix
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-# Heading, then its options: short, long, what the argument is called ("" without one), help.
-# Every word that parsing, usage and help know of an option stands here.
-GROUPS = (
-    (
-        "What to do with rules",
-        (
-            ("I", "insert", "", "add a rule or replace it: needs -c -m -l -h -t -p"),
-            ("D", "delete", "", "delete a rule: needs -c -m -l -p, and -o -n if it has them"),
-            ("F", "flush", "", "delete all rules, or those of one direction (-z)"),
-            ("L", "list", "", "list the IPv4 rules; with -6 -E -G -U -Y -C something else"),
-        ),
-    ),
-    (
-        "A rule",
-        (
-            ("c", "dcidr-block", "ADDR[/LEN]", "destination, IPv4 or IPv6"),
-            ("m", "dprefix-len", "LEN", "prefix length of the destination"),
-            ("o", "ocidr-block", "ADDR[/LEN]", "source; any if not given"),
-            ("n", "oprefix-len", "LEN", "prefix length of the source"),
-            ("l", "low-port", "PORT", "first destination port"),
-            ("h", "high-port", "PORT", "last destination port (-h is not help)"),
-            ("t", "tproxy-port", "PORT", "the local listener's port; 0 passes packets to the host"),
-            ("p", "protocol", "tcp|udp", "protocol"),
-            ("d", "disable", "", "with -I: deny; with -X: detach; with a setting: turn it off"),
-            ("N", "interface", "IF", "only on this interface, if it is set to -P; repeatable"),
-            ("r", "route", "", "make the destination local as well; with -D, -F: no longer"),
-            ("s", "service-id", "ID", "name of the service that the rule belongs to"),
-            ("z", "direction", "ingress|egress", "ingress if not given, but both with -F"),
-        ),
-    ),
-    (
-        "What to list (with -L)",
-        (
-            ("i", "intercepts", "", "only rules that intercept"),
-            ("f", "passthrough", "", "only rules that pass packets to the host"),
-            ("E", "list-diag", "", "each interface's settings"),
-            ("G", "list-gc-sessions", "", "remove the sessions that have expired"),
-            ("U", "list-ddos-dports", "", "ports protected by -a"),
-            ("Y", "list-ddos-saddr", "", "sources that -a lets through"),
-            ("C", "list-dnp3-fcodes", "", "DNP3 function codes that -S lets through"),
-        ),
-    ),
-    (
-        "Programs on interfaces",
-        (
-            ("X", "set-tc-filter", "IF|all", "attach the program of -O in direction -z"),
-            ("O", "object-file", "PATH", "the program that -X attaches"),
-            ("H", "init-tc", "IF|all", "attach both directions"),
-            ("Z", "init-xdp", "IF", "attach the XDP program of a tunnel interface"),
-            ("Q", "disable-ebpf", "", "detach everywhere and remove all state"),
-        ),
-    ),
-    (
-        "Settings of an interface (-d turns off)",
-        (
-            ("e", "icmp-echo", "IF|all", "answer pings"),
-            ("x", "disable-ssh", "IF|all", "no longer let SSH to the interface itself through"),
-            ("P", "per-interface-rules", "IF|all", "only rules with -N of this interface apply"),
-            ("q", "pass-non-tuple", "IF|all", "pass all that is neither TCP nor UDP"),
-            ("6", "ipv6-enable", "IF|all", "let IPv6 through the rules; -L -6 all lists IPv6"),
-            ("v", "verbose", "IF|all", "trace packets"),
-            ("R", "vrrp-enable", "IF|all", "pass VRRP"),
-            ("w", "enable-eapol", "IF|all", "pass EAPOL frames"),
-            ("T", "set-tun-mode", "IF|all", "intercept into the tunnel interface"),
-            ("b", "outbound-filtering", "IF|all", "apply the egress rules"),
-            ("k", "masquerade", "IF|all", "rewrite the source of what leaves"),
-            ("a", "ddos-filtering", "IF|all", "protected ports take listed sources only"),
-            ("S", "ot-filtering", "IF|all", "check DNP3 and Modbus responses"),
-        ),
-    ),
-    (
-        "Tables (-d deletes)",
-        (
-            ("u", "ddos-dport-add", "PORT", "protect a port"),
-            ("y", "ddos-saddr-add", "ADDR", "let a source through"),
-            ("g", "dnp3-fcode-add", "CODE", "let a DNP3 function code through"),
-            ("B", "bind-saddr-add", "ADDR", "make an address local; -m is its length"),
-            ("J", "bind-saddr-delete", "ADDR", "the inverse of -B, which counts"),
-            ("j", "bind-flush", "", "with -F: remove all addresses of -B, and nothing else"),
-        ),
-    ),
-    (
-        "Other",
-        (
-            ("M", "monitor", "IF|all", "print events as they happen"),
-            ("W", "write-log", "PATH", "with -M: append the events to a file"),
-            ("A", "add-user-rules", "", "run /opt/openziti/bin/user/user_rules.sh"),
-            ("?", "help", "", "print this"),
-            ("", "usage", "", "print the options without explanations"),
-            ("V", "version", "", "print the version"),
-        ),
-    ),
-)
-
-_OPTIONS = {option[0]: option for _, options in GROUPS for option in options}
-_FLAGS = {option[0]: f"-{option[0]}, --{option[1]}" for option in _OPTIONS.values()}
-
-# As argp does, these act where they stand: nothing after them is read.
-_AT_ONCE = {"?": "help", "": "usage", "V": "version"}
-
-# Understood, but what they ask for is not there yet.
-_LATER = "TkauySgZMWUYC"
-
-_SETTINGS = {
-    "e": "icmp_echo",
-    "x": "ssh",
-    "6": "ipv6",
-    "P": "per_interface_rules",
-    "q": "pass_non_tuple",
-    "v": "verbose",
-    "b": "outbound_filter",
-    "R": "vrrp",
-    "w": "eapol",
-}
-
-# Options that mean something only next to one of these.
-_NEEDS = {
-    "c": "IDL",
-    "m": "IDLBJ",
-    "o": "IDL",
-    "n": "IDL",
-    "p": "IDL",
-    "l": "ID",
-    "h": "ID",
-    "t": "ID",
-    "s": "ID",
-    "N": "ID",
-    "r": "IDF",
-    "z": "IDFLX",
-    "d": "IDX" + "".join(_SETTINGS) + "RwTbkaSuyg",
-    "O": "X",
-    "i": "L",
-    "f": "L",
-    "E": "L",
-    "G": "L",
-    "U": "L",
-    "Y": "L",
-    "C": "LF",
-    "j": "F",
-    "W": "M",
-}
+    from zfw_py.values.prefix import Prefix
 
 _WIDTH = 100
 _HELP_COLUMN = 36
+_ORDER = {short: index for index, short in enumerate(FLAGS)}
 
 
 class ClassicUsage(UsageError):
@@ -177,11 +50,11 @@ class ClassicUsage(UsageError):
 
 
 class ClassicError(ZfwError):
-    """The command line follows the grammar, but what it asks for makes no sense."""
+    """The command line follows the grammar, but a value is bad or options contradict."""
 
 
 class Request:
-    """What a command line asks for. Beside the first four, only its verb's fields are set.
+    """A verb and its values. Of those after ``route``, only the ones of the verb are set.
 
     Attributes:
         verb: insert, delete, flush, list, attach, detach, init, uninstall, set, bind, unbind,
@@ -190,8 +63,8 @@ class Request:
         direction: ingress, egress or None.
         route: whether -r was given.
         rule: insert: the rule.
-        key: delete: what names the rule.
-        interfaces: delete: the names to take off the rule; none deletes it.
+        key: delete: the rule's key.
+        interfaces: delete: the names to remove from the rule; none deletes the rule.
         what: list: rules, diag or gc.
         family: list: 4 or 6.
         destination: list: only rules with this destination.
@@ -201,32 +74,10 @@ class Request:
         passthrough_only: list: only rules that pass.
         interface: attach, detach, init: a name, or all.
         object_file: attach: the path of the program.
-        prefix: bind, unbind: what is to be local.
+        prefix: bind, unbind: the addresses to make local, or no longer.
         settings: set: (setting, interface or all, whether on) for each.
-        feature: later: the option whose feature is not there yet.
+        feature: later: the option that this version does not have.
     """
-
-    __slots__ = (
-        "destination",
-        "direction",
-        "family",
-        "feature",
-        "intercepts_only",
-        "interface",
-        "interfaces",
-        "key",
-        "object_file",
-        "options",
-        "passthrough_only",
-        "prefix",
-        "protocol",
-        "route",
-        "rule",
-        "settings",
-        "source",
-        "verb",
-        "what",
-    )
 
     verb: str
     options: dict[str, str]
@@ -252,7 +103,7 @@ class Request:
         self.verb = verb
         self.options = options
         self.direction = options.get("z")
-        self.route = "r" in options
+        self.route = ROUTE in options
 
     def __repr__(self) -> str:
         return f"<Request {self.verb} {self.options}>"
@@ -264,15 +115,15 @@ def parse(argv: Iterable[str]) -> Request:
     Raises:
         ClassicUsage: an option is unknown, ambiguous or lacks its value, or there are words
             that belong to no option.
-        ClassicError: a value is bad, or the options do not go together.
+        ClassicError: a value is bad, or options contradict each other.
     """
     options: dict[str, str] = {}
     names: list[str] = []
-    for short, value in _split(argv):
-        if short in _AT_ONCE:
-            return Request(_AT_ONCE[short], options)
-        options[short] = value
-        if short == "N":
+    for flag, value in _split(argv):
+        if flag.at_once:
+            return Request(flag.verb, options)
+        options[flag.short] = value
+        if flag.short == "N":
             names.append(value)
     try:
         return _understand(options, names)
@@ -281,14 +132,14 @@ def parse(argv: Iterable[str]) -> Request:
 
 
 def usage_text() -> str:
-    """What ``--usage`` prints: every option, in short."""
+    """The text of ``--usage``: every option, in short."""
     lines = ["Usage: zfw OPTION..."]
-    for heading, options in GROUPS:
+    for heading, flags in GROUPS.items():
         lines.append(f"{heading}:")
         line = " "
-        for short, long, argument, _ in options:
-            option = f"-{short}" if short else f"--{long}"
-            item = f" [{option} {argument}]" if argument else f" [{option}]"
+        for flag in flags:
+            option = f"-{flag.short}" if flag.short else f"--{flag.long}"
+            item = f" [{option} {flag.argument}]" if flag.argument else f" [{option}]"
             if len(line) + len(item) > _WIDTH:
                 lines.append(line)
                 line = " "
@@ -298,24 +149,25 @@ def usage_text() -> str:
 
 
 def help_text() -> str:
-    """What ``--help`` prints: every option, explained."""
+    """The text of ``--help``: every option, explained."""
     lines = [
         "Usage: zfw OPTION...",
-        "Interception firewall: hands the packets that its rules name to local listeners.",
-        "The classic grammar. The same by words, each with its own --help:",
+        "Interception firewall: rules hand packets to local listeners, pass or drop them.",
+        "This is the classic grammar. The same as commands, each with its own --help:",
         "zfw attach|detach|insert|delete|list|flush|status|batch",
     ]
-    for heading, options in GROUPS:
+    for heading, flags in GROUPS.items():
         lines += ["", f"{heading}:"]
-        for short, long, argument, text in options:
-            left = f"  -{short}, --{long} {argument}" if short else f"      --{long} {argument}"
-            later = " (not yet)" if short and short in _LATER else ""
-            lines.append(f"{left:{_HELP_COLUMN}}{text}{later}")
+        for flag in flags:
+            names = f"-{flag.short}, " if flag.short else "    "
+            left = f"  {names}--{flag.long} {flag.argument}"
+            missing = " (not yet)" if flag.later else ""
+            lines.append(f"{left:{_HELP_COLUMN}}{flag.help}{missing}")
     return "\n".join(lines) + "\n"
 
 
-def _split(argv: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield (short name, value) for each option, as getopt_long finds them."""
+def _split(argv: Iterable[str]) -> Iterator[tuple[Flag, str]]:
+    """Yield (option, value) for each option, as getopt_long finds them; "" for no value."""
     words = iter(argv)
     extra: list[str] = []
     value: str | None
@@ -326,229 +178,183 @@ def _split(argv: Iterable[str]) -> Iterator[tuple[str, str]]:
             extra.extend(words)
         elif word[1] == "-":
             name, equals, value = word[2:].partition("=")
-            short, long, argument, _ = _by_long_name(name)
-            if equals and not argument:
-                raise ClassicUsage(f"option '--{long}' doesn't allow an argument")
-            if argument and not equals:
+            flag = _by_long_name(name)
+            if equals and not flag.argument:
+                raise ClassicUsage(f"option '--{flag.long}' doesn't allow an argument")
+            if flag.argument and not equals:
                 value = next(words, None)
                 if value is None:
-                    raise ClassicUsage(f"option '--{long}' requires an argument")
-            yield short, value
+                    raise ClassicUsage(f"option '--{flag.long}' requires an argument")
+            yield flag, value
         else:
             rest = word[1:]
             while rest:
                 short, rest = rest[0], rest[1:]
-                if short not in _OPTIONS:
+                if short not in FLAGS:
                     raise ClassicUsage(f"invalid option -- {short!r}")
-                value = ""
-                if _OPTIONS[short][2]:
+                flag, value = FLAGS[short], ""
+                if flag.argument:
                     value, rest = rest or next(words, None), ""
                     if value is None:
                         raise ClassicUsage(f"option requires an argument -- {short!r}")
-                yield short, value
+                yield flag, value
     if extra:
         raise ClassicUsage("Too many arguments")
 
 
-def _by_long_name(name: str) -> tuple[str, str, str, str]:
+def _by_long_name(name: str) -> Flag:
     """Find an option by its long name or an unambiguous beginning of it."""
-    found = [option for option in _OPTIONS.values() if option[1].startswith(name)]
-    for option in found:
-        if option[1] == name:
-            return option
+    found = [flag for flag in FLAGS.values() if flag.long.startswith(name)]
+    for flag in found:
+        if flag.long == name:
+            return flag
     if not found:
         raise ClassicUsage(f"unrecognized option {'--' + name!r}")
     if len(found) > 1:
-        possible = " ".join(f"'--{option[1]}'" for option in found)
+        possible = " ".join(f"'--{flag.long}'" for flag in found)
         raise ClassicUsage(f"option '--{name}' is ambiguous; possibilities: {possible}")
     return found[0]
 
 
 def _understand(options: dict[str, str], names: list[str]) -> Request:
-    """Find out what the options ask for together, and refuse those that do not go together."""
-    for short in options:
-        if short in _NEEDS and options.keys().isdisjoint(_NEEDS[short]):
-            needs = " or ".join(f"-{other}" for other in _NEEDS[short])
-            raise ClassicError(f"{_flag(short)}: only together with {needs}")
-    if "F" in options and "L" in options:
-        raise ClassicError(f"{_flag('L')}: not together with {_flag('F')}")
-    if options.get("z", "ingress") not in DIRECTIONS:
-        raise ClassicError(f"{_flag('z')}: not ingress or egress: {options['z']!r}")
-    for short in options:
-        if short in _LATER:
+    """Make the Request, and refuse options that contradict each other."""
+    given = [FLAGS[short] for short in options]
+    for flag in given:
+        if flag.with_ and options.keys().isdisjoint(flag.with_):
+            needed = " or ".join(f"-{other}" for other in flag.with_)
+            raise ClassicError(f"{flag.name}: only together with {needed}")
+    _check_refused(options, FLUSH)
+    if "z" in options:
+        check_direction(options["z"], FLAGS["z"].name)
+    for flag in given:
+        if flag.later:
             request = Request("later", options)
-            request.feature = _flag(short)
+            request.feature = flag.name
             return request
+    first = _first_verb(given, options)
+    for short in first.needs:
+        _require(options, short, first.short)
+    for flag in given:
+        # One of two options, or ADDR/LEN in the first.
+        if flag.length and "/" not in options[flag.short]:
+            _require(options, flag.length, flag.short)
+    request = Request(first.verb, options)
+    if first.verb in _READERS:
+        _READERS[first.verb](request, names)
+    elif first.argument:
+        request.interface = check_interface_name(options[first.short], first.name)
+    return request
 
+
+def _first_verb(given: list[Flag], options: dict[str, str]) -> Flag:
+    """The option that says what to do: the only one, or the first of -I -D -F -L."""
     # -6 is a setting, but with -L it chooses what to list.
-    settings = [s for s in options if s in _SETTINGS and (s != "6" or "L" not in options)]
-    asked = [short for short in "IDFL" if short in options][:1]
-    asked += [short for short in "XHQ" if short in options]
-    asked += settings[:1]
-    asked += [short for short in "BJA" if short in options]
-    if not asked:
+    acting = [f for f in given if f.verb and not (f.short == IPV6 and LIST in options)]
+    if not acting:
         raise ClassicError(
             "nothing to do: none of -I -D -F -L -X -H -Q -B -J -A and no setting given"
         )
-    if len(asked) > 1:
-        raise ClassicError(f"{_flag(asked[1])}: not together with {_flag(asked[0])}")
-
-    match asked[0]:
-        case "I":
-            return _insert(options, names)
-        case "D":
-            return _delete(options, names)
-        case "F":
-            return _flush(options)
-        case "L":
-            return _list(options)
-        case "X":
-            return _attach_or_detach(options)
-        case "H":
-            request = Request("init", options)
-            request.interface = check_interface_name(options["H"], _flag("H"))
-            return request
-        case "Q":
-            return Request("uninstall", options)
-        case "B" | "J" as short:
-            request = Request("bind" if short == "B" else "unbind", options)
-            request.prefix = _prefix(options, short, "m")
-            return request
-        case "A":
-            return Request("user_rules", options)
-    return _set(options, settings)
+    acting.sort(key=lambda flag: _ORDER[flag.short])
+    first = acting[0]
+    for flag in acting:
+        if flag.verb != first.verb and not (first.short in RULE_VERBS and flag.short in RULE_VERBS):
+            raise ClassicError(f"{flag.name}: not together with {first.name}")
+    return first
 
 
-def _insert(options: dict[str, str], names: list[str]) -> Request:
-    _require(options, "clhtp", "I")
-    key = _key(options)
-    high_port = parse_port(options["h"], _flag("h"))
-    if high_port < key.low_port:
-        raise ClassicError(f"{_flag('h')}: {high_port} is below the low port {key.low_port}")
-    tproxy_port = parse_port(options["t"], _flag("t"))
-    if tproxy_port and key.direction == "egress":
-        raise ClassicError(f"{_flag('t')}: 0 is the only value that an egress rule takes")
-    if tproxy_port and "d" in options:
-        raise ClassicError(f"{_flag('t')}: 0 is the only value that a deny rule takes")
-    request = Request("insert", options)
-    request.rule = Rule(
-        key,
-        high_port,
-        tproxy_port=tproxy_port,
-        deny="d" in options,
-        service_id=check_service_id(options.get("s", ""), _flag("s")),
-        interfaces=_interfaces(names),
-    )
-    return request
+def _insert(request: Request, names: list[str]) -> None:
+    request.rule = _texts(request.options).rule(names, deny=DISABLE in request.options)
 
 
-def _delete(options: dict[str, str], names: list[str]) -> Request:
-    _require(options, "clp", "D")
-    request = Request("delete", options)
-    request.key = _key(options)
-    request.interfaces = _interfaces(names)
-    # No part of the key, but callers repeat the line that they inserted.
-    for short in "ht":
-        if short in options:
-            parse_port(options[short], _flag(short))
-    check_service_id(options.get("s", ""), _flag("s"))
-    return request
+def _delete(request: Request, names: list[str]) -> None:
+    texts = _texts(request.options)
+    request.key = texts.key()
+    request.interfaces = sorted_interfaces(names, FIELD_NAMES["interfaces"])
+    # Callers repeat the options of the insert.
+    texts.check_the_rest()
 
 
-def _flush(options: dict[str, str]) -> Request:
-    if "j" not in options:
-        return Request("flush", options)
-    # It removes no rule, and so nothing that these say.
-    for short in "zr":
-        if short in options:
-            raise ClassicError(f"{_flag(short)}: not together with {_flag('j')}")
-    return Request("unbind_all", options)
+def _flush(request: Request, names: list[str]) -> None:
+    if "j" in request.options:
+        # It removes no rule, and so nothing that these say.
+        _check_refused(request.options, "j")
+        request.verb = "unbind_all"
 
 
-def _list(options: dict[str, str]) -> Request:
-    if options.get("6", "all") != "all":
-        raise ClassicError(f"{_flag('6')}: with {_flag('L')} it takes only the value all")
-    request = Request("list", options)
+def _list(request: Request, names: list[str]) -> None:
+    options, texts = request.options, _texts(request.options)
+    if options.get(IPV6, "all") != "all":
+        raise ClassicError(
+            f"{FLAGS[IPV6].name}: with {FLAGS[LIST].name} it takes only the value all"
+        )
     request.what = "diag" if "E" in options else "gc" if "G" in options else "rules"
     request.destination = None
-    request.family = 6 if "6" in options else 4
+    request.family = 6 if IPV6 in options else 4
     if "c" in options or "m" in options:
-        request.destination = _prefix(options, "c", "m")
+        request.destination = texts.destination()
         request.family = request.destination.family
-    request.source = _source(options, request.family)
-    request.protocol = parse_protocol(options["p"], _flag("p")) if "p" in options else None
+    request.source = texts.source(request.family)
+    request.protocol = texts.protocol() if "p" in options else None
     # Both together are no restriction.
     request.intercepts_only = "i" in options and "f" not in options
     request.passthrough_only = "f" in options and "i" not in options
-    return request
 
 
-def _attach_or_detach(options: dict[str, str]) -> Request:
-    _require(options, "z" if "d" in options else "zO", "X")
-    request = Request("detach" if "d" in options else "attach", options)
-    request.interface = check_interface_name(options["X"], _flag("X"))
-    if request.verb == "attach":
+def _attach(request: Request, names: list[str]) -> None:
+    options = request.options
+    if DISABLE in options:
+        request.verb = "detach"
+    else:
+        _require(options, "O", "X")
         request.object_file = options["O"]
-    return request
+    request.interface = check_interface_name(options["X"], FLAGS["X"].name)
 
 
-def _set(options: dict[str, str], settings: list[str]) -> Request:
-    request = Request("set", options)
+def _set(request: Request, names: list[str]) -> None:
     request.settings = [
         (
-            _SETTINGS[short],
-            check_interface_name(options[short], _flag(short)),
-            # -x says what it takes away: it turns off, and with -d on.
-            ("d" in options) == (short == "x"),
+            flag.setting,
+            check_interface_name(name, flag.name),
+            flag.turns_off == (DISABLE in request.options),
         )
-        for short in settings
+        for short, name in request.options.items()
+        if isinstance(flag := FLAGS[short], Setting)
     ]
-    return request
 
 
-def _flag(short: str) -> str:
-    """Name an option in a message."""
-    return _FLAGS[short]
+def _bind(request: Request, names: list[str]) -> None:
+    short = BIND if request.verb == "bind" else UNBIND
+    texts = {"destination": request.options[short]}
+    if "m" in request.options:
+        texts["prefix_length"] = request.options["m"]
+    names_here = {**FIELD_NAMES, "destination": FLAGS[short].name}
+    request.prefix = RuleText(texts, names_here).destination()
+
+
+_READERS = {
+    "insert": _insert,
+    "delete": _delete,
+    "flush": _flush,
+    "list": _list,
+    "attach": _attach,
+    "set": _set,
+    "bind": _bind,
+    "unbind": _bind,
+}
+
+
+def _texts(options: dict[str, str]) -> RuleText:
+    fields = {FLAGS[short].field: value for short, value in options.items()}
+    return RuleText(fields, FIELD_NAMES)
+
+
+def _check_refused(options: dict[str, str], short: str) -> None:
+    if short in options:
+        for other in FLAGS[short].refuses:
+            if other in options:
+                raise ClassicError(f"{FLAGS[other].name}: not together with {FLAGS[short].name}")
 
 
 def _require(options: dict[str, str], required: str, by: str) -> None:
-    for short in required:
-        if short not in options:
-            raise ClassicError(f"{_flag(short)}: missing, {_flag(by)} needs it")
-
-
-def _key(options: dict[str, str]) -> RuleKey:
-    destination = _prefix(options, "c", "m")
-    return RuleKey(
-        destination,
-        parse_protocol(options["p"], _flag("p")),
-        parse_port(options["l"], _flag("l")),
-        source=_source(options, destination.family),
-        direction=options.get("z", "ingress"),
-    )
-
-
-def _prefix(options: dict[str, str], address: str, length: str) -> Prefix:
-    """Read a prefix given as two options, or as ADDR/LEN in the first."""
-    _require(options, address, length)
-    if "/" not in options[address]:
-        _require(options, length, address)
-    bits = parse_length(options[length], _flag(length)) if length in options else None
-    return Prefix.parse(options[address], bits, _flag(address))
-
-
-def _source(options: dict[str, str], family: int) -> Prefix | None:
-    """Read the source, None if there is none: a lone -n 0 says no more than that."""
-    if "o" not in options and parse_length(options.get("n", "0"), _flag("n")) == 0:
-        return None
-    source = _prefix(options, "o", "n")
-    # Routers say any as -o 0.0.0.0 -n 0, whatever the family.
-    if source == Prefix.any(4):
-        return Prefix.any(family)
-    if source.family != family:
-        raise ClassicError(f"{_flag('o')}: {source} is not IPv{family} as the rule is")
-    return source
-
-
-def _interfaces(names: list[str]) -> tuple[str, ...]:
-    return tuple(sorted({check_interface_name(name, _flag("N")) for name in names}))
+    if required not in options:
+        raise ClassicError(f"{FLAGS[required].name}: missing, {FLAGS[by].name} needs it")

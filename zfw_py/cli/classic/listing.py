@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The texts of ``zfw -L`` and ``zfw -L -E``, laid out as people and scripts know them. Pure."""
+"""The texts of ``zfw -L`` and ``zfw -L -E``, in the layout of the C program. Pure."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from zfw_py.cli.classic import SETTINGS
 from zfw_py.cli.output import safe
 from zfw_py.firewall.layout import SEGMENT_SLOTS, SEGMENTS
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from zfw_py.firewall.model import Rule
     from zfw_py.firewall.status import InterfaceStatus
 
-# Every prefix has a rule at least, so that there are at most as many prefixes.
+# The limit of rules, and so of prefixes: each has a rule at least.
 MOST_RULES = SEGMENTS * SEGMENT_SLOTS
 
 _NO_SERVICE = "0" * 22
@@ -25,10 +26,26 @@ _HEADINGS = (
     f"------ {'-' * 22}\t-----\t{'-' * 17}\t{'-' * 18}\t\t{'-' * 55}\t{'-' * 17}",
 )
 _LINE = "-" * 26
+_SETTING_ROWS = (
+    "icmp echo",
+    "pass non tuple",
+    "ipv6 enable",
+    "verbose",
+    "ssh disable",
+    "outbound filter",
+    "per interface",
+    "tc ingress filter",
+    "tc egress filter",
+    "tun mode intercept",
+    "vrrp enable",
+    "eapol enable",
+    "ddos filtering",
+    "masquerade",
+)
 
 
 def rules_text(rules: Iterable[Rule], request: Request) -> str:
-    """Those of the rules that the request asks for."""
+    """The listing of those rules that the request asks for."""
     direction = request.direction or "ingress"
     wanted = [rule for rule in rules if _is_wanted(rule, request, direction)]
     prefixes = {(r.key.destination, r.key.source, r.key.protocol) for r in wanted}
@@ -72,30 +89,21 @@ def _rule_line(rule: Rule) -> str:
 
 
 def settings_text(interfaces: Iterable[InterfaceStatus]) -> str:
-    """Each interface with its settings; 0 for those that are of no use here yet."""
+    """Each interface with its settings; 0 for those that this version does not have."""
     return "".join(
         f"{safe(interface.name)}: {interface.ifindex}\n{_LINE}\n"
-        + "".join(f"{name:24}:{int(on)}\n" for name, on in _flags(interface))
+        + "".join(f"{row:24}:{int(row in rows_on)}\n" for row in _SETTING_ROWS)
         + f"{_LINE}\n\n"
         for interface in interfaces
+        for rows_on in [_rows_on(interface)]
     )
 
 
-def _flags(interface: InterfaceStatus) -> list[tuple[str, bool]]:
-    settings = interface.settings
-    return [
-        ("icmp echo", settings["icmp_echo"]),
-        ("pass non tuple", settings["pass_non_tuple"]),
-        ("ipv6 enable", settings["ipv6"]),
-        ("verbose", settings["verbose"]),
-        ("ssh disable", not settings["ssh"]),
-        ("outbound filter", settings["outbound_filter"]),
-        ("per interface", settings["per_interface_rules"]),
-        ("tc ingress filter", "ingress" in interface.attachments),
-        ("tc egress filter", "egress" in interface.attachments),
-        ("tun mode intercept", False),
-        ("vrrp enable", settings["vrrp"]),
-        ("eapol enable", settings["eapol"]),
-        ("ddos filtering", False),
-        ("masquerade", False),
-    ]
+def _rows_on(interface: InterfaceStatus) -> set[str]:
+    """The rows whose value is 1: options that were given, and attached directions."""
+    options = {
+        flag.row
+        for setting, flag in SETTINGS.items()
+        if interface.settings[setting] != flag.turns_off
+    }
+    return options | {f"tc {direction} filter" for direction in interface.attachments}

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The classic grammar, carried out: what a router, a boot script or cron asks for. Hot.
+"""Carry out command lines of the classic grammar, as routers, boot scripts and cron run them. Hot.
 
-Exit codes are 0, 1, and 64 for a command line that does not parse. Messages are
-short and plain: callers put them into a log line. Errors go to stderr, but for
-the one line that scripts look for on stdout.
+Exit codes are 0, 1, and 64 for a command line that does not parse. Messages are short and
+plain: callers write them into one line of a log. Errors go to stderr, and NOT_ENABLED, which
+scripts look for, to stdout.
 """
 
 from __future__ import annotations
 
 import sys
 
+from zfw_py.cli.classic import SETTINGS
 from zfw_py.cli.classic.grammar import ClassicUsage, Request, parse
 from zfw_py.errors import NotInstalled, PermissionDenied, ZfwError
 from zfw_py.firewall.interfaces import index_of, names_of
@@ -22,25 +23,12 @@ NOT_ENABLED = (
     " set on at least one interface"
 )
 
-# -O names objects of the program that zfw replaces; these two stand for ours.
+# Callers give -O the objects of the C program that zfw replaces: these names mean zfw's own.
 _OBJECT_NAMES = ("zfw_tc_ingress.o", "zfw_tc_outbound_track.o")
 
 
-_SETTING_TEXTS = {
-    "icmp_echo": "icmp-echo",
-    "ssh": "disable_ssh",
-    "ipv6": "ipv6_enable",
-    "per_interface_rules": "per_interface rule aware",
-    "pass_non_tuple": "pass-non-tuple",
-    "verbose": "verbose",
-    "outbound_filter": "outbound_filter",
-    "vrrp": "vrrp mode",
-    "eapol": "eapol",
-}
-
-
 def run(argv: list[str]) -> int:
-    """Carry a classic command line out; the exit code."""
+    """Carry out a classic command line, and return the exit code."""
     try:
         request = parse(argv)
     except ClassicUsage as error:
@@ -65,7 +53,7 @@ def _fail(error: ZfwError, argv: list[str]) -> int:
     if error.hint:
         print(f"hint: {error.hint}", file=sys.stderr)
     if any(word.startswith("--in") or (word[:2] != "--" and "I" in word) for word in argv[:1]):
-        # A router drops the text of a failed insert.
+        # A router drops the messages of a failed insert: syslog keeps them.
         import syslog
 
         syslog.openlog("zfw", syslog.LOG_PID, syslog.LOG_DAEMON)
@@ -90,7 +78,7 @@ def _delete(request: Request) -> int:
     except RuleNotFound as error:
         if not error.is_prefix_known:
             raise
-        # Callers delete what an earlier run may have deleted: that is no failure.
+        # An earlier run may have deleted it: callers expect no failure.
         print(f"mapping[{request.key.low_port}] does not exist: {error}")
         return 0
     print(f"mapping[{request.key.low_port}] removed")
@@ -119,7 +107,7 @@ def _list(request: Request) -> int:
         rules = firewall.rules(request.direction or "ingress", request.destination, request.family)
         sys.stdout.write(listing.rules_text(rules, request))
         return 0
-    # Cron runs these two for what they do: addresses and indexes brought up to date.
+    # Cron runs these two because they bring addresses and interface indexes up to date.
     firewall.refresh()
     if request.what == "gc":
         firewall.expire_flows()
@@ -163,7 +151,7 @@ def _detach(request: Request) -> int:
         try:
             Firewall().detach(name, request.direction)
         except NotFound:
-            pass  # off already, as asked for
+            pass  # detached already
         if request.direction == "egress":
             Firewall().set([name], "outbound_filter", False)
         print(f"Set tc filter enable to 0 for {request.direction} on {name}")
@@ -180,10 +168,9 @@ def _set(request: Request) -> int:
     for setting, interface, on in request.settings:
         names = names_of(interface)
         Firewall().set(names, setting, on)
-        # -x is told as what it disables.
-        shown = int(on != (setting == "ssh"))
+        flag = SETTINGS[setting]
         for name in names:
-            print(f"Set {_SETTING_TEXTS[setting]} to {shown} for {name}")
+            print(f"Set {flag.said} to {int(on != flag.turns_off)} for {name}")
     return 0
 
 
@@ -202,7 +189,7 @@ def _unbind(request: Request) -> int:
     try:
         left = Firewall().unbind(request.prefix)
     except NotFound:
-        # Callers take back what an earlier run may have taken back: that is no failure.
+        # An earlier run may have removed it: callers expect no failure.
         print(f"bind prefix does not exist: {request.prefix}")
         return 0
     if left:
@@ -221,7 +208,7 @@ def _user_rules(request: Request) -> int:
     from zfw_py.compat import places
     from zfw_py.kernel.subprocesses import run_own
 
-    # What it would do needs one; it may as well be told here.
+    # The commands in the file need one; fail here, with the usual message.
     if not Firewall().is_installed():
         raise NotInstalled("no firewall in this network namespace")
     run_own(places.USER_RULES, timeout=places.USER_RULES_TIMEOUT)

@@ -13,20 +13,24 @@ from zfw_py.firewall.service import Firewall
 
 
 def command(
-    interfaces: Annotated[list[str], typer.Argument(metavar="IFACE...", autocompletion=complete)],
+    interfaces: Annotated[
+        list[str],
+        typer.Argument(metavar="IFACE...", help="Names of interfaces.", autocompletion=complete),
+    ],
     direction: Annotated[
         Literal["ingress", "egress", "both"], typer.Option(help="Direction of the packets.")
     ] = "ingress",
     mode: Annotated[
         Literal["auto", "tcx", "clsact"],
-        typer.Option(help="How: auto takes TCX where the kernel has it."),
+        typer.Option(help="How to attach; auto uses TCX where the kernel has it, else clsact."),
     ] = "auto",
 ) -> None:
-    """Put the firewall onto interfaces; from then on what no rule allows is dropped.
+    """Attach the firewall to interfaces.
 
-    An interface that does not exist is told and left out, and the exit code says
-    so. Done again it changes nothing, but brings the programs of an older
-    version up to date without a gap.
+    From then on it drops every packet that no rule and no setting allows.
+    Interfaces that do not exist are reported and skipped; the command then exits
+    with code 5. If the firewall is attached already, nothing changes, except that
+    programs of an older version are replaced, without a gap.
     """
 
     def attach(name: str) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from stat import S_ISREG
 from typing import TYPE_CHECKING, Annotated, BinaryIO
@@ -21,18 +20,16 @@ from zfw_py.firewall.service import Firewall
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_MOST_WARNINGS = 10
-
 
 def command(
     file: Annotated[str, typer.Argument(metavar="FILE|-", help="The lines; - is stdin.")] = "-",
 ) -> None:
-    """Insert and delete many rules at once: all of them, or on an error none.
+    """Insert and delete many rules at once.
 
-    A line is an insert or a delete, with or without zfw before it, in this grammar
+    A line is an insert or a delete, with or without zfw in front, in this grammar
     or in the classic one. Blank lines and lines that begin with # are skipped;
-    quotes are as in a shell. All lines are read and checked before the first is
-    applied, then they are applied in order under one lock.
+    quotes work as in a shell. zfw reads and checks all lines, and then applies them
+    in order. On an error no rule changes.
     """
     name = "stdin" if file == "-" else file
     with output.Progress() as progress:
@@ -40,7 +37,7 @@ def command(
             found = os.fstat(lines.fileno())
             total = found.st_size if S_ISREG(found.st_mode) else None
             edits = batch.read(lines, name, lambda done: progress.show("reading", done, total))
-        edits.told = lambda done: progress.show("applying", done, None)
+        edits.on_progress = lambda done: progress.show("applying", done, None)
         try:
             results = Firewall().apply(edits)
         except ZfwError as error:
@@ -71,11 +68,7 @@ def _tell(name: str, edits: batch.Edits, results: list[Inserted | Deleted]) -> N
         if isinstance(result, Inserted)
         for text in result.warnings()
     )
-    for text in islice(warnings, _MOST_WARNINGS):
-        output.warning(text)
-    more = sum(1 for _ in warnings)
-    if more:
-        output.warning(f"{more} more like these")
+    output.warnings(warnings)
     deleted = sum(isinstance(result, Deleted) for result in results)
     replaced = sum(isinstance(result, Inserted) and result.is_replaced for result in results)
     inserted = len(results) - deleted - replaced

@@ -16,29 +16,30 @@ def command(
         typer.Argument(metavar="install|remove", help="What to do."),
     ],
     prefix: Annotated[
-        str, typer.Option(metavar="DIR", help="Lay it out below this directory.")
+        str, typer.Option(metavar="DIR", help="Root of the file system to install into.")
     ] = "/",
 ) -> None:
-    """Lay out what callers of the classic zfw expect, or take away exactly that.
+    """Install or remove files for callers of the classic zfw.
 
-    The command at /opt/openziti/bin/zfw and /usr/sbin/zfw, boot and revert programs,
-    object files, samples, systemd units, cron and logrotate entries. Install again
-    to bring them up to date. Files of others are never replaced, and those of ours
-    that were changed since are left as they are, and told.
+    The files are the commands /opt/openziti/bin/zfw and /usr/sbin/zfw, boot and
+    revert programs, object files, samples, systemd units, and entries of cron and
+    logrotate. Install again to update them. A file that zfw did not install is
+    never replaced. An installed file that was changed since is left unchanged, with
+    a warning.
     """
-    # Help shows this command among the others, and needs none of it.
+    # The help of all commands does not need it.
     from zfw_py.compat import install as classic
 
     if action == "install":
         outcome = classic.install(prefix)
         output.line(
-            f"{output.counted(len(outcome.done), 'file')} laid out,"
+            f"{output.counted(len(outcome.done), 'file')} installed,"
             f" {len(outcome.unchanged)} up to date"
         )
     else:
         outcome = classic.remove(prefix)
         output.line(f"{output.counted(len(outcome.done), 'file')} removed")
     for path in outcome.kept:
-        output.warning(f"{path} was changed since it was laid out, and stays as it is")
+        output.warning(f"{path} was changed after it was installed; left unchanged")
     for text in outcome.warnings:
         output.warning(text)

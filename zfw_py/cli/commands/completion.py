@@ -16,9 +16,9 @@ def command(
         Literal["bash", "zsh", "fish"], typer.Argument(metavar="bash|zsh|fish", help="The shell.")
     ],
 ) -> None:
-    """Print a script that makes the shell complete zfw's commands and options.
+    """Print a shell completion script.
 
-    eval "$(zfw completion bash)"
+    To use it: eval "$(zfw completion bash)"
     """
     script = get_completion_script(prog_name="zfw", complete_var="_ZFW_COMPLETE", shell=shell)
     for text in script.splitlines():

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-from socket import if_indextoname
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from zfw_py.cli import output
-from zfw_py.cli.commands.interfaces import complete, each
+from zfw_py.cli.commands.interfaces import complete, each, name_of
 from zfw_py.errors import UsageError
 from zfw_py.firewall.service import Firewall
 
@@ -19,19 +18,21 @@ if TYPE_CHECKING:
 
 def command(
     interfaces: Annotated[
-        list[str] | None, typer.Argument(metavar="IFACE...", autocompletion=complete)
+        list[str] | None,
+        typer.Argument(metavar="IFACE...", help="Names of interfaces.", autocompletion=complete),
     ] = None,
     everything: Annotated[
         bool,
-        typer.Option("--all", help="All interfaces, and remove rules and settings as well."),
+        typer.Option("--all", help="All interfaces; also remove all rules and settings."),
     ] = False,
 ) -> None:
-    """Take the firewall off interfaces. Rules and settings stay, but with --all.
+    """Detach the firewall from interfaces.
 
-    What others have attached is left alone.
+    Rules and settings stay, except with --all. Programs of other software stay
+    attached.
     """
     if everything == bool(interfaces):
-        raise UsageError("either IFACE... or --all")
+        raise UsageError("give either IFACE... or --all")
     if everything:
         _tell(Firewall().detach_all())
         output.line("removed all rules and settings")
@@ -41,12 +42,5 @@ def command(
 
 def _tell(taken: list[Attachment]) -> None:
     for attachment in taken:
-        name = _name(attachment.ifindex)
+        name = name_of(attachment.ifindex)
         output.line(f"detached {name} {attachment.direction} ({attachment.mode})")
-
-
-def _name(ifindex: int) -> str:
-    try:
-        return if_indextoname(ifindex)
-    except OSError:  # it has gone just now
-        return f"interface {ifindex}"

@@ -25,19 +25,16 @@ COLUMNS = (
 
 
 def command(
-    as_json: Annotated[bool, typer.Option("--json", help="An array of objects.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print an array of objects.")] = False,
 ) -> None:
-    """List the tracked flows: what has left and may be answered, what came in and may answer.
+    """List the tracked flows.
 
-    There are none until a program is attached to egress: zfw attach IFACE --direction both.
+    LET shows in which directions packets of the initiator were passed: in, out or
+    both. Flows are tracked while a program is attached to egress:
+    zfw attach IFACE --direction both.
     """
     flows = sorted(Firewall().flows())
-    if as_json:
-        output.json_array(map(as_object, flows))
-    elif flows:
-        output.table(COLUMNS, flows, _cells)
-    else:
-        output.line("no flows")
+    output.listing(flows, as_object, COLUMNS, _cells, as_json=as_json, none="no flows")
 
 
 def as_object(flow: Flow) -> dict[str, object]:

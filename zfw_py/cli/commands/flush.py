@@ -19,10 +19,10 @@ def command(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Delete all rules, and the local routes that --route made.
+    """Delete all rules, and the local routes of --route.
 
-    Settings, attachments and established connections stay. Asks before it
-    does it; where there is no terminal to ask on, --yes is needed.
+    Settings, attachments and established connections stay. The command asks first;
+    without a terminal it needs --yes.
     """
     firewall = Firewall()
     if not yes:
@@ -37,6 +37,6 @@ def command(
 
 def _is_confirmed(count: int, direction: str | None) -> bool:
     if not output.is_interactive():
-        raise UsageError("there is no terminal to ask on", hint="zfw flush --yes does not ask")
+        raise UsageError("no terminal to ask on", hint="zfw flush --yes does not ask")
     which = f"{direction} " if direction else ""
     return output.confirm(f"Delete {output.counted(count, which + 'rule')}?")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Several interfaces in one command."""
+"""Commands that take several interfaces."""
 
 from __future__ import annotations
 
@@ -22,14 +22,24 @@ def complete() -> list[str]:
     return [name for _, name in if_nameindex()]
 
 
+def name_of(ifindex: int) -> str:
+    """The name of an interface; "interface 7" if it was deleted."""
+    from socket import if_indextoname
+
+    try:
+        return if_indextoname(ifindex)
+    except OSError:
+        return f"interface {ifindex}"
+
+
 def check(names: list[str]) -> None:
-    """Refuse what cannot be a name, before anything is done."""
+    """Raise UsageError for a name that no interface can have."""
     for name in names:
         check_interface_name(name, "IFACE")
 
 
 def each(names: list[str], act: Callable[[str], None]) -> None:
-    """Do it with each; one that is missing is told, and the others are done all the same."""
+    """Call ``act`` for each; report missing interfaces, and exit with the code of NotFound then."""
     check(names)
     is_complete = True
     for name in names:

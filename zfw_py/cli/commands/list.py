@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from zfw_py.cli import output
-from zfw_py.cli.commands.rule_options import read_prefix
+from zfw_py.cli.commands.rule_options import read_destination
 from zfw_py.errors import UsageError
 from zfw_py.firewall.service import Firewall
 
@@ -32,7 +32,7 @@ COLUMNS = (
 
 def command(
     as_json: Annotated[
-        bool, typer.Option("--json", help="An array of objects, with exact numbers.")
+        bool, typer.Option("--json", help="Print an array of objects, with exact numbers.")
     ] = False,
     direction: Annotated[
         Literal["ingress", "egress"] | None,
@@ -54,24 +54,20 @@ def command(
         bool, typer.Option("--passthrough", help="Only rules that pass packets to the host.")
     ] = False,
 ) -> None:
-    """List the rules and what they have counted.
+    """List the rules with their counters.
 
-    Sorted by direction, family, destination, source and protocol; the rules of
-    one prefix stand in their order of entry, in which the first that matches wins.
+    Rules are sorted by direction, family, destination, source and protocol. Rules
+    that agree in all of these are listed in the order in which they were added: the
+    first one that matches a packet decides.
     """
     if intercepts and passthrough:
         raise UsageError("--intercepts: not together with --passthrough")
-    prefix = None if destination is None else read_prefix(destination)
+    prefix = None if destination is None else read_destination(destination)
     rules = Firewall().rules(direction, prefix)
     if intercepts or passthrough:
         action = "intercept" if intercepts else "pass"
         rules = [rule for rule in rules if rule.action == action]
-    if as_json:
-        output.json_array(map(as_object, rules))
-    elif rules:
-        output.table(COLUMNS, rules, cells)
-    else:
-        output.line("no rules")
+    output.listing(rules, as_object, COLUMNS, cells, as_json=as_json, none="no rules")
 
 
 def as_object(rule: Rule) -> dict[str, object]:

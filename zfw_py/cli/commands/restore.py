@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from itertools import islice
-from socket import if_indextoname
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from zfw_py.cli import output
+from zfw_py.cli.commands.interfaces import name_of
 from zfw_py.cli.commands.set import limits_text
 from zfw_py.cli.documents import load, summary
 from zfw_py.errors import NotFound
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from zfw_py.firewall.persistence import Restored
     from zfw_py.firewall.programs import Attachment
 
-_MOST_WARNINGS = 10
 _PAUSE = 0.05  # seconds
 
 
@@ -30,7 +28,7 @@ def command(
     file: Annotated[
         str,
         typer.Argument(
-            metavar="FILE|-", help="Ends in .toml or .json; - is stdin, and means JSON."
+            metavar="FILE|-", help="A name that ends in .toml or .json; - is stdin, as JSON."
         ),
     ] = "-",
     check: Annotated[bool, typer.Option("--check", help="Only read and check the file.")] = False,
@@ -40,16 +38,17 @@ def command(
             metavar="SECONDS",
             min=0,
             max=3600,
-            help="Wait so long for interfaces to attach to that do not exist yet.",
+            help="Wait up to this long for interfaces that do not exist yet.",
         ),
     ] = 0,
 ) -> None:
-    """Make the firewall equal to a file that zfw save wrote: all of it, or on an error nothing.
+    """Make the firewall equal to a file of zfw save.
 
-    Rules, settings and attachments that the file has not are removed; those that
-    stay are not touched, keep their counters, and so do established connections.
-    An interface that does not exist is told, the rest is done, and the exit code
-    says so. Where there is no firewall, one is installed.
+    Rules, settings and attachments that the file does not have are removed. Those
+    that it has already are left alone and keep their counters; established
+    connections continue. Interfaces that do not exist are reported and skipped; the
+    command then exits with code 5. A firewall is installed if there is none. On an
+    error nothing changes.
     """
     with output.Progress() as progress:
         progress.show("reading", 0, None)
@@ -80,11 +79,7 @@ def _exists(name: str) -> bool:
 
 
 def _tell(restored: Restored) -> None:
-    for text in islice(restored.warnings, _MOST_WARNINGS):
-        output.warning(text)
-    more = len(restored.warnings) - _MOST_WARNINGS
-    if more > 0:
-        output.warning(f"{more} more like these")
+    output.warnings(restored.warnings)
     for interface, setting, on in restored.settings:
         output.line(f"{interface}: {setting.replace('_', '-')} {'on' if on else 'off'}")
     if restored.flow_limits:
@@ -107,8 +102,5 @@ def _tell(restored: Restored) -> None:
 
 def _tell_attachments(what: str, attachments: list[Attachment]) -> None:
     for attachment in attachments:
-        try:
-            name = if_indextoname(attachment.ifindex)
-        except OSError:  # it has gone just now
-            name = f"interface {attachment.ifindex}"
+        name = name_of(attachment.ifindex)
         output.line(f"{what} {name} {attachment.direction} ({attachment.mode})")

@@ -8,24 +8,26 @@ from typing import Annotated
 
 import typer
 
-from zfw_py.cli import files, output
+from zfw_py.cli import output
 from zfw_py.cli.documents import form_of, summary
 from zfw_py.errors import UsageError
 from zfw_py.firewall.service import Firewall
+from zfw_py.kernel import files
 
 
 def command(
     file: Annotated[
         str,
         typer.Argument(
-            metavar="FILE|-", help="Ends in .toml or .json; - is stdout, and means JSON."
+            metavar="FILE|-", help="A name that ends in .toml or .json; - is stdout, as JSON."
         ),
     ] = "-",
 ) -> None:
-    """Write rules, settings and attachments to a file that zfw restore reads.
+    """Save rules, settings and attachments to a file.
 
-    Without counters and times: the same firewall gives the same bytes. The file
-    is replaced in one step and only root can read it.
+    zfw restore reads the file. It has no counters and no times: saving the same
+    firewall twice gives the same bytes. The file is replaced atomically, and only
+    root can read it.
     """
     from zfw_py.firewall.document import DocumentError, encode
 

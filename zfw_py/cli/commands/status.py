@@ -31,13 +31,13 @@ REASONS = (
 
 def command(
     as_json: Annotated[
-        bool, typer.Option("--json", help="An object, with every reason and exact numbers.")
+        bool, typer.Option("--json", help="Print an object, with every reason and exact numbers.")
     ] = False,
 ) -> None:
-    """Show where the firewall is attached, how it is set, and what it has decided.
+    """Show attachments, settings and decision counters.
 
-    Of the reasons for which packets were passed, dropped or intercepted those
-    that have occurred.
+    Each counter belongs to a reason for which packets were passed, dropped or
+    intercepted. Reasons that have not occurred are shown with --json only.
     """
     status = Firewall().status()
     if as_json:

@@ -8,11 +8,12 @@ from zfw_py.errors import NotInstalled
 
 
 def command() -> None:
-    """Take over what an older version attached.
+    """Upgrade the programs that an older version attached.
 
-    Exchanges the programs of the firewall, the steering and the redirect of this network namespace
-    and of every guard of the machine. No packet passes unfiltered, and rules, mappings, policies
-    and counters stay. An upgrade that fails leaves the programs as they were.
+    Replaces the programs of firewall, steering and redirect in this network
+    namespace, and those of every guard of the machine, while they are in use. No
+    packet passes unfiltered; rules, mappings, policies and counters stay. If an
+    upgrade fails, its programs stay as they were.
     """
     from zfw_py.cli.commands.guard import upgrade as guards
     from zfw_py.docker_dns import service as redirects

@@ -7,9 +7,10 @@ COMMANDS = ("redirect", "list", "remove", "watch")
 
 
 def command() -> None:
-    """Have a container's queries to its built-in resolver answered by a server of yours.
+    """Answer a container's DNS queries from a server of your choice.
 
-    Packets to 127.0.0.11:53 leave by the container's interface for the server, and its answers come
-    back from 127.0.0.11:53. Nothing is left running, and no rule and no setting in the container is
-    changed. It works on any network namespace.
+    Packets to the built-in resolver, 127.0.0.11:53, are sent to the server through
+    the container's interface; the container sees answers from 127.0.0.11:53. zfw
+    changes no rule and no setting in the container, and leaves no process behind.
+    It works for any network namespace.
     """

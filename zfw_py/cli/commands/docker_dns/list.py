@@ -12,7 +12,7 @@ from zfw_py.cli import output
 if TYPE_CHECKING:
     from zfw_py.docker_dns.service import Status
 
-# What fits; all else is in the JSON.
+# The columns that fit a terminal; --json has the rest.
 COLUMNS = (
     output.Column("ID"),
     output.Column("OF"),
@@ -28,25 +28,19 @@ _DROPPED = ("no_port", "unchanged")
 
 def command(
     as_json: Annotated[
-        bool, typer.Option("--json", help="An array of objects, with all counters.")
+        bool, typer.Option("--json", help="Print an array of objects, with all counters.")
     ] = False,
 ) -> None:
-    """List the redirects, and what became of packets.
+    """List the redirects with their counters.
 
-    Says what is wrong with any. QUERIES went to the server, ANSWERS came back, BUILTIN is what was
-    left to the built-in resolver.
+    QUERIES were sent to the server, ANSWERS came back, BUILTIN were left to the
+    built-in resolver. A warning names each redirect that does not work.
     """
     from zfw_py.docker_dns import service as redirect
 
     found = redirect.redirects()
-    if as_json:
-        output.json_array(map(as_object, found))
-        return
-    if not found:
-        output.line("no redirects")
-        return
-    output.table(COLUMNS, found, _cells)
-    for status in found:
+    output.listing(found, as_object, COLUMNS, _cells, as_json=as_json, none="no redirects")
+    for status in [] if as_json else found:
         if status.problem:
             output.warning(f"redirect {status.about.id}: {status.problem}")
         if dropped := sum(status.outcomes[outcome][0] for outcome in _DROPPED):

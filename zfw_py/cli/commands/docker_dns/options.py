@@ -1,105 +1,136 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The options that zfw docker-dns redirect and watch share, and what they come to."""
+"""The options that zfw docker-dns redirect and watch share, and the values that they give."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import typer
-
+from zfw_py.cli.options import Option, switch
 from zfw_py.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from zfw_py.docker_dns.model import Redirect
     from zfw_py.docker_dns.service import Making, Target
 
-To = Annotated[
-    str,
-    typer.Option(
+_REDIRECT = {
+    "to": Option(
         "--to",
+        kind=str,
+        default=...,
         metavar="ADDR[:PORT]",
-        help="The server that is to answer; its port is 53 by default.",
+        help="The DNS server that answers; its port is 53 if not given.",
     ),
-]
-From = Annotated[
-    str | None,
-    typer.Option(
-        "--from", metavar="ADDR[:PORT]", help="The built-in resolver; 127.0.0.11:53 is Docker's."
+    "resolver": Option(
+        "--from",
+        metavar="ADDR[:PORT]",
+        help="The built-in resolver, if it is not Docker's 127.0.0.11:53.",
     ),
-]
-Interface = Annotated[
-    str,
-    typer.Option("--interface", metavar="IFACE", help="The way out, as the container calls it."),
-]
-OnlyDomain = Annotated[
-    list[str],
-    typer.Option(
+    "interface": Option(
+        "--interface",
+        kind=str,
+        default="eth0",
+        metavar="IFACE",
+        help="The interface that queries leave by, by its name in the container.",
+    ),
+    "only_domain": Option(
         "--only-domain",
+        kind=list[str],
+        default=[],
         metavar="SUFFIX",
-        help="Redirect this name and all below it, and leave other names to the built-in resolver."
-        " May be given again.",
+        help="Redirect only this name and all names below it; the built-in resolver answers the"
+        " other queries. Repeatable.",
     ),
-]
-Tcp = Annotated[
-    Literal["builtin", "redirect"] | None,
-    typer.Option(
+    "tcp": Option(
         "--tcp",
-        help="A TCP connection begins without a name: who has it, whatever names follow."
-        " Without the option: builtin where there are domains, redirect where there are none.",
+        kind=Literal["builtin", "redirect"] | None,
+        help="TCP connections begin before their queries are known: leave all of them to the"
+        " built-in resolver, or redirect all. Default: builtin with --only-domain, else redirect.",
     ),
-]
-DaemonPorts = Annotated[
-    str | None,
-    typer.Option(
+    "daemon_ports": Option(
         "--daemon-ports",
         metavar="UDP,TCP",
-        help="The ports that NAT makes of the resolver's, where they cannot be found; 0: none.",
+        help="The ports that NAT in the container maps the resolver's port to, if zfw cannot find"
+        " them; 0 for none.",
     ),
-]
-NoProbe = Annotated[
-    bool, typer.Option("--no-probe", help="Do not ask the server first whether it answers.")
-]
-Mode = Annotated[
-    Literal["auto", "tcx", "clsact"],
-    typer.Option("--mode", help="How to attach; auto takes TCX where the kernel has it."),
-]
-Log = Annotated[
-    str | None,
-    typer.Option("--log", metavar="FILE", help="Append all of it to a file, as JSON lines."),
-]
+    "no_probe": switch("--no-probe", help="Do not check first that the server answers."),
+    "mode": Option(
+        "--mode",
+        kind=Literal["auto", "tcx", "clsact"],
+        default="auto",
+        help="How to attach; auto uses TCX where the kernel has it, else clsact.",
+    ),
+}
+REDIRECT = {
+    "docker": Option("--docker", metavar="NAME", help="The queries of this running container."),
+    "pid": Option(
+        "--pid",
+        kind=int | None,
+        metavar="PID",
+        help="The queries in the network namespace of this process.",
+    ),
+    "netns": Option(
+        "--netns", metavar="PATH", help="The queries in this network namespace, as /run/netns/NAME."
+    ),
+} | _REDIRECT
+WATCH = (
+    {
+        "docker": Option(
+            "--docker",
+            kind=str,
+            default=...,
+            metavar="NAME",
+            help="The container; it need not run yet.",
+        )
+    }
+    | _REDIRECT
+    | {
+        "log": Option(
+            "--log", metavar="FILE", help="Append queries and changes to a file, as JSON lines."
+        )
+    }
+)
 
 _MAX_PORT = 65535
 
 
-def target_of(docker: str | None, pid: int | None, netns: str | None) -> Target:
-    """Whose queries. Raises UsageError unless it is said once, NotFound, ZfwError."""
+def redirect_of(values: Mapping[str, Any]) -> Redirect:
+    """The redirect that the options describe. Raises UsageError."""
+    from zfw_py.docker_dns.model import parse_redirect
+
+    names = ("to", "resolver", "interface", "only_domain", "tcp")
+    return parse_redirect(*[values[name] for name in names])
+
+
+def target_of(values: Mapping[str, Any]) -> Target:
+    """The network namespace. Raises UsageError unless there is exactly one, NotFound, ZfwError."""
     from zfw_py.docker_dns import service as redirect
 
-    if sum(each is not None for each in (docker, pid, netns)) != 1:
-        raise UsageError("one of --docker, --pid and --netns says whose queries")
+    docker, pid, netns = values["docker"], values["pid"], values["netns"]
+    if (docker, pid, netns).count(None) != 2:
+        raise UsageError("give exactly one of --docker, --pid and --netns")
     if docker is not None:
         from zfw_py.containers import find
 
         return redirect.of_container(find(docker))
     if netns is not None:
         return redirect.of_path(netns)
-    assert pid is not None  # noqa: S101 - one of the three
     return redirect.of_process(pid)
 
 
-def making_of(
-    mode: Literal["auto", "tcx", "clsact"], daemon_ports: str | None, *, no_probe: bool
-) -> Making:
-    """How. Raises UsageError."""
+def making_of(values: Mapping[str, Any]) -> Making:
+    """How to attach the redirect. Raises UsageError."""
     from zfw_py.docker_dns.codec import Daemon
     from zfw_py.docker_dns.service import Making
 
-    daemon = None
-    if daemon_ports is not None:
-        texts = daemon_ports.split(",")
+    daemon, ports = None, values["daemon_ports"]
+    if ports is not None:
+        texts = ports.split(",")
         if len(texts) != 2 or not all(
             text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= _MAX_PORT
             for text in texts
         ):
-            raise UsageError(f"--daemon-ports: not two ports, UDP,TCP: {daemon_ports!r}")
+            raise UsageError(f"--daemon-ports: not two ports, UDP,TCP: {ports!r}")
         daemon = Daemon(*map(int, texts))
-    return Making(mode=mode, daemon=daemon, is_probed=not no_probe)
+    return Making(mode=values["mode"], daemon=daemon, is_probed=not values["no_probe"])

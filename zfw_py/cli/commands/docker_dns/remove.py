@@ -13,18 +13,16 @@ from zfw_py.errors import UsageError
 
 def command(
     identifier: Annotated[
-        str | None, typer.Argument(metavar="[ID]", help="The redirect's, as list has it.")
+        str | None,
+        typer.Argument(metavar="[ID]", help="The redirect's id, as zfw docker-dns list shows it."),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="All redirects.")] = False,
 ) -> None:
-    """Take a redirect away.
-
-    The built-in resolver answers again, and all is as it was.
-    """
+    """Remove a redirect: the built-in resolver answers again."""
     from zfw_py.docker_dns import service as redirect
 
     if every == (identifier is not None):
-        raise UsageError("an ID or --all says which redirect")
+        raise UsageError("give either an ID or --all")
     if identifier is None:
         gone = redirect.remove_all()
     else:

@@ -5,41 +5,27 @@ from __future__ import annotations
 
 import signal
 import sys
-from typing import Annotated
-
-import typer
+from typing import Any
 
 from zfw_py.cli import docker_dns_log, output
 from zfw_py.cli.commands.docker_dns import options
+from zfw_py.cli.options import takes
 
 _ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def command(
-    to: options.To,
-    docker: Annotated[
-        str,
-        typer.Option("--docker", metavar="NAME", help="The container, which need not run yet."),
-    ],
-    resolver: options.From = None,
-    interface: options.Interface = "eth0",
-    only_domain: options.OnlyDomain = [],  # noqa: B006 - Typer reads it, and makes another
-    tcp: options.Tcp = None,
-    daemon_ports: options.DaemonPorts = None,
-    no_probe: options.NoProbe = False,
-    mode: options.Mode = "auto",
-    log: options.Log = None,
-) -> None:
-    """Redirect a container's queries each time that it starts.
+@takes(options.WATCH)
+def command(**values: Any) -> None:
+    """Redirect a container's queries each time it starts.
 
-    Now as well, if it runs; and prints what they are. Stays until Ctrl-C or SIGTERM, and then takes
-    its redirect away. An engine that goes is waited for, for two minutes. What keeps the first
-    redirect from being made ends the command; what is in the way later is printed, and tried again.
+    A container that runs already is redirected at once. The command prints the
+    queries until Ctrl-C or SIGTERM, and then removes the redirect. If the Docker
+    daemon stops, the command waits for it for two minutes. An error with the first
+    redirect ends the command; later errors are printed, and zfw tries again.
     """
-    from zfw_py.docker_dns.model import parse_redirect
     from zfw_py.docker_dns.watch import watch
 
-    asked = parse_redirect(to, resolver, interface, only_domain, tcp)
-    making = options.making_of(mode, daemon_ports, no_probe=no_probe)
-    tell = docker_dns_log.teller(log, output.Events(sys.stdout))
-    watch(docker, asked, making, tell, _ENDS)
+    asked = options.redirect_of(values)
+    making = options.making_of(values)
+    tell = docker_dns_log.teller(values["log"], output.Events(sys.stdout))
+    watch(values["docker"], asked, making, tell, _ENDS)

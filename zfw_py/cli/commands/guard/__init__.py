@@ -7,8 +7,9 @@ COMMANDS = ("run", "attach", "redirect", "list", "upgrade", "detach")
 
 
 def command() -> None:
-    """Guard one program: its DNS goes where you say, and it reaches nothing but what it may.
+    """Limit the network access of a program, and control its DNS.
 
-    What is guarded is a cgroup: all sockets made in it, of whatever kind. Names are allowed by
-    their DNS answers, which a proxy gives; everything else is judged packet by packet.
+    A guard belongs to a cgroup and covers every socket that is created in it. The
+    guard's DNS proxy answers the program's queries: an allowed name allows the
+    addresses in its answers. Every other packet is evaluated against the policy.
     """

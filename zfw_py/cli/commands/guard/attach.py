@@ -4,57 +4,39 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zfw_py.cli import guard_log, output
 from zfw_py.cli.commands.guard import options
+from zfw_py.cli.options import takes
 
 if TYPE_CHECKING:
     from zfw_py.guard.service import Made
 
 
-def command(
-    cgroup: options.CgroupPath = None,
-    pid: options.Pid = None,
-    docker: options.Docker = None,
-    move: options.Move = False,
-    allow: options.Allow = [],  # noqa: B006 - Typer reads it, and makes another
-    block: options.Block = [],  # noqa: B006
-    default: options.DefaultOption = None,
-    dns_upstream: options.DnsUpstream = [],  # noqa: B006
-    policy: options.PolicyFile = None,
-    no_loopback: options.NoLoopback = False,
-    log: options.Log = None,
-    log_only: options.LogOnly = False,
-    foreground: options.Foreground = False,
-) -> None:
-    """Guard the processes of a cgroup, and whatever starts there, until it is detached.
+@takes(options.ATTACH)
+def command(**values: Any) -> None:
+    """Guard the processes of a cgroup until zfw guard detach.
 
-    Prints the guard's id; a process in the background answers DNS. Sockets that were made outside
-    of the cgroup are not guarded; processes that hold such are warned of.
+    Processes that start in the cgroup later are guarded as well. Prints the guard's
+    id; a background process answers DNS. Sockets that were created outside of the
+    cgroup are not guarded: a warning names the processes that hold such sockets.
     """
     from zfw_py.guard import service as guard
 
-    made = options.policy_of(
-        allow,
-        block,
-        default,
-        dns_upstream,
-        policy,
-        no_loopback=no_loopback,
-        log_only=log_only,
-    )
-    target = options.target_of(cgroup, pid, docker, move=move)
-    if foreground:
+    policy = options.policy_of(values)
+    target = options.target_of(values)
+    if values["foreground"]:
         events = output.Events(sys.stdout)
-        tell = guard_log.teller(log, events, has_all=True, has_time=True)
-        guard.attach_here(target, made, tell, show)
+        tell = guard_log.teller(values["log"], events, has_all=True, has_time=True)
+        guard.attach_here(target, policy, tell, show)
     else:
-        show(guard.attach(target, made, guard_log.teller(log, None, has_all=False, has_time=True)))
+        tell = guard_log.teller(values["log"], None, has_all=False, has_time=True)
+        show(guard.attach(target, policy, tell))
 
 
 def show(made: Made) -> None:
-    """Print a new guard's id, and warn of what it does not reach."""
+    """Print a new guard's id, and warn of sockets that it does not guard."""
     for foreign in made.foreign:
         output.warning(f"{foreign}; it is not guarded")
     output.line(made.id)

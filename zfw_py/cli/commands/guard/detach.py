@@ -14,15 +14,19 @@ from zfw_py.errors import UsageError
 
 def command(
     identifier: Annotated[
-        str | None, typer.Argument(metavar="[ID]", help="The guard's, as list has it.")
+        str | None,
+        typer.Argument(metavar="[ID]", help="The guard's id, as zfw guard list shows it."),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="All guards.")] = False,
 ) -> None:
-    """Take a guard away: what it guarded runs on, and reaches everything."""
+    """Remove a guard.
+
+    The processes that it guarded continue, with unlimited access.
+    """
     from zfw_py.guard import service as guard
 
     if every == (identifier is not None):
-        raise UsageError("an ID or --all says which guard")
+        raise UsageError("give either an ID or --all")
     if identifier is not None:
         guard.detach(identifier)
         output.line(f"detached {identifier}")

@@ -29,10 +29,13 @@ COLUMNS = (
 
 def command(
     as_json: Annotated[
-        bool, typer.Option("--json", help="An array of objects, with policy and counters.")
+        bool, typer.Option("--json", help="Print an array of objects, with policy and counters.")
     ] = False,
 ) -> None:
-    """List the guards, and say which of them nobody keeps any more."""
+    """List the guards with their state and counters.
+
+    A warning names each guard whose DNS process has died.
+    """
     from zfw_py.guard import listing
 
     found, foreign = listing.guards()

@@ -1,143 +1,122 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The options that the commands of zfw guard share, and what they come to."""
+"""The options that the commands of zfw guard share, and the policy and target that they give."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import typer
-
-from zfw_py.cli import files, output
-from zfw_py.cli.documents import form_of
+from zfw_py.cli import output
+from zfw_py.cli.documents import form_of, read
+from zfw_py.cli.options import Option, switch
 from zfw_py.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from zfw_py.errors import ZfwError
     from zfw_py.guard.model import Policy
     from zfw_py.guard.service import Target
 
-Default = Literal["deny", "allow"]
-
-Allow = Annotated[
-    list[str],
-    typer.Option(
+_TARGET = {
+    "cgroup": Option("--cgroup", metavar="PATH", help="The cgroup at this path."),
+    "pid": Option(
+        "--pid", kind=int | None, metavar="PID", help="The cgroup that this process is in."
+    ),
+    "docker": Option("--docker", metavar="NAME", help="The cgroup that this container is in."),
+    "move": switch("--move", help="Move the process of --pid into a cgroup of its own first."),
+}
+_POLICY = {
+    "allow": Option(
         "--allow",
+        kind=list[str],
+        default=[],
         metavar="NAME|CIDR[:PORT]",
-        help="Let it reach a name and all below it, or a prefix; on one port, or on all.",
+        help="Allow a name and all names below it, or a prefix; on one port, or on all.",
     ),
-]
-Block = Annotated[
-    list[str],
-    typer.Option(
+    "block": Option(
         "--block",
+        kind=list[str],
+        default=[],
         metavar="NAME|CIDR",
-        help="Keep it from a name or a prefix. The longest of all that match decides. Without"
-        " --allow, all else is allowed.",
+        help="Deny a name or a prefix. The longest match of --allow and --block decides."
+        " Without --allow, everything else is allowed.",
     ),
-]
-DefaultOption = Annotated[
-    Default | None,
-    typer.Option("--default", help="What becomes of all else: deny, unless there are only blocks."),
-]
-DnsUpstream = Annotated[
-    list[str],
-    typer.Option(
+    "default": Option(
+        "--default",
+        kind=Literal["deny", "allow"] | None,
+        help="The action for everything else. Default: deny, but allow if there are only blocks.",
+    ),
+    "dns_upstream": Option(
         "--dns-upstream",
+        kind=list[str],
+        default=[],
         metavar="ADDR[:PORT]",
-        help="The server to ask, instead of those of /etc/resolv.conf. May be given again.",
+        help="A DNS server to ask, instead of those in /etc/resolv.conf. Repeatable.",
     ),
-]
-PolicyFile = Annotated[
-    str | None,
-    typer.Option(
-        "--policy", metavar="FILE", help="Read the policy from a file, .toml or .json; options add."
+    "policy": Option(
+        "--policy",
+        metavar="FILE",
+        help="Read the policy from a .toml or .json file; options add to it.",
     ),
-]
-NoLoopback = Annotated[
-    bool, typer.Option("--no-loopback", help="Judge 127.0.0.0/8 and ::1 like all else.")
-]
-Log = Annotated[
-    str | None,
-    typer.Option("--log", metavar="FILE", help="Append what is decided to a file, as JSON lines."),
-]
-LogOnly = Annotated[
-    bool, typer.Option("--log-only", help="Decide and log, and let everything pass.")
-]
-CgroupPath = Annotated[
-    str | None, typer.Option("--cgroup", metavar="PATH", help="A cgroup, by its directory.")
-]
-Pid = Annotated[
-    int | None, typer.Option("--pid", metavar="PID", help="The cgroup that a process is in.")
-]
-Docker = Annotated[
-    str | None,
-    typer.Option("--docker", metavar="NAME", help="The cgroup that a container is in."),
-]
-Move = Annotated[
-    bool,
-    typer.Option("--move", help="Put the process of --pid into a cgroup of its own, and guard it."),
-]
-Foreground = Annotated[
-    bool,
-    typer.Option(
-        "--foreground", help="Stay, and print what is decided; Ctrl-C takes the guard away."
+    "no_loopback": switch(
+        "--no-loopback", help="Do not allow 127.0.0.0/8 and ::1 unless the policy does."
     ),
-]
+}
+_LOG = {
+    "log": Option("--log", metavar="FILE", help="Append each decision to a file, as JSON lines."),
+    "log_only": switch("--log-only", help="Evaluate and log, but let everything pass."),
+}
+_FOREGROUND = {
+    "foreground": switch(
+        "--foreground", help="Stay in the foreground and print decisions; Ctrl-C removes the guard."
+    )
+}
+_RUN = {
+    "user": Option(
+        "--user", metavar="USER", help="Run the command as this user; root could leave the cgroup."
+    ),
+    "verbose": switch("--verbose", "-v", help="Print all decisions, not only denials."),
+    "quiet": switch("--quiet", "-q", help="Print no decisions."),
+}
+RUN = _POLICY | _LOG | _RUN
+ATTACH = _TARGET | _POLICY | _LOG | _FOREGROUND
+REDIRECT = _TARGET | _FOREGROUND
 
 
-def policy_of(
-    allow: Sequence[str],
-    block: Sequence[str],
-    default: Default | None,
-    dns_upstream: Sequence[str],
-    policy_file: str | None,
-    *,
-    no_loopback: bool,
-    log_only: bool,
-) -> Policy:
-    """The policy of a file, if there is one, and of the command line. Raises UsageError."""
+def policy_of(values: Mapping[str, Any]) -> Policy:
+    """The policy of the file, if any, and of the options. Raises UsageError, NotFound."""
+    from zfw_py.guard.document import MAX_BYTES, decode
     from zfw_py.guard.model import Policy, parse_entry
     from zfw_py.values.endpoint import parse_server
 
     policy = Policy(
-        allow=tuple(parse_entry(text, "--allow") for text in allow),
-        block=tuple(parse_entry(text, "--block", is_block=True) for text in block),
-        default=default,
-        has_loopback=not no_loopback,
-        is_log_only=log_only,
-        dns_upstreams=tuple(parse_server(text, "--dns-upstream") for text in dns_upstream),
+        allow=tuple(parse_entry(text, "--allow") for text in values["allow"]),
+        block=tuple(parse_entry(text, "--block", is_block=True) for text in values["block"]),
+        default=values["default"],
+        has_loopback=not values["no_loopback"],
+        is_log_only=values["log_only"],
+        dns_upstreams=tuple(
+            parse_server(text, "--dns-upstream") for text in values["dns_upstream"]
+        ),
     )
-    if policy_file is not None:
-        policy = _read(policy_file).merged(policy)
-    # Its limits, before anything is made.
+    file = values["policy"]
+    if file is not None:
+        form = form_of(file)
+        policy = read(file, MAX_BYTES, lambda data: decode(data, form)).merged(policy)
+    # Check its limits before anything is created.
     policy.flatten()
     return policy
 
 
-def _read(file: str) -> Policy:
-    from zfw_py.guard.document import MAX_BYTES, decode
-    from zfw_py.values.structured import DocumentError
-
-    form = form_of(file)
-    data = files.read_stdin(MAX_BYTES) if file == "-" else files.read(file, MAX_BYTES)
-    try:
-        return decode(data, form)
-    except DocumentError as error:
-        name = "stdin" if file == "-" else file
-        where = name if error.line is None else f"{name}:{error.line}"
-        raise UsageError(f"{where}: {error.message}") from None
-
-
-def target_of(cgroup: str | None, pid: int | None, docker: str | None, *, move: bool) -> Target:
-    """What is to be guarded. Raises UsageError unless it is named once, NotFound."""
+def target_of(values: Mapping[str, Any]) -> Target:
+    """The cgroup or process to guard. Raises UsageError unless there is exactly one, NotFound."""
     from zfw_py.guard import service as guard
 
-    if sum(each is not None for each in (cgroup, pid, docker)) != 1:
-        raise UsageError("one of --cgroup, --pid and --docker says what to guard")
-    if move and pid is None:
-        raise UsageError("--move goes with --pid")
+    cgroup, pid, docker = values["cgroup"], values["pid"], values["docker"]
+    if (cgroup, pid, docker).count(None) != 2:
+        raise UsageError("give exactly one of --cgroup, --pid and --docker")
+    if values["move"] and pid is None:
+        raise UsageError("--move: needs --pid")
     if cgroup is not None:
         if not cgroup:
             raise UsageError("--cgroup: empty")
@@ -146,14 +125,13 @@ def target_of(cgroup: str | None, pid: int | None, docker: str | None, *, move: 
         from zfw_py.containers import find
 
         return guard.of_process(find(docker).pid, is_moved=False)
-    assert pid is not None  # noqa: S101 - one of the three
     if pid <= 0:
         raise UsageError(f"--pid: not a process id: {pid}")
-    return guard.of_process(pid, is_moved=move)
+    return guard.of_process(pid, is_moved=values["move"])
 
 
 def end_with(errors: Sequence[ZfwError]) -> None:
-    """Tell of guards that could not be dealt with, if there were any; the first one counts."""
+    """Report guards that could not be read or removed, if any, and raise the first error."""
     for error in errors[1:]:
         output.error(error.message, error.hint)
     if errors:

@@ -4,39 +4,39 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from zfw_py.cli import guard_log, output
 from zfw_py.cli.commands.guard import options
 from zfw_py.cli.commands.guard.attach import show
+from zfw_py.cli.options import takes
 
 
+@takes(options.REDIRECT)
 def command(
     dns_to: Annotated[
         list[str],
         typer.Option(
-            metavar="ADDR[:PORT]", help="Where DNS goes. Given twice: one for IPv4, one for IPv6."
+            metavar="ADDR[:PORT]",
+            help="The DNS server. Give it twice for one of IPv4 and one of IPv6.",
         ),
     ],
-    cgroup: options.CgroupPath = None,
-    pid: options.Pid = None,
-    docker: options.Docker = None,
-    move: options.Move = False,
-    foreground: options.Foreground = False,
+    **values: Any,
 ) -> None:
-    """Send the DNS of a cgroup to a server of yours, and judge nothing else.
+    """Send the DNS queries of a cgroup to a server of your choice.
 
-    Prints the guard's id. Nothing is left running. The server is reached as seen from each
-    program's network namespace. DNS of a family without a server is refused.
+    Other traffic is not evaluated. Prints the guard's id; no process stays behind.
+    Each program reaches the server from its own network namespace. Queries over an
+    address family that has no server are refused.
     """
     from zfw_py.guard import service as guard
     from zfw_py.values.endpoint import parse_server
 
     servers = [parse_server(text, "--dns-to") for text in dns_to]
-    target = options.target_of(cgroup, pid, docker, move=move)
-    if foreground:
+    target = options.target_of(values)
+    if values["foreground"]:
         events = output.Events(sys.stdout)
         tell = guard_log.teller(None, events, has_all=True, has_time=True)
         guard.redirect_here(target, servers, tell, show)

@@ -4,56 +4,39 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from zfw_py.cli import guard_log, output
 from zfw_py.cli.commands.guard import options
+from zfw_py.cli.options import takes
 
-# The command's own options are the command's.
+# Options after the command belong to the command.
 CONTEXT_SETTINGS = {"allow_interspersed_args": False}
 
 
+@takes(options.RUN)
 def command(
-    arguments: Annotated[list[str], typer.Argument(metavar="-- COMMAND ARG...")],
-    allow: options.Allow = [],  # noqa: B006 - Typer reads it, and makes another
-    block: options.Block = [],  # noqa: B006
-    default: options.DefaultOption = None,
-    dns_upstream: options.DnsUpstream = [],  # noqa: B006
-    policy: options.PolicyFile = None,
-    no_loopback: options.NoLoopback = False,
-    user: Annotated[
-        str | None,
-        typer.Option(metavar="USER", help="Run it as this user: root can leave its cgroup."),
-    ] = None,
-    log: options.Log = None,
-    log_only: options.LogOnly = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Print all that is decided, not denials alone.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing of it.")] = False,
+    arguments: Annotated[
+        list[str], typer.Argument(metavar="-- COMMAND ARG...", help="The command.")
+    ],
+    **values: Any,
 ) -> None:
-    """Run a command that is guarded, with all its children, from its first instruction.
+    """Run a command, with all its children, under a guard.
 
-    Exits as the command does; 127 if there is none of that name, 126 if it cannot be run. What is
-    denied is printed on stderr. What the command leaves running stays guarded until it ends.
+    The guard is attached before the first instruction of the command. Denials are
+    printed to stderr. The exit code is that of the command, 127 if it does not exist
+    and 126 if it cannot be run. Processes that the command leaves behind stay
+    guarded until they end.
     """
     from zfw_py.guard import command as running
     from zfw_py.guard import service as guard
 
-    made = options.policy_of(
-        allow,
-        block,
-        default,
-        dns_upstream,
-        policy,
-        no_loopback=no_loopback,
-        log_only=log_only,
-    )
-    who = None if user is None else running.find_user(user)
+    policy = options.policy_of(values)
+    user = None if values["user"] is None else running.find_user(values["user"])
     # sys.stderr is None where it was closed.
-    events = None if quiet or not sys.stderr else output.Events(sys.stderr)
-    tell = guard_log.teller(log, events, has_all=verbose, has_time=False)
-    status = guard.run(arguments, made, tell, output.warning, who)
+    events = None if values["quiet"] or not sys.stderr else output.Events(sys.stderr)
+    tell = guard_log.teller(values["log"], events, has_all=values["verbose"], has_time=False)
+    status = guard.run(arguments, policy, tell, output.warning, user)
     raise typer.Exit(running.exit_as(status))

@@ -14,13 +14,14 @@ from zfw_py.errors import NotFound, ZfwError
 
 def command(
     identifier: Annotated[
-        str | None, typer.Argument(metavar="[ID]", help="The guard's id, as list prints it.")
+        str | None,
+        typer.Argument(metavar="[ID]", help="The guard's id, as zfw guard list shows it."),
     ] = None,
 ) -> None:
-    """Take over guards of an older version.
+    """Upgrade guards that an older version attached.
 
-    Exchanges the programs and the DNS process of one guard, or of every guard of the machine, while
-    it is in use. Policy, counters and the addresses that were resolved stay.
+    Replaces the programs and the DNS process of one guard, or of every guard of the
+    machine, while they are in use. Policies, counters and resolved addresses stay.
     """
     from zfw_py.guard.maps import STORE
     from zfw_py.guard.takeover import take_over

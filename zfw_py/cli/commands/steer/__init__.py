@@ -7,9 +7,10 @@ COMMANDS = ("add", "remove", "list", "apply", "status", "detach", "run")
 
 
 def command() -> None:
-    """Have connections to any address and port land on the daemon you name.
+    """Steer connections for any address and port to a daemon.
 
-    The daemon listens where nobody else comes, as on a loopback address; what is steered to its
-    socket keeps both ends' addresses. A daemon that is started again takes over as it listens.
-    Nothing has to be left running, but see zfw steer run.
+    The daemon listens on an address of its own, such as a loopback address.
+    Connections that are steered to its socket keep the addresses of both ends. When
+    the daemon starts again, its new socket takes over as soon as it listens. Most
+    mappings need no process of zfw; see zfw steer run for the others.
     """

@@ -21,21 +21,24 @@ def command(
         typer.Option(
             "--to",
             metavar="ADDR:PORT",
-            help="Whichever socket listens there, [ADDR]:PORT for IPv6; it need not exist yet.",
+            help="The socket that listens on this address, now or later; IPv6 as [ADDR]:PORT.",
         ),
     ] = None,
     to_pid: Annotated[
         int | None,
-        typer.Option("--to-pid", metavar="PID", help="The socket that a process listens with."),
+        typer.Option("--to-pid", metavar="PID", help="The socket that this process listens on."),
     ] = None,
     to_unit: Annotated[
         str | None,
-        typer.Option("--to-unit", metavar="UNIT", help="The one of a systemd unit's processes."),
+        typer.Option(
+            "--to-unit", metavar="UNIT", help="The socket of this systemd unit's processes."
+        ),
     ] = None,
     register: Annotated[
         bool,
         typer.Option(
-            "--register", help="The one that systemd passed to this process (Sockets=, LISTEN_FDS)."
+            "--register",
+            help="The socket that systemd passed to this process (Sockets=, LISTEN_FDS).",
         ),
     ] = False,
     label: options.Label = "",
@@ -43,19 +46,20 @@ def command(
     fallthrough: options.Fallthrough = False,
     netns: options.Netns = None,
 ) -> None:
-    """Steer connections, or datagrams, to a socket, and print whether it is there.
+    """Add a mapping from an address and port to a socket.
 
-    A socket that already listens on exactly the address and port of a packet keeps it. Else the
-    most specific mapping counts: a port before a range of ports before any port, then the longest
-    prefix. Without --to-pid, --to-unit and --register, any means any address of the family of --to.
+    Prints the mapping's state: whether its socket exists. A socket that listens on
+    exactly the address and port of a packet keeps it. Otherwise the most specific
+    mapping decides: a port before a range of ports before any port, then the
+    longest prefix. With --to, the address "any" means any address of its family.
 
-    A UDP daemon answers from its own port: a mapping to another one is refused.
+    A UDP daemon answers from its own port: a mapping to another port is refused.
     """
     from zfw_py.steer import model
     from zfw_py.steer.service import Steering
 
     if (to is not None) + (to_pid is not None) + (to_unit is not None) + register != 1:
-        raise UsageError("one of --to, --to-pid, --to-unit and --register says where it leads")
+        raise UsageError("give exactly one of --to, --to-pid, --to-unit and --register")
     key = model.parse_key(protocol, address, port)
     steering = Steering(netns)
 

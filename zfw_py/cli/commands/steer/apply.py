@@ -3,50 +3,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from zfw_py.cli import files, output
+from zfw_py.cli import output
 from zfw_py.cli.commands.steer import options
-from zfw_py.errors import UsageError
-
-if TYPE_CHECKING:
-    from zfw_py.steer.model import Entry
+from zfw_py.cli.documents import read
 
 
 def command(
     file: Annotated[
-        str, typer.Argument(metavar="FILE|-", help="What list --json writes; - is stdin.")
+        str, typer.Argument(metavar="FILE|-", help="Output of zfw steer list --json; - is stdin.")
     ],
     netns: options.Netns = None,
 ) -> None:
-    """Make the mappings equal to a file, all at once, or on an error not at all.
+    """Replace all mappings by those in a file.
 
-    Mappings that stay keep their sockets and counters. Those that a zfw steer run holds are neither
-    read nor touched.
+    Mappings that stay keep their sockets and counters. Mappings of a running zfw
+    steer run are neither read nor changed. On an error nothing changes.
     """
+    from zfw_py.steer.model import MAX_BYTES, decode
     from zfw_py.steer.service import Steering
 
-    entries = load(file)
+    entries = read(file, MAX_BYTES, decode)
     applied = Steering(netns).apply_entries(entries, "stdin" if file == "-" else file)
     output.line(
         f"{output.counted(applied.added, 'mapping')} added, {applied.changed} changed,"
         f" {applied.removed} removed, {applied.kept} kept"
     )
     if applied.pending:
-        output.line(f"pending: {applied.pending}, where nothing listens yet")
-
-
-def load(file: str) -> list[Entry]:
-    """Read a file, or stdin for "-". Raises UsageError, naming it, and NotFound."""
-    from zfw_py.steer.model import MAX_BYTES, decode
-    from zfw_py.values.structured import DocumentError
-
-    data = files.read_stdin(MAX_BYTES) if file == "-" else files.read(file, MAX_BYTES)
-    name = "stdin" if file == "-" else file
-    try:
-        return decode(data)
-    except DocumentError as error:
-        where = name if error.line is None else f"{name}:{error.line}"
-        raise UsageError(f"{where}: {error.message}") from None
+        output.line(f"pending: {applied.pending}, nothing listens there yet")

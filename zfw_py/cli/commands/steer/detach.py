@@ -8,7 +8,10 @@ from zfw_py.cli.commands.steer import options
 
 
 def command(netns: options.Netns = None) -> None:
-    """End all steering: mappings, counters and programs go; connections that are open stay."""
+    """End all steering: remove mappings, counters and programs.
+
+    Open connections stay.
+    """
     from zfw_py.steer.service import Steering
 
     count = Steering(netns).detach()

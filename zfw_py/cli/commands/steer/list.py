@@ -30,23 +30,22 @@ COLUMNS = (
 
 def command(
     as_json: Annotated[
-        bool, typer.Option("--json", help="An array of objects, which zfw steer apply reads.")
+        bool, typer.Option("--json", help="Print an array of objects, which zfw steer apply reads.")
     ] = False,
     netns: options.Netns = None,
 ) -> None:
-    """List the mappings, whether a socket is there for each, and what became of look-ups."""
+    """List the mappings with their sockets and counters.
+
+    LOOKUPS counts how often the mapping was the best match, EXACT how often another
+    socket that listens on exactly that address kept the packet, and NO SOCKET how
+    often the target had no socket.
+    """
     from zfw_py.steer.service import Steering
 
     found = Steering(netns).listed()
-    if as_json:
-        output.json_array(map(as_object, found))
-        return
-    if not found:
-        output.line("no mappings")
-        return
-    output.table(COLUMNS, found, _cells)
+    output.listing(found, as_object, COLUMNS, _cells, as_json=as_json, none="no mappings")
     for listed in found:
-        if listed.problem:
+        if listed.problem and not as_json:
             output.warning(f"{listed.mapping}: {listed.problem}")
 
 

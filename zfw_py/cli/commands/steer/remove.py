@@ -17,14 +17,16 @@ def command(
     address: Annotated[str | None, typer.Argument(metavar="[ADDR[/LEN]|any]")] = None,
     port: Annotated[str | None, typer.Argument(metavar="[PORT|LOW-HIGH|any]")] = None,
     label: Annotated[
-        str | None, typer.Option("--label", metavar="NAME", help="All mappings of this label.")
+        str | None, typer.Option("--label", metavar="NAME", help="All mappings with this label.")
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="All mappings.")] = False,
     netns: options.Netns = None,
 ) -> None:
-    """Remove a mapping, named as add and list have it, or several; connections that are open stay.
+    """Remove a mapping, or several.
 
-    any as an address also names a mapping of every address of one family, if there is but one.
+    Name the mapping as zfw steer list shows it. Open connections stay. The address
+    "any" also names a mapping for every address of one family, if there is only one
+    such mapping.
     """
     from zfw_py.steer.model import parse_key
     from zfw_py.steer.service import Steering
@@ -32,7 +34,7 @@ def command(
     named = (protocol, address, port)
     is_one = None not in named
     if is_one + (label is not None) + every != 1 or (not is_one and any(named)):
-        raise UsageError("PROTOCOL ADDRESS PORT, --label or --all says which mapping")
+        raise UsageError("give PROTOCOL ADDRESS PORT, --label or --all")
     steering = Steering(netns)
     if protocol is not None and address is not None and port is not None:
         gone = steering.remove_key(parse_key(protocol, address, port))

@@ -22,22 +22,27 @@ def command(
         typer.Option(
             "-t",
             metavar="FROM=ADDR:PORT",
-            help="Steer, for as long as this runs. FROM: PORT, LOW-HIGH, any, ADDR:PORT,"
-            " [ADDR/LEN]:PORT, after udp: perhaps. May be given again.",
+            help="Add a mapping until the command ends. FROM is PORT, LOW-HIGH, any, ADDR:PORT or"
+            " [ADDR/LEN]:PORT; begin with udp: for UDP. Repeatable.",
         ),
     ] = [],  # noqa: B006 - Typer reads it, and makes another
     label: Annotated[
-        str, typer.Option("--label", metavar="NAME", help="Of these mappings; else run-PID.")
+        str,
+        typer.Option(
+            "--label", metavar="NAME", help="Label of these mappings; run-PID if not given."
+        ),
     ] = "",
     override: options.Override = False,
     fallthrough: options.Fallthrough = False,
     netns: options.Netns = None,
 ) -> None:
-    """Manage all targets in the foreground: UDP sockets, and those of processes and units.
+    """Manage the sockets of mappings in the foreground.
 
-    They are taken when they listen, as that event comes. TCP listeners on an address of a mapping
-    are taken in the kernel, whether this runs or not. Its own mappings go when it ends; all others
-    stay, and steering goes on. Of several that run, one manages and the others wait.
+    It adopts UDP sockets, and sockets of processes and units, when they start to
+    listen. The kernel adopts TCP sockets that listen on a --to address by itself,
+    also while this command does not run. When the command ends, it removes the
+    mappings of -t; other mappings and the steering stay. If several run, one
+    manages and the others wait.
     """
     from zfw_py.steer import model
     from zfw_py.steer.manager import run

@@ -14,19 +14,25 @@ if TYPE_CHECKING:
     from zfw_py.steer.listing import Status
 
 _TROUBLES = {
-    "listeners": "listeners that could not be noted",
-    "adoption": "listeners that could not be taken",
-    "events": "events that no manager took",
+    "listeners": "listeners that could not be recorded",
+    "adoption": "listeners that could not be adopted",
+    "events": "events that no manager received",
     "counters": "look-ups that were not counted",
-    "flows": "clients of UDP that found no room",
+    "flows": "UDP clients that were not recorded, table full",
 }
 
 
 def command(
-    as_json: Annotated[bool, typer.Option("--json", help="An object, with exact numbers.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print an object, with exact numbers.")
+    ] = False,
     netns: options.Netns = None,
 ) -> None:
-    """Show what is attached, in which order with programs of others, and what did not work."""
+    """Show the programs, their order, and errors.
+
+    The kernel runs all sk_lookup programs of a network namespace, also those of
+    other software, in this order.
+    """
     from zfw_py.steer.service import Steering
 
     status = Steering(netns).status()
@@ -34,7 +40,7 @@ def command(
         output.json_object(as_object(status))
         return
     output.line(f"network namespace: {status.cookie}")
-    if status.programs:  # told to root alone
+    if status.programs:  # only root can read them
         output.line(f"programs: {', '.join(status.programs)}")
         order = ", ".join(
             f"{each} (zfw)" if each == status.program_id else str(each) for each in status.order

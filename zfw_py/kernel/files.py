@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Files that root reads and writes: reads are bounded, and writes replace a file atomically."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from contextlib import suppress
+from stat import S_ISREG
+from typing import TYPE_CHECKING
+
+from zfw_py.errors import NotFound, UsageError, ZfwError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+def read(path: str, most: int) -> bytes:
+    """Read a file, a pipe or a device to its end.
+
+    Raises NotFound, or UsageError for one that has more than ``most`` bytes, naming the file.
+    """
+    try:
+        with open(path, "rb") as file:
+            return _bounded(file.read(most + 1), path, most)
+    except FileNotFoundError:
+        raise NotFound(f"{path}: no such file") from None
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+
+
+def read_stdin(most: int) -> bytes:
+    """Read stdin to its end, with the same bound."""
+    import sys
+
+    return _bounded(sys.stdin.buffer.read(most + 1), "stdin", most)
+
+
+def _bounded(data: bytes, name: str, most: int) -> bytes:
+    if len(data) > most:
+        raise UsageError(f"{name}: larger than {most} bytes")
+    return data
+
+
+def write(path: str, data: bytes, mode: int = 0o600) -> None:
+    """Create or replace a file atomically and durably.
+
+    Only a regular file is replaced, and no link is followed. Raises a ZfwError that names the
+    file, which is unchanged then.
+    """
+    parent, name = os.path.split(path)
+    if name in ("", ".", ".."):
+        raise UsageError(f"{path}: not the name of a file")
+    try:
+        directory = os.open(parent or ".", _DIRECTORY)
+    except FileNotFoundError:
+        raise NotFound(f"{path}: no such directory") from None
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    try:
+        with suppress(FileNotFoundError):
+            if not S_ISREG(os.lstat(name, dir_fd=directory).st_mode):
+                raise UsageError(f"{path}: not a regular file", hint="- is standard output")
+        # Two commands may write the same file at the same time.
+        temporary = f".{name[:200]}.{secrets.token_hex(8)}"
+        replace_file(directory, name, data, mode, temporary=temporary)
+    except OSError as error:
+        raise ZfwError(f"{path}: {error.strerror}") from None
+    finally:
+        os.close(directory)
+
+
+def replace_file(
+    directory: int,
+    name: str,
+    data: bytes,
+    mode: int,
+    *,
+    temporary: str,
+    owner: tuple[int, int] | None = None,
+    is_new: bool = False,
+) -> None:
+    """Create or replace a file in an open directory, whatever the umask, and sync both.
+
+    The file is written as ``temporary`` first. ``owner`` is a user and a group id. With
+    ``is_new`` an existing file is not replaced: FileExistsError. Raises OSError, with nothing
+    changed and no temporary file left.
+    """
+
+    def create() -> None:
+        fd = os.open(temporary, _NEW_FILE, 0o600, dir_fd=directory)
+        with open(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            if owner is not None:
+                os.fchown(fd, *owner)
+            os.fchmod(fd, mode)
+            os.fsync(fd)
+
+    _replace(directory, name, create, temporary, is_new=is_new)
+
+
+def replace_link(
+    directory: int, name: str, target: str, *, temporary: str, is_new: bool = False
+) -> None:
+    """Create or replace a symbolic link, as ``replace_file`` does a file."""
+
+    def create() -> None:
+        os.symlink(target, temporary, dir_fd=directory)
+
+    _replace(directory, name, create, temporary, is_new=is_new)
+
+
+def remove_if_there(directory: int, name: str) -> None:
+    """Remove a file of an open directory, if there is one."""
+    with suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=directory)
+
+
+def _replace(
+    directory: int, name: str, create: Callable[[], None], temporary: str, *, is_new: bool
+) -> None:
+    # A writer that was killed may have left it.
+    remove_if_there(directory, temporary)
+    try:
+        create()
+        if is_new:
+            # rename() would replace a file that was created meanwhile.
+            os.link(
+                temporary, name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False
+            )
+            os.unlink(temporary, dir_fd=directory)
+        else:
+            os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except BaseException:
+        remove_if_there(directory, temporary)
+        raise
+    os.fsync(directory)
