@@ -1,28 +1,24 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Fixtures: a private bpffs, network namespaces, a firewall in one of them.
+"""Fixtures that several systems need: a private bpffs, network namespaces, a container engine.
 
-And what a run has to keep: a test that enters the kernel is marked so, and where BPF can
-be used, a run that skips all of these is no success.
+And two rules for a run of the tests. A test that enters the kernel has the mark ``kernel``. A
+run that skips every such test fails on a machine where BPF can be used.
 """
 
 from __future__ import annotations
 
 import gc
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.docker_dns.support.world import World as DockerWorld
-from tests.docker_dns.support.world import docker_world
-from tests.guard.support.world import World
-from tests.guard.support.world import world as make_world
 from tests.support import podman as engines
 from tests.support.netns import Namespace, Network, use_private_bpffs
 from zfw_py import Firewall, NotInstalled
 from zfw_py.errors import KernelError
-from zfw_py.guard.service import detach_all
 from zfw_py.kernel import bpf_maps
 
 if TYPE_CHECKING:
@@ -36,7 +32,11 @@ _kernel_tests_run: list[str] = []
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Without the mark, a test would fail where scripts/test leaves kernel tests out."""
+    """Refuse a test that enters the kernel without the mark by which scripts/test leaves it out.
+
+    Such a test may fork: the threads that created its namespaces have ended by then, which
+    Python 3.12 and later does not know when it warns.
+    """
     unmarked = [
         item.nodeid
         for item in items
@@ -45,6 +45,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ]
     if unmarked:
         raise pytest.UsageError(f"not marked kernel: {', '.join(unmarked)}")
+    for item in items:
+        if item.get_closest_marker("kernel"):
+            item.add_marker(pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"))
 
 
 def pytest_collection_finish() -> None:
@@ -58,23 +61,23 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _prompt_grace_periods() -> Iterator[None]:
-    """Have the kernel hurry RCU's grace periods while tests run.
+    """Make the kernel expedite RCU's grace periods while tests run.
 
-    Each change of a map within a map waits for one, which was two thirds of a run.
+    Each change of a map in a map waits for one. Without this, that is two thirds of a run.
     """
     try:
         is_ours = int(RCU_EXPEDITED.read_text()) == 0
         if is_ours:
             RCU_EXPEDITED.write_text("1")
     except OSError:
-        is_ours = False  # not root, or /sys is not ours to write: it takes longer, and no more
+        is_ours = False  # not root, or /sys is read-only: the tests only take longer
     yield
     if is_ours:
         RCU_EXPEDITED.write_text("0")
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Take note of a kernel test that is over and was not skipped."""
+    """Note each kernel test that was run."""
     if report.when == "call" and not report.skipped and "kernel" in report.keywords:
         _kernel_tests_run.append(report.nodeid)
 
@@ -91,14 +94,14 @@ def _all_kernel_tests_were_skipped(config: pytest.Config, session: pytest.Sessio
 
 def _has_bpf() -> bool:
     try:
-        bpf_maps.create_map((2, 4, 4, 1, 0), "probe")  # an array; closed when it is let go
+        bpf_maps.create_map((2, 4, 4, 1, 0), "probe")  # an array; its destructor closes it
     except KernelError:
         return False
     return True
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """A success that has shown nothing of the kernel is none."""
+    """Fail a run that has skipped every kernel test although BPF can be used."""
     if exitstatus == pytest.ExitCode.OK and _all_kernel_tests_were_skipped(session.config, session):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         session.config.stash[ALL_SKIPPED] = True
@@ -107,7 +110,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Say why."""
+    """Say why such a run has failed."""
     if config.stash.get(ALL_SKIPPED, False):
         terminalreporter.write_line(
             "FAILED: BPF can be used here, and every test marked kernel was skipped", red=True
@@ -116,58 +119,49 @@ def pytest_terminal_summary(
 
 @pytest.fixture(scope="session")
 def _private_bpffs() -> None:
-    """Before the first test that enters the kernel: nothing of the machine's is touched."""
+    """Mount a bpffs of the run's own, before the first test that enters the kernel."""
     if os.geteuid() != 0:
         pytest.skip("needs root")
     use_private_bpffs()
 
 
 @pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    """What a test enters here is left when the test ends."""
+    with ExitStack() as made:
+        yield made
+
+
+@pytest.fixture
 def namespace(_private_bpffs: None) -> Iterator[Namespace]:
-    """The test is inside a network namespace of its own, with nothing but lo."""
-    made = Namespace()
-    try:
-        with made.entered():
-            yield made
-            remove_firewall()
-    finally:
-        made.close()
+    """The test runs inside a new network namespace, which has only lo."""
+    with Namespace() as made, made.entered():
+        yield made
+        remove_firewall()
 
 
 @pytest.fixture
 def network(_private_bpffs: None) -> Iterator[Network]:
-    """The test is inside the gateway of a client and a gateway."""
-    made = Network()
-    try:
-        with made.gateway.entered():
-            yield made
-            remove_firewall()
-    finally:
-        made.close()
+    """A client and a gateway; the test runs inside the gateway."""
+    with Network() as made, made.gateway.entered():
+        yield made
+        remove_firewall()
 
 
 @pytest.fixture
 def firewall(network: Network) -> Firewall:
-    """A firewall on the gateway's interface, IPv6 on, without a rule."""
+    """A firewall without rules on the gateway's interface, IPv6 on."""
     made = Firewall()
     made.attach(network.interface)
     made.set([network.interface], "ipv6", True)
     return made
 
 
-@pytest.fixture
-def world(_private_bpffs: None, tmp_path: Path) -> Iterator[World]:
-    """A place for guarded programs; no guard is left when the test ends."""
-    with make_world(tmp_path) as made:
-        yield made
-        detach_all()
-
-
 @pytest.fixture(scope="session")
 def podman(
     _private_bpffs: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[engines.Podman]:
-    """A container engine, the same for all tests."""
+    """A container engine, which all tests of the run share."""
     absent = engines.missing()
     if absent is not None:
         pytest.skip(absent)
@@ -175,15 +169,8 @@ def podman(
         yield made
 
 
-@pytest.fixture
-def docker(_private_bpffs: None, tmp_path: Path) -> Iterator[DockerWorld]:
-    """A container's network, with a daemon's resolver in it and a server outside."""
-    with docker_world(tmp_path) as made:
-        yield made
-
-
 def remove_firewall() -> None:
-    """Take off whatever a test left in this namespace."""
+    """Remove the firewall that a test may have left in this namespace."""
     try:
         Firewall().detach_all()
     except NotInstalled:

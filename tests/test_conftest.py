@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.command import captured
+
 ROOT = Path(__file__).resolve().parent.parent
 ALL_SKIPPED = "FAILED: BPF can be used here, and every test marked kernel was skipped"
 KERNEL_TESTS = "tests/firewall/netns/test_namespaces.py"
@@ -18,14 +20,9 @@ KERNEL_TESTS = "tests/firewall/netns/test_namespaces.py"
 def run_pytest(tmp_path: Path, plugin: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run pytest on this project with a plugin of these lines."""
     (tmp_path / "forced.py").write_text(plugin)
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "forced", "-p", "no:cacheprovider", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ("-m", "pytest", "-p", "forced", "-p", "no:cacheprovider", *arguments)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    return captured(sys.executable, *command, cwd=ROOT, env=environment)
 
 
 SKIP = "import pytest\ndef pytest_runtest_setup(item): pytest.skip('forced')\n"

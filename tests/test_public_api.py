@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import zfw_py
+from tests.support.command import captured
 
 ROOT = Path(zfw_py.__file__).parent
 
@@ -51,18 +51,8 @@ NAMES = {
 
 def interpreter(code: str) -> str:
     """What an interpreter of its own prints."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-IB",
-            "-c",
-            f"import sys\nsys.path.insert(0, {str(ROOT.parent)!r})\n{code}",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    path = f"import sys\nsys.path.insert(0, {str(ROOT.parent)!r})"
+    done = captured(sys.executable, "-IB", "-c", f"{path}\n{code}")
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 

@@ -89,8 +89,7 @@ class Bed:
     """A container with Docker's rules and a server on lo, and another server outside."""
 
     def __init__(self, work: Path, stack: ExitStack) -> None:
-        self.network = DockerNetwork()
-        stack.callback(self.network.close)
+        self.network = stack.enter_context(DockerNetwork())
         self._program = str(work / "questions")
         container = self.network.container
         container.run("nft", "-f", "-", input=nft_rules(DAEMON_PORT, DAEMON_PORT))
@@ -101,8 +100,7 @@ class Bed:
         """NAT takes queries to the server outside instead."""
         container = self.network.container
         container.run("nft", "-f", "-", input=f"delete table ip docker-dns\n{_OUTWARD_RULES}")
-        with container.entered():
-            Path("/proc/sys/net/ipv4/conf/eth0/route_localnet").write_text("1")
+        container.sysctl(1, "ipv4/conf/eth0/route_localnet")
 
     def redirect(self, suffixes: Sequence[str]) -> About:
         """Ours does."""

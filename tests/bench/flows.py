@@ -64,8 +64,7 @@ class Bed:
     """A gateway between a client and a server, with one of the firewalls."""
 
     def __init__(self, firewall: str, stack: ExitStack) -> None:
-        self.network = RoutedNetwork()
-        stack.callback(self.network.close)
+        self.network = stack.enter_context(RoutedNetwork())
         if firewall == "nftables":
             self.network.gateway.run("nft", "-f", "-", input=_NFTABLES)
         elif firewall == "zfw":
@@ -139,22 +138,18 @@ def _frames(to: bytes, own: bytes, ends: list[tuple[str, int, str, int]]) -> lis
     return frames
 
 
-def _packet_socket(interface: str) -> socket.socket:
-    sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
-    sender.bind((interface, 0))
-    return sender
-
-
 def million_flows(section: Section, count: int) -> None:
     """So many UDP flows through the gateway, each begun, answered and confirmed."""
     inner, outer = "10.9.0.77", "10.8.0.77"
     with ExitStack() as stack:
         bed = Bed("zfw", stack)
         network = bed.network
+        client = stack.enter_context(network.client.packet_socket("eth0"))
         with network.client.entered():
-            client, client_mac = stack.enter_context(_packet_socket("eth0")), mac_of("eth0")
+            client_mac = mac_of("eth0")
+        server = stack.enter_context(network.server.packet_socket("eth0"))
         with network.server.entered():
-            server, server_mac = stack.enter_context(_packet_socket("eth0")), mac_of("eth0")
+            server_mac = mac_of("eth0")
         with network.gateway.entered():
             inside_mac, outside_mac = mac_of(network.inside), mac_of(network.outside)
             bed.firewall.set_flow_limits(max_flows=CAPACITY, udp_idle=3600)
@@ -162,8 +157,7 @@ def million_flows(section: Section, count: int) -> None:
             (inner, network.inside, client_mac),
             (outer, network.outside, server_mac),
         ):
-            place = ("dev", interface, "lladdr", mac.hex(":"), "nud", "permanent")
-            network.gateway.run("ip", "neigh", "add", address, *place)
+            network.gateway.add_neighbour(interface, address, mac.hex(":"))
         flows = [(1024 + n % 60_000, 1024 + n // 60_000) for n in range(count)]
         seconds = 0.0
         for start in range(0, count, _CHUNK):

@@ -95,10 +95,8 @@ class Bed:
         self._stack = stack
         self._root = stack.enter_context(private_cgroup())
         stack.enter_context(within(self.cgroup("bench")))
-        self.network = Network()
-        stack.callback(self.network.close)
-        with self.network.client.entered():
-            Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("1024 65535")
+        self.network = stack.enter_context(Network())
+        self.network.client.sysctl("1024 65535", "ipv4/ip_local_port_range")
         self.free = self.cgroup("free")
 
     def cgroup(self, name: str) -> Path:

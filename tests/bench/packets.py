@@ -126,8 +126,7 @@ class Bed:
     """A client and a gateway with a set of rules, and a sender for each load."""
 
     def __init__(self, rule_set: str, empty: int, stack: ExitStack) -> None:
-        self.network = Network()
-        stack.callback(self.network.close)
+        self.network = stack.enter_context(Network())
         self.firewall = Firewall()
         self._empty = empty
         with self.network.gateway.entered():

@@ -76,12 +76,10 @@ class Bed:
 
     def __init__(self, firewall: str, count: int, program: Path, stack: ExitStack) -> None:
         self._program = str(program)
-        self.network = Network()
-        stack.callback(self.network.close)
+        self.network = stack.enter_context(Network())
         gateway, client = self.network.gateway, self.network.client
         gateway.run("ip", "address", "add", f"{SERVICE}/32", "dev", "lo")
-        with client.entered():
-            Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("1024 65535")
+        client.sysctl("1024 65535", "ipv4/ip_local_port_range")
         self._address = SERVICE if firewall == "none" else "127.0.0.1"
         self._ports = {port: port for port in TPROXY} if firewall == "none" else TPROXY
         if firewall == "nftables":

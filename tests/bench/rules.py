@@ -81,19 +81,15 @@ def run(installation: Installation, work: Path, *, quick: bool) -> Section:
         ],
         ["WHAT", "RULES", "SECONDS", "OF CPU", "RULES/s", "PEAK MB OF THE PROCESS"],
     )
-    network = Network()
-    try:
-        with network.gateway.entered():
-            firewall = Firewall()
-            firewall.attach("gw0")
-            section.add(f"{_MEMORY}; 0", kernel_memory() / _MB)
-            for count, times in loads.items():
-                for number_of_round in range(times):
-                    progress(f"rules: {count:,}, round {number_of_round + 1} of {times}")
-                    _measure(section, installation.zfw, work, count)
-            firewall.detach_all()
-    finally:
-        network.close()
+    with Network() as network, network.gateway.entered():
+        firewall = Firewall()
+        firewall.attach("gw0")
+        section.add(f"{_MEMORY}; 0", kernel_memory() / _MB)
+        for count, times in loads.items():
+            for number_of_round in range(times):
+                progress(f"rules: {count:,}, round {number_of_round + 1} of {times}")
+                _measure(section, installation.zfw, work, count)
+        firewall.detach_all()
     _fill(section, list(loads))
     return section
 

@@ -54,26 +54,22 @@ def run(installation: Installation, *, quick: bool) -> Section:
         ],
         ["COMMAND", "MEDIAN", "LOWEST", "HIGHEST", "TO BARE"],
     )
-    network = Network()
-    try:
-        with network.gateway.entered():
-            firewall = Firewall()
-            firewall.attach("gw0")
-            for number_of_round in range(-2, rounds):  # two to warm up
-                for name, command in _commands(installation.zfw, number_of_round + 2).items():
-                    taken = run_command(*command).seconds
-                    if number_of_round >= 0:
-                        section.add(name, taken * 1000)
-            progress(f"start-up: {deletes} x zfw -D")
-            addresses = [f"100.74.{n // 250}.{n % 250 + 1}" for n in range(DELETES)]
-            firewall.apply([Insert(_rule(address)) for address in addresses])
-            taken = sum(
-                run_command(installation.zfw, *_classic("-D", address)).seconds
-                for address in addresses[:deletes]
-            )
-            firewall.detach_all()
-    finally:
-        network.close()
+    with Network() as network, network.gateway.entered():
+        firewall = Firewall()
+        firewall.attach("gw0")
+        for number_of_round in range(-2, rounds):  # two to warm up
+            for name, command in _commands(installation.zfw, number_of_round + 2).items():
+                taken = run_command(*command).seconds
+                if number_of_round >= 0:
+                    section.add(name, taken * 1000)
+        progress(f"start-up: {deletes} x zfw -D")
+        addresses = [f"100.74.{n // 250}.{n % 250 + 1}" for n in range(DELETES)]
+        firewall.apply([Insert(_rule(address)) for address in addresses])
+        taken = sum(
+            run_command(installation.zfw, *_classic("-D", address)).seconds
+            for address in addresses[:deletes]
+        )
+        firewall.detach_all()
 
     bare = section.median(BARE)
     for name, values in section.rounds.items():

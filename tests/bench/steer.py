@@ -41,12 +41,10 @@ class Bed:
 
     def __init__(self, way: str, count: int, program: Path, stack: ExitStack) -> None:
         self._program = str(program)
-        self.network = Network()
-        stack.callback(self.network.close)
+        self.network = stack.enter_context(Network())
         gateway, client = self.network.gateway, self.network.client
         gateway.run("ip", "address", "add", f"{SERVICE}/32", "dev", "lo")
-        with client.entered():
-            Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("1024 65535")
+        client.sysctl("1024 65535", "ipv4/ip_local_port_range")
         self._listener = (SERVICE, PORT)
         if way == "steer":
             self._listener = ("127.0.0.1", TARGET_PORT)
@@ -119,26 +117,22 @@ def _send() -> None:
 
 def take_over(rounds: int, section: Section) -> None:
     """Milliseconds from when a daemon listens again to when it has what a client sends."""
-    network = Network()
-    try:
-        with network.gateway.entered():
-            with _Knocking(network, _connect):
-                _restart_tcp(rounds, Network.gateway_ipv4, PORT, "take-over, TCP, plain", section)
-                steering = Steering()
-                to = f"127.0.0.5:{TARGET_PORT}"
-                tcp = mapping("tcp", "any", str(PORT), to)
-                steering.add([tcp, mapping("udp", "any", str(TARGET_PORT), to)])
-                _restart_tcp(rounds, "127.0.0.5", TARGET_PORT, "take-over, TCP", section)
-            with managed(), _Knocking(network, _send):
-                for _ in range(rounds):
-                    time.sleep(0.02)
-                    with datagrams("127.0.0.5", TARGET_PORT) as daemon:
-                        started = time.monotonic()
-                        daemon.recv(99)
-                        section.add("take-over, UDP", 1000 * (time.monotonic() - started))
-            steering.detach()
-    finally:
-        network.close()
+    with Network() as network, network.gateway.entered():
+        with _Knocking(network, _connect):
+            _restart_tcp(rounds, Network.gateway_ipv4, PORT, "take-over, TCP, plain", section)
+            steering = Steering()
+            to = f"127.0.0.5:{TARGET_PORT}"
+            tcp = mapping("tcp", "any", str(PORT), to)
+            steering.add([tcp, mapping("udp", "any", str(TARGET_PORT), to)])
+            _restart_tcp(rounds, "127.0.0.5", TARGET_PORT, "take-over, TCP", section)
+        with managed(), _Knocking(network, _send):
+            for _ in range(rounds):
+                time.sleep(0.02)
+                with datagrams("127.0.0.5", TARGET_PORT) as daemon:
+                    started = time.monotonic()
+                    daemon.recv(99)
+                    section.add("take-over, UDP", 1000 * (time.monotonic() - started))
+        steering.detach()
 
 
 def _restart_tcp(rounds: int, address: str, port: int, name: str, section: Section) -> None:

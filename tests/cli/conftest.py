@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The modern command line, run in this process."""
+"""Fixtures of the tests of the command line, which run it in pytest's own process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Zfw(Protocol):
 
 @pytest.fixture
 def zfw(capsys: pytest.CaptureFixture[str]) -> Zfw:
-    """Runs a command line; its exit code and all that it printed."""
+    """A function that runs a command line: its exit code, and what it printed."""
 
     def run(*argv: str) -> Result:
         capsys.readouterr()
@@ -37,8 +37,8 @@ def zfw(capsys: pytest.CaptureFixture[str]) -> Zfw:
 
 
 @pytest.fixture
-def stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Sets what the command reads from stdin."""
+def stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], object]]:
+    """A function that sets the text that the command reads from stdin."""
     path = tmp_path / "stdin"
     path.touch()
     with path.open() as file:

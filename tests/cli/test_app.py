@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.command import captured
 from zfw_py import Firewall
 from zfw_py.cli.app import COMMANDS, main
 
@@ -32,9 +33,7 @@ def loaded_by(*argv: str) -> set[str]:
         "import sys; from zfw_py.cli.app import main; main(sys.argv[1:]);"
         "print(*sys.modules, file=sys.stderr)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True, cwd=ROOT
-    )
+    done = captured(sys.executable, "-c", code, *argv, check=True, cwd=ROOT)
     return set(done.stderr.split())
 
 
@@ -114,9 +113,7 @@ def test_completion(words: str, expected: list[str]) -> None:
         "COMP_WORDS": words,
         "COMP_CWORD": str(len(words.split(" ")) - 1),
     }
-    done = subprocess.run(
-        [sys.executable, "-c", RUN], env=environment, capture_output=True, text=True, cwd=ROOT
-    )
+    done = captured(sys.executable, "-c", RUN, env=environment, cwd=ROOT)
     assert (done.returncode, done.stdout.split(), done.stderr) == (0, expected, "")
 
 
@@ -162,19 +159,12 @@ def test_a_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.kernel
 def test_without_privileges(firewall: Firewall, network: Network) -> None:
     code = f"import os; os.setuid(65534); {RUN}"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *INSERT], capture_output=True, text=True, cwd=ROOT
-    )
+    done = captured(sys.executable, "-c", code, *INSERT, cwd=ROOT)
     assert (done.returncode, done.stdout) == (77, "")
     assert done.stderr.startswith("zfw: cannot open ")
     assert done.stderr.count("\n") == 1
 
 
 def test_the_documentation_is_up_to_date() -> None:
-    done = subprocess.run(
-        [sys.executable, "scripts/gen-cli-docs", "--check"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
+    done = captured(sys.executable, "scripts/gen-cli-docs", "--check", cwd=ROOT)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

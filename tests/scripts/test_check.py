@@ -28,7 +28,7 @@ def sandbox(tmp_path: Path) -> Sandbox:
         made.stand_in(f".venv/bin/{tool}")
     for script in (*GENERATORS, "setup", "stack-frames"):
         made.stand_in(f"scripts/{script}")
-    for name in (".ci/run", "tests/kernels/guest", "zfw_py/compat/files/zfw"):
+    for name in (".ci/run", "tests/older_kernels/guest", "zfw_py/compat/files/zfw"):
         made.stand_in(name)
     (tmp_path / "bpf").mkdir()
     (tmp_path / "bpf" / "a.h").touch()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Cgroups for tests: below the one that the test is in, and gone afterwards."""
+"""Cgroups for tests, below the cgroup of the test's own process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def cgroup_of(pid: int) -> Path:
 
 @contextmanager
 def private_cgroup() -> Iterator[Path]:
-    """A cgroup of our own; what is left in it is killed, and it goes with all within it."""
+    """A new cgroup. At the end its processes are killed, and it is removed with its children."""
     path = cgroup_of(os.getpid()) / f"zfw-test-{os.getpid()}-{next(_numbers)}"
     path.mkdir()
     try:
@@ -46,7 +46,7 @@ def _remove(path: Path) -> None:
     deadline = time.monotonic() + 30
     for cgroup in inside:
         while True:
-            # A thread is killed with its process; a threaded cgroup lists no processes.
+            # SIGKILL to a thread kills its process. A threaded cgroup lists threads only.
             for thread in (cgroup / "cgroup.threads").read_text().split():
                 try:
                     os.kill(int(thread), signal.SIGKILL)
@@ -62,13 +62,13 @@ def _remove(path: Path) -> None:
 
 
 def enter(cgroup: Path | str) -> None:
-    """Move the calling process."""
+    """Move the calling process to a cgroup."""
     (Path(cgroup) / "cgroup.procs").write_text("0")
 
 
 @contextmanager
 def within(cgroup: Path | str) -> Iterator[None]:
-    """This process is in the cgroup, and the sockets that it makes there stay there."""
+    """In the block this process is in the cgroup; the kernel assigns its new sockets to it."""
     before = cgroup_of(os.getpid())
     enter(cgroup)
     try:

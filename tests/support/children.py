@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Processes for tests: forked from the test itself, and ended by their id whatever happens."""
+"""Processes that a test forks to run one of its functions; they never outlive the test."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import TextIO
 
+NOBODY = 65534
+
 
 class Child(NamedTuple):
-    """A process that has done what it was made for, and waits to be ended."""
+    """A process that has called its function, and waits until it is killed."""
 
     pid: int
-    told: Any  # what the action returned, by way of JSON
+    told: Any  # what the function returned, as JSON carries it
 
 
 @contextmanager
 def child(action: Callable[[], object]) -> Iterator[Child]:
     """A process that has called ``action``, for the length of a with block.
 
-    An expected error of ours is told as ``Class: message``; any other is the test's failure.
+    If the action raises a ZfwError, ``told`` is "Class: message". Any other error fails the test.
     """
     read_end, write_end = os.pipe()
-    # Closed with this process, should it be killed: the child does not outlive it.
+    # If this process is killed, the kernel closes its end, and the child exits.
     stay, leave = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -65,9 +67,10 @@ def child(action: Callable[[], object]) -> Iterator[Child]:
 
 @contextmanager
 def staged_child(stages: Callable[[], Iterator[object]]) -> Iterator[Callable[[], Any]]:
-    """A process that goes through a generator, on to the next yield each time it is told to.
+    """A process that runs a generator; yields a function that runs it to its next yield.
 
-    What is yielded is told, by way of JSON. Its failure is the test's.
+    The function returns what was yielded, as JSON carries it. An error in the generator fails
+    the test.
     """
     ordered, order = os.pipe()
     told, tell = os.pipe()
@@ -112,6 +115,13 @@ def _go_through(stages: Iterator[object], ordered: int, pipe: TextIO) -> None:
 
 
 def in_child(action: Callable[[], object]) -> Any:
-    """What a process of its own tells of an action."""
+    """Call an action in a new process; its result, or a ZfwError as "Class: message"."""
     with child(action) as done:
         return done.told
+
+
+def drop_privileges(group: int = NOBODY) -> None:
+    """Make this process, a child, one of an unprivileged user."""
+    os.setgroups([])
+    os.setgid(group)
+    os.setuid(NOBODY)

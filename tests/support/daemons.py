@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Daemons of the distribution, run in namespaces for the length of a test."""
+"""Daemons of the distribution that run in a namespace."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def running(namespace: Namespace, log: Path, *command: str) -> Iterator[subprocess.Popen[str]]:
-    """A daemon in the foreground; ended by its process id, whatever happens."""
+    """A daemon in the foreground, for the length of a with block; fails if it ends earlier."""
     with log.open("w") as output:
         daemon = namespace.start(
             *command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A stand-in of a container engine: as much of Docker's documented API as finds a container.
+"""A stand-in for a container engine, for replies that a real one never gives: wrong, late, none.
 
-https://docs.docker.com/reference/api/engine/version/v1.41/: GET /version,
-GET /containers/(id)/json and GET /events. For what a real engine cannot be made to
-do: to be wrong, slow or gone. The real one is in tests/support/podman.py.
+It has the part of Docker's API by which zfw finds a container: GET /version,
+GET /containers/(id)/json and GET /events. For real containers see tests/support/podman.py.
+https://docs.docker.com/reference/api/engine/version/v1.41/
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ API = "1.41"
 
 
 def container(name: str, pid: int, **state: object) -> dict[str, Any]:
-    """What an engine tells of a running container, as far as it is read."""
+    """An engine's object of a running container: the fields that zfw reads."""
     running = {"Status": "running", "Running": True, "Paused": False, "Pid": pid}
     return {"Id": "ab" * 32, "Name": f"/{name}", "State": running | state}
 
@@ -36,9 +36,25 @@ class _Server(ThreadingUnixStreamServer):
     request_queue_size = 16
 
     def handle_error(self, request: object, client_address: object) -> None:
-        # Whoever asks may hang up first.
+        # The client may close the connection first.
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def reply(self, status: int, body: bytes) -> None:
+        """Send JSON."""
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+    def address_string(self) -> str:
+        return "unix"
 
 
 @contextmanager
@@ -58,23 +74,18 @@ def _serving(path: Path, handler: type[BaseRequestHandler]) -> Iterator[None]:
 def engine(
     path: Path, *containers: dict[str, Any], **answers: tuple[int, bytes]
 ) -> Iterator[list[str]]:
-    """An engine at a socket, with these containers; the requests that came, as they come.
+    """An engine at a socket, with these containers; yields a list of the requests so far.
 
-    ``answers`` are others in place of its own, status and body: ``version`` to the question for
-    the version, ``inspect`` to any for a container.
+    ``answers`` replace its replies by a status and a body: ``version`` that to GET /version,
+    ``inspect`` those about containers.
     """
     known = {each["Name"].lstrip("/"): each for each in containers}
     asked: list[str] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(_Handler):
         def do_GET(self) -> None:
             asked.append(self.path)
-            status, body = self.answer()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.reply(*self.answer())
 
         def answer(self) -> tuple[int, bytes]:
             if self.path == "/version":
@@ -90,19 +101,13 @@ def engine(
                 return 404, json.dumps({"message": f"No such container: {name}"}).encode()
             return 200, json.dumps(known[name]).encode()
 
-        def log_message(self, format: str, *arguments: object) -> None:
-            pass
-
-        def address_string(self) -> str:
-            return "unix"
-
     with _serving(path, Handler):
         yield asked
 
 
 @contextmanager
 def conversation(path: Path, speak: Callable[[socket.socket], object]) -> Iterator[None]:
-    """Something at a socket that is no engine: ``speak`` has each connection for itself."""
+    """A server at a socket that calls ``speak`` with each connection."""
 
     class Handler(BaseRequestHandler):
         def handle(self) -> None:
@@ -113,7 +118,7 @@ def conversation(path: Path, speak: Callable[[socket.socket], object]) -> Iterat
 
 
 class LiveEngine:
-    """An engine whose containers come and go, which it tells to whoever listens."""
+    """An engine whose containers start and end, with events to its listeners."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -123,22 +128,17 @@ class LiveEngine:
 
     @contextmanager
     def serving(self) -> Iterator[None]:
-        """It is there, for the length of a with block."""
+        """Serve, for the length of a with block."""
         live = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(_Handler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
                 if self.path.startswith(f"/v{API}/events"):
                     self.tell()
                     return
-                status, body = live.answer(self.path)
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+                self.reply(*live.answer(self.path))
 
             def tell(self) -> None:
                 self.close_connection = True
@@ -151,12 +151,6 @@ class LiveEngine:
                 while (data := told.get()) is not None:
                     self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
 
-            def log_message(self, format: str, *arguments: object) -> None:
-                pass
-
-            def address_string(self) -> str:
-                return "unix"
-
         with _serving(self.path, Handler):
             try:
                 yield
@@ -164,7 +158,7 @@ class LiveEngine:
                 self.hang_up()
 
     def answer(self, path: str) -> tuple[int, bytes]:
-        """Of what is there now."""
+        """The reply to a request: status and body."""
         if path == "/version":
             return 200, json.dumps({"ApiVersion": API, "MinAPIVersion": "1.12"}).encode()
         name = path.removeprefix(f"/v{API}/containers/").removesuffix("/json")
@@ -176,39 +170,39 @@ class LiveEngine:
         return 200, json.dumps(known[name]).encode()
 
     def listen(self, told: Queue[bytes | None]) -> None:
-        """Have whatever happens from now on put there."""
+        """Add a listener: later events are put into this queue."""
         with self._changed:
             self.listeners.append(told)
             self._changed.notify_all()
 
     def wait_for_listener(self, timeout: float) -> None:
-        """Until somebody listens."""
+        """Wait until there is a listener."""
         with self._changed:
-            assert self._changed.wait_for(lambda: self.listeners, timeout), "nobody listens"
+            assert self._changed.wait_for(lambda: self.listeners, timeout), "no listener"
 
     def start(self, name: str, pid: int) -> None:
-        """A container starts."""
+        """Start a container."""
         self.containers[name] = container(name, pid)
         self.tell("start", name)
 
     def end(self, name: str) -> None:
-        """A container ends; it is still known."""
+        """End a container, which the engine still knows."""
         self.containers[name] = container(name, 0, Status="exited", Running=False)
         self.tell("die", name)
 
     def tell(self, action: str, name: str, **more: object) -> None:
-        """As the documentation has an event."""
+        """Send an event with the documented fields."""
         actor = {"ID": "ab" * 32, "Attributes": {"name": name, "image": "machine"}}
         event = {"Type": "container", "Action": action, "Actor": actor, "time": 1, **more}
         self.send(json.dumps(event).encode() + b"\n")
 
     def send(self, data: bytes) -> None:
-        """To all who listen, as it is."""
+        """Send bytes to all listeners."""
         for each in self.listeners:
             each.put(data)
 
     def hang_up(self) -> None:
-        """On all who listen."""
+        """Close the connections of all listeners."""
         with self._changed:
             for each in self.listeners:
                 each.put(None)

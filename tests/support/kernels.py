@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the running kernel is too old for; a newer one that seems to lack it is a failure."""
+"""Skips for features that the running kernel is too old for."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def is_before(major: int, minor: int) -> bool:
 
 
 def needs_kernel(major: int, minor: int) -> pytest.MarkDecorator:
-    """Skip a test on kernels that lack what it is about, and on no other."""
+    """A mark that skips a test on kernels before a release."""
     return pytest.mark.skipif(is_before(major, minor), reason=f"needs Linux {major}.{minor}")
 
 
 def skip_lacking(what: str, major: int, minor: int) -> None:
-    """For what a look has not found: skip where it cannot be, and fail where it must be.
+    """Skip for a feature that was not found, but fail on a kernel that must have it.
 
-    The look may be code of ours, and wrong.
+    Code of zfw may have looked for the feature, and may be wrong.
     """
     if not is_before(major, minor):
         pytest.fail(f"no {what} was found, which Linux has since {major}.{minor}")

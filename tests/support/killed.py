@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Processes that are killed right before the n-th thing that they change."""
+"""Processes that are killed right before their n-th change of the system."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ _CHANGES = {
 def killed_at(
     number: int, action: Callable[[], object], enter: Callable[[], object], *, is_maker: bool
 ) -> str | None:
-    """Run an action in a process of its own, and kill that before its n-th change, from 0.
+    """Call an action in a new process, and kill that before its n-th change, from 0.
 
-    ``enter`` is called there first. If not ``is_maker``, it is not that process that is
-    killed but one that it forks, before its n-th change; all that it forks has to end
-    then. What was about to be done; None if there were not so many changes.
+    ``enter`` is called in the process first. If ``is_maker`` is false, a process that it forks
+    is killed instead, before that one's n-th change; then all of its forked processes must end.
+    Returns the change that was about to be made, None if there were fewer changes.
     """
     read_end, write_end = os.pipe()
     pid = os.fork()
@@ -51,13 +51,13 @@ def killed_at(
             action()
             code = 0
         except ZfwError:
-            code = 0  # what the action says of a process that was killed
+            code = 0  # the action reports that its child was killed
         finally:
             os._exit(code)
     os.close(write_end)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if is_maker:
-        # What it has forked may live on.
+        # The processes that it has forked may live on, and keep the pipe open.
         os.set_blocking(read_end, False)
     with os.fdopen(read_end, "rb") as file:
         told = (file.read() or b"").decode()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Process ids as programs in the kernel tell them: those of the initial PID namespace."""
+"""Process ids that BPF programs report: those of the initial PID namespace."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _INITIAL = 0xEFFFFFFC  # PROC_PID_INIT_INO, include/linux/proc_ns.h
 
 
 def are_told() -> bool:
-    """Whether the ids that are told are also those that processes have here."""
+    """Whether a process has the same id in this PID namespace."""
     return Path("/proc/self/ns/pid").stat().st_ino == _INITIAL
 
 
 def is_told(pid: int, own: int) -> bool:
-    """Whether an id that was told is that of a process; where nobody knows that, it may be."""
+    """Whether a reported id may be that of a process: outside of the initial namespace any may."""
     return pid == own or (pid > 0 and not are_told())
 
 

@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A real container engine: Debian's podman, with an image made of the machine's own files.
+"""A real container engine: Debian's podman, with an image of the machine's own files.
 
-All its state is in a directory of the test's; nothing is fetched from anywhere.
+All its state is in a directory of the test run; it downloads nothing.
 A container has the machine's ``/usr``, read-only, so that every program of the
 machine can run in it: ``/usr/bin/python3``, ``dig``, ``curl``.
 
-What it takes to start one where the tests run:
+The configuration, and why:
 
-- runc. Where cgroups of both versions are mounted, crun 1.8 refuses ("cgroups in
-  hybrid mode not supported"); runc puts the container into the same place in
-  each hierarchy, and leaves its limit of locked memory alone, which crun raises.
-- limits below our own. podman asks for a million descriptors otherwise, and
-  raising a limit takes CAP_SYS_RESOURCE, which root in a container has not.
-- the cgroupfs manager, since systemd may not run; vfs, since the directory may
-  lie on an overlay already; lock files, since podman's locks in shared memory
-  are the machine's.
+- runc: where cgroups of both versions are mounted, crun 1.8 refuses ("cgroups in hybrid mode
+  not supported"). runc puts the container into the same place in each hierarchy, and does not
+  raise the limit of locked memory, as crun does.
+- limits below those of the test run: podman asks for a million descriptors by default, and to
+  raise a limit takes CAP_SYS_RESOURCE, which root in a container does not have.
+- the cgroupfs manager, since systemd may not run; vfs, since the directory may be on an overlay;
+  lock files, since podman's locks in shared memory belong to the whole machine.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 IMAGE = "machine"
-# The machine is slow at times, and others use it.
+# Seconds; the machine may be busy.
 PATIENCE = 60.0
 
 CONFIGURATION = """\
@@ -53,14 +52,14 @@ lock_type = "file"
 [network]
 network_config_dir = "{directory}/networks"
 """
-# Where plugins of CNI, which podman 4 may use, keep what they have given out.
+# The state of CNI's plugins, which podman 4 may use.
 _CNI_STATE = Path("/var/lib/cni")
 
 _numbers = itertools.count(1)
 
 
 def missing() -> str | None:
-    """What keeps podman from being used here; None if nothing does."""
+    """Why podman cannot be used here, or None."""
     absent = [name for name in ("podman", "runc", "conmon") if shutil.which(name) is None]
     if absent:
         return f"not installed: {', '.join(absent)} (scripts/setup test installs what there is)"
@@ -77,7 +76,7 @@ class Running(NamedTuple):
 
 
 class Podman:
-    """An engine of our own, and its Docker API at ``socket``."""
+    """An engine, and its Docker API at ``socket``."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -85,7 +84,7 @@ class Podman:
         self.cgroup_parent = _cgroup_parent(directory)
 
     def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run the command podman; its output is text in the result."""
+        """Run podman(1) and return its output as text."""
         return _podman(self.directory, *arguments, check=check)
 
     @contextmanager
@@ -98,9 +97,8 @@ class Podman:
     ) -> Iterator[Running]:
         """A running container, for the length of a with block.
 
-        ``network`` is ``none``, for a network namespace of its own with ``lo`` alone; or
-        ``ns:PATH``, to join one that the test has made; or ``host``, that of the caller; or
-        what ``network()`` gives.
+        ``network`` is ``none``: a new network namespace with only ``lo``; ``ns:PATH``: an existing
+        one; ``host``: the caller's; or a name that ``network()`` yields.
         ``options`` are more of ``podman run``: ``("-v", f"{file}:/etc/resolv.conf:ro")``.
         """
         name = name or f"test{next(_numbers)}"
@@ -116,12 +114,12 @@ class Podman:
             assert pid > 0, self.run("logs", identifier, check=False)
             yield Running(name, identifier, pid, cgroup_of(pid))
         finally:
-            # Also when only half of it came to be.
+            # Also if the container was created only in part.
             self.run("rm", "--force", "--ignore", "--time", "0", name)
 
     @contextmanager
     def network(self) -> Iterator[str]:
-        """A bridge of the engine's, and its name. It is where the caller is, who stays there."""
+        """A bridge of the engine in the caller's network namespace; yields its name."""
         name = f"zfw-test-{os.getpid()}-{next(_numbers)}"
         try:
             self.run("network", "create", "--disable-dns", name)
@@ -131,18 +129,18 @@ class Podman:
             shutil.rmtree(_CNI_STATE / "networks" / name, ignore_errors=True)
             for place in (_CNI_STATE / "networks", _CNI_STATE / "results", _CNI_STATE):
                 with suppress(OSError):
-                    place.rmdir()  # if nobody else has anything there
+                    place.rmdir()  # unless it has other files
 
 
 @contextmanager
 def podman(directory: Path) -> Iterator[Podman]:
-    """An engine whose state is in a directory that is empty now; it ends with the with block."""
+    """An engine with its state in an empty directory, for the length of a with block."""
     (directory / "containers.conf").write_text(CONFIGURATION.format(directory=directory))
     image = directory / "image.tar"
     _write_image(image)
     _podman(directory, "import", "--quiet", str(image), IMAGE)
     command = _command(directory, "system", "service", "--time=0", f"unix://{_socket(directory)}")
-    # In a cgroup of its own: started in the root cgroup it moves all that is there out of it.
+    # In a new cgroup: podman in the root cgroup moves all processes out of that.
     with private_cgroup() as cgroup, (directory / "service.log").open("w") as log:
         service = subprocess.Popen(
             command,
@@ -186,7 +184,7 @@ def _command(directory: Path, *arguments: str) -> list[str]:
 def _podman(
     directory: Path, *arguments: str, check: bool = True
 ) -> subprocess.CompletedProcess[str]:
-    # Not pipes: what watches over a container inherits them, and outlives the command.
+    # Not pipes: conmon inherits them, and outlives the command.
     with (
         (directory / "output").open("w+") as output,
         (directory / "errors").open("w+") as errors,
@@ -210,7 +208,7 @@ def _podman(
 
 
 def _write_image(path: Path) -> None:
-    """The directories of a machine whose files are all in /usr, and links to there."""
+    """Write the directories of a system whose files are all in /usr, and the links to /usr."""
     with tarfile.open(path, "w") as image:
         for name in ("usr", "etc", "proc", "sys", "dev", "run", "root", "tmp", "var", "var/tmp"):
             entry = tarfile.TarInfo(name)
@@ -224,7 +222,7 @@ def _write_image(path: Path) -> None:
 
 
 def _wait_for(path: Path, service: subprocess.Popen[bytes]) -> None:
-    """The engine binds its socket and then listens on it."""
+    """Wait until the engine listens on its socket."""
     deadline = time.monotonic() + PATIENCE
     while True:
         with socket.socket(socket.AF_UNIX) as probe:
@@ -239,7 +237,7 @@ def _wait_for(path: Path, service: subprocess.Popen[bytes]) -> None:
 
 
 def _remove_cgroups(parent: str) -> None:
-    """The containers' are gone; podman leaves the one around them, in each hierarchy."""
+    """Remove the parent of the containers' cgroups, which podman leaves in each hierarchy."""
     mounts = (line.split() for line in Path("/proc/self/mounts").read_text().splitlines())
     tops = [Path(fields[1] + parent) for fields in mounts if fields[2].startswith("cgroup")]
     deadline = time.monotonic() + PATIENCE
@@ -249,6 +247,6 @@ def _remove_cgroups(parent: str) -> None:
                 for place, _, _ in os.walk(top, topdown=False):
                     Path(place).rmdir()
             except OSError:
-                # What watched over a container ends after it.
+                # conmon ends after its container.
                 assert time.monotonic() < deadline, f"still in use: {top}"
                 time.sleep(0.01)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Sockets of programs, and the calls that Python has no words for."""
+"""Sockets of all families, and system calls that the module socket lacks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# IPv4, IPv4 by a socket of IPv6, and IPv6.
+# IPv4, IPv4-mapped addresses on a socket of IPv6, and IPv6.
 FAMILIES = (4, "mapped", 6)
 FAMILY = {4: socket.AF_INET, "mapped": socket.AF_INET6, 6: socket.AF_INET6}
 
@@ -23,7 +23,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def error_of(action: Callable[[], object]) -> str:
-    """The name of the error, or "" if there was none."""
+    """Call an action; the name of its error, such as "EPERM", or "" without one."""
     try:
         action()
     except TimeoutError:
@@ -34,27 +34,27 @@ def error_of(action: Callable[[], object]) -> str:
 
 
 def udp_socket(family: int | str = 4) -> socket.socket:
-    """A UDP socket that does not wait for ever."""
+    """A UDP socket with a time-out of 5 s."""
     made = socket.socket(FAMILY[family], socket.SOCK_DGRAM)
     made.settimeout(5)
     return made
 
 
 def tcp_socket(family: int | str = 4, protocol: int = 0) -> socket.socket:
-    """Likewise of TCP, or of what else has streams."""
+    """A TCP socket, or one of another protocol with streams, with a time-out of 5 s."""
     made = socket.socket(FAMILY[family], socket.SOCK_STREAM, protocol)
     made.settimeout(5)
     return made
 
 
 def stream(made: socket.socket, data: bytes, address: str, port: int = 80) -> None:
-    """Connect, send, and wait for the answer."""
+    """Connect, send, and wait for an answer."""
     made.connect((address, port))
     made.sendall(data)
     made.recv(1)
 
 
-# What Python has no words for
+# System calls
 
 
 def ipv4_sockaddr(address: str, port: int) -> bytes:
@@ -76,7 +76,7 @@ def ipv6_sockaddr(address: str, port: int) -> bytes:
 
 
 def sockaddr(family: int | str, address: str, port: int) -> bytes:
-    """As a socket of this family has it."""
+    """The struct sockaddr for a socket of this family."""
     return ipv4_sockaddr(address, port) if family == 4 else ipv6_sockaddr(address, port)
 
 
@@ -93,7 +93,7 @@ def connect(made: socket.socket, address: bytes) -> None:
 
 
 def disconnect(made: socket.socket) -> None:
-    """To AF_UNSPEC, see connect(2): the socket is as if it never was connected."""
+    """Dissolve the connection of a UDP socket: connect(2) to AF_UNSPEC."""
     connect(made, struct.pack("=H14x", socket.AF_UNSPEC))
 
 
@@ -108,12 +108,12 @@ def sendmmsg(made: socket.socket, messages: list[tuple[bytes, bytes]]) -> None:
     sent = _libc.sendmmsg(made.fileno(), vector.headers, len(messages), 0)
     _checked(sent)
     if sent < len(messages):
-        # What stopped it is told by the next call.
+        # Only the next call returns the error that stopped this one.
         sendto(made, *messages[sent])
 
 
 def recvmmsg(made: socket.socket, count: int) -> list[tuple[bytes, str, int]]:
-    """recvmmsg(2), which waits for all: data, address and port of each."""
+    """recvmmsg(2) of ``count`` datagrams: data, address and port of each."""
     made.setblocking(True)
     vector = _Messages([(bytes(4096), bytes(_SOCKADDR_STORAGE))] * count)
     _checked(_libc.recvmmsg(made.fileno(), vector.headers, count, 0, None))
@@ -143,6 +143,6 @@ class _Messages:
             self._kept.append((to, content, part))
 
     def contents(self, place: int) -> tuple[bytes, bytes]:
-        """What was received, and the address that it came from."""
+        """The data and the struct sockaddr of a received message."""
         to, content, _ = self._kept[place]
         return content.raw[: self.headers[8 * place + 7] & 0xFFFFFFFF], to.raw

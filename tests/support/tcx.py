@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What is attached by TCX, asked of the kernel itself: bpftool of Debian 12 knows nothing of it."""
+"""Programs that are attached by TCX, as BPF_PROG_QUERY lists them.
+
+bpftool of Debian 12 does not know TCX.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +40,6 @@ def tcx_programs(interface: str, direction: str) -> list[int]:
 
 
 def skip_without_tcx() -> None:
-    """For tests of what a kernel below 6.6 has not."""
+    """Skip the calling test on a kernel before 6.6, which has no TCX."""
     if not bpf_links.supports_tcx(1):
         skip_lacking("TCX", 6, 6)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Waiting for what has to happen, on a machine that has other things to do."""
+"""Waiting for a condition, long enough for a busy machine."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PATIENCE = 60.0
+PATIENCE = 60.0  # seconds
 
 
 def wait_until(condition: Callable[[], object], patience: float = PATIENCE) -> bool:
-    """Whether the condition comes true before patience ends."""
+    """Whether a condition becomes true within ``patience`` seconds."""
     end = time.monotonic() + patience
     while not condition():
         if time.monotonic() > end:
             return False
-        time.sleep(0.005)
+        time.sleep(0.002)
     return True

@@ -6,11 +6,11 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import pytest
 
+from tests.support.command import captured
 from zfw_py.cli import classic
 from zfw_py.cli.classic import listing
 from zfw_py.cli.classic.grammar import (
@@ -586,12 +586,8 @@ def test_nothing_but_the_model_is_imported() -> None:
         "print(*sorted(set(sys.modules) - before))"
     )
     path = [entry for entry in sys.path if entry]
-    imported = subprocess.run(
-        [sys.executable, "-S", "-c", f"import sys; sys.path[:] = {path!r}; {program}"],
-        capture_output=True,
-        check=True,
-        text=True,
-    ).stdout.split()
+    program = f"import sys; sys.path[:] = {path!r}; {program}"
+    imported = captured(sys.executable, "-S", "-c", program, check=True).stdout.split()
     assert imported == [
         "__future__",
         "_socket",

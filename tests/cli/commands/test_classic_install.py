@@ -6,12 +6,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.command import ZFW, captured
 from zfw_py import Busy, Conflict, UsageError, __version__
 from zfw_py.compat import contents, install, places
 from zfw_py.compat.tree import Tree, changeable_by_others
@@ -73,12 +73,6 @@ def everything(root: Path) -> dict[str, bytes | str | None]:
     }
 
 
-def run(path: Path, *words: str, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [path, *words], capture_output=True, text=True, check=False, timeout=60, **options
-    )  # type: ignore[call-overload,no-any-return]
-
-
 def test_all_is_laid_out_with_its_modes(zfw: Zfw, root: Path) -> None:
     old_mask = os.umask(0o077)
     try:
@@ -108,9 +102,9 @@ def test_case_01_the_command_depends_on_nothing_around_it(laid_out: Path, path: 
     (stray / "sitecustomize.py").write_text("raise SystemExit('a stranger was imported')\n")
     environment = {"PYTHONPATH": str(stray), "PYTHONHOME": "/nonexistent", "VIRTUAL_ENV": "/x"}
     for env, cwd in (({}, "/"), (environment, stray)):
-        done = run(laid_out / path, "-V", env=env, cwd=cwd)
+        done = captured(laid_out / path, "-V", env=env, cwd=cwd)
         assert (done.returncode, done.stdout, done.stderr) == (0, f"{__version__}\n", "")
-    assert run(laid_out / path, "-Z", env={}).returncode == 64
+    assert captured(laid_out / path, "-Z", env={}).returncode == 64
 
 
 def test_the_command_loads_no_more_than_the_environments_own(laid_out: Path) -> None:
@@ -122,11 +116,10 @@ def test_the_command_loads_no_more_than_the_environments_own(laid_out: Path) -> 
             f"runpy.run_path({str(command)!r}, run_name='__main__')\n"
         )
         interpreter = Path(contents.interpreter())
-        return set(run(interpreter, "-I", "-c", program).stderr.split())
+        return set(captured(interpreter, "-I", "-c", program).stderr.split())
 
-    own = Path(contents.interpreter()).with_name("zfw")
-    assert "zfw_py.entry" in modules(own)
-    assert modules(laid_out / "opt/openziti/bin/zfw") <= modules(own)
+    assert "zfw_py.entry" in modules(ZFW)
+    assert modules(laid_out / "opt/openziti/bin/zfw") <= modules(ZFW)
 
 
 def test_case_38_the_objects_that_callers_look_for_are_there(laid_out: Path) -> None:
@@ -143,7 +136,7 @@ def test_case_46_the_sample_is_what_the_boot_programs_read(laid_out: Path) -> No
         ],
         "ExternalInterfaces": [],
     }
-    done = run(Path("/bin/sh"), "-n", laid_out / "opt/openziti/bin/user/user_rules.sh.sample")
+    done = captured(Path("/bin/sh"), "-n", laid_out / "opt/openziti/bin/user/user_rules.sh.sample")
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -176,10 +169,10 @@ def test_case_52_and_53_cron_refreshes_every_minute(laid_out: Path) -> None:
 @pytest.mark.parametrize("verb", ["start", "revert"])
 def test_the_programs_explain_themselves(laid_out: Path, verb: str, kind: str) -> None:
     program = laid_out / f"opt/openziti/bin/{verb}_ebpf_{kind}.py"
-    done = run(program, "--help", env={})
+    done = captured(program, "--help", env={})
     assert done.returncode == 0
     assert "Exit codes: 0 done;" in " ".join(done.stdout.split())
-    done = run(program, "--bad", env={})
+    done = captured(program, "--bad", env={})
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("zfw: ")
     assert len(done.stderr.splitlines()) == 1
@@ -495,9 +488,8 @@ def test_without_the_right_to_write_nothing_is_laid_out(root: Path) -> None:
     for directory in (*root.parents, root):
         if str(directory).startswith("/tmp/"):
             directory.chmod(0o755)
-    command = Path(contents.interpreter()).with_name("zfw")
-    assert os.access(command, os.X_OK), "scripts/setup installs it"
-    done = run(command, "classic", "install", "--prefix", str(root), user=65534, group=65534)
+    assert os.access(ZFW, os.X_OK), "scripts/setup installs it"
+    done = captured(ZFW, "classic", "install", "--prefix", str(root), user=65534, group=65534)
     assert (done.returncode, done.stdout) == (77, "")
     assert done.stderr == f"zfw: change {root}/opt: Permission denied\n"
 
@@ -551,12 +543,8 @@ def test_removal_tells_of_what_a_boot_program_left(zfw: Zfw, laid_out: Path) -> 
 
 
 def test_there_is_no_monitor_yet_and_it_says_so(laid_out: Path) -> None:
-    done = subprocess.run(
-        [laid_out / "usr/sbin/zfw_monitor", "-i", "all", "-W", "/var/log/zfw.log"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    monitor = laid_out / "usr/sbin/zfw_monitor"
+    done = captured(monitor, "-i", "all", "-W", "/var/log/zfw.log")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "zfw: -M, --monitor: not in this version of zfw\n"
 
@@ -574,7 +562,7 @@ def test_there_is_no_monitor_yet_and_it_says_so(laid_out: Path) -> None:
 )
 def test_programs_that_an_older_zfw_installed_still_run(program: str, code: int, out: str) -> None:
     """They import zfw by these names; a new package is there before zfw classic install."""
-    done = run(contents.interpreter(), "-c", program, "--help")
+    done = captured(contents.interpreter(), "-c", program, "--help")
     assert (done.returncode, done.stderr) == (code, "")
     assert done.stdout.startswith(out)
 

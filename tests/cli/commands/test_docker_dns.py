@@ -50,7 +50,7 @@ def test_redirect_list_and_remove(zfw: Zfw, docker: World) -> None:
 def test_list_as_json(zfw: Zfw, docker: World) -> None:
     assert zfw("docker-dns", "list", "--json") == (0, "[]\n", "")
     options = ("--only-domain", "b.example", "--only-domain", "A.example", "--mode", "clsact")
-    path = f"/proc/{os.getpid()}/fd/{docker.container.fd}"
+    path = docker.container.path
     made = zfw("docker-dns", "redirect", "--netns", path, "--to", f"{SERVER}:53", *options)
     assert made.code == 0
     assert docker.addresses("www.a.example") == [ANY_ANSWER]
@@ -155,8 +155,7 @@ input()
 @pytest.mark.kernel
 def test_what_was_dropped_is_told(zfw: Zfw, docker: World) -> None:
     """Sockets of the container's own have all the ports that there are for queries."""
-    with docker.container.entered():
-        Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("1024 64511")
+    docker.container.sysctl("1024 64511", "ipv4/ip_local_port_range")
     number = docker.redirect().id
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with docker.container.start(sys.executable, "-c", TAKE_PORTS, **pipes) as taker:

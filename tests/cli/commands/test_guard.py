@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.guard.support.world import UNNAMED, UPSTREAM, UPSTREAM6, ZFW
+from tests.guard.support.world import UNNAMED, UPSTREAM, UPSTREAM6
+from tests.support.command import ZFW
 from zfw_py.guard import layout
 from zfw_py.guard import service as guard
 from zfw_py.guard.codec import ZERO, Config
@@ -184,13 +185,6 @@ def test_a_bad_policy_is_told_with_its_place(zfw: Zfw, tmp_path: Path, name: str
 
 
 # What is printed of guards
-
-
-@pytest.fixture
-def service(world: World) -> Path:
-    made = world.cgroup / "service"
-    made.mkdir()
-    return made
 
 
 def masked(world: World, text: str) -> str:

@@ -6,12 +6,12 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
-import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.command import ZFW, captured
 from zfw_py import Firewall
 from zfw_py.systemd.firewall import CAPABILITIES
 from zfw_py.systemd.steer import CAPABILITIES as STEER_CAPABILITIES
@@ -141,7 +141,7 @@ def test_it_waits_for_an_interface(
     def pause(seconds: float) -> None:
         pauses.append(seconds)
         if len(pauses) == 3:
-            namespace.run("ip", "link", "add", "late0", "type", "veth", "peer", "name", "late1")
+            namespace.add_veth("late0", "late1")
 
     monkeypatch.setattr(restore, "sleep", pause)
     result = zfw("restore", "--wait", "3600", str(path))
@@ -268,9 +268,8 @@ def test_the_unit_is_installed_and_removed(zfw: Zfw, tmp_path: Path) -> None:
     found = {path for path in tmp_path.rglob("*") if not path.is_dir()}
     assert found == {unit, link}
     lines = unit.read_text().splitlines()
-    program = Path(sysconfig.get_path("scripts")) / "zfw"
     for line in (
-        f"ExecStart={program} restore --wait 10 /etc/zfw/zfw.toml",
+        f"ExecStart={ZFW} restore --wait 10 /etc/zfw/zfw.toml",
         "ConditionPathExists=/etc/zfw/zfw.toml",
         "Before=network-pre.target shutdown.target",
         "Wants=network-pre.target",
@@ -302,10 +301,9 @@ def test_the_unit_of_steer_is_its_own(zfw: Zfw, tmp_path: Path) -> None:
         assert zfw("systemd", "install", "steer", "--prefix", str(tmp_path)) == installed
     assert link.resolve() == unit
     lines = unit.read_text().splitlines()
-    program = Path(sysconfig.get_path("scripts")) / "zfw"
     for line in (
-        f"ExecStartPre={program} steer apply /etc/zfw/steer.json",
-        f"ExecStart={program} steer run",
+        f"ExecStartPre={ZFW} steer apply /etc/zfw/steer.json",
+        f"ExecStart={ZFW} steer run",
         f"CapabilityBoundingSet={' '.join(STEER_CAPABILITIES)}",
     ):
         assert line in lines
@@ -332,13 +330,7 @@ def test_systemd_takes_the_unit(zfw: Zfw, tmp_path: Path) -> None:
 
 
 def _verify(unit: Path) -> None:
-    done = subprocess.run(
-        ["/usr/bin/systemd-analyze", "verify", str(unit)],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = captured("/usr/bin/systemd-analyze", "verify", unit)
     assert (done.returncode, unit.stem in done.stderr) == (0, False), done.stderr
 
 

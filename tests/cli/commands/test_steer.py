@@ -8,13 +8,13 @@ import os
 import signal
 import socket
 import subprocess
-import sysconfig
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.command import ZFW, captured
 from zfw_py.errors import NotInstalled
 from zfw_py.kernel.process import start_time
 from zfw_py.steer.service import Steering
@@ -25,12 +25,8 @@ if TYPE_CHECKING:
     from tests.cli.conftest import Zfw
     from tests.support.netns import Namespace
 
-pytestmark = [
-    pytest.mark.kernel,
-    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
-]
+pytestmark = pytest.mark.kernel
 
-ZFW = Path(sysconfig.get_path("scripts")) / "zfw"
 ADD = ("steer", "add", "tcp")
 NOTHING = (3, "", "zfw: nothing is steered in this network namespace\n")
 
@@ -265,22 +261,8 @@ def start_with(sockets: list[socket.socket], *argv: str) -> subprocess.Completed
         os.dup2(fd, number, inheritable=True)
         os.close(fd)
     try:
-        return subprocess.run(
-            [
-                "/usr/bin/python3",
-                "-c",
-                script,
-                str(len(numbers)),
-                *map(str, numbers),
-                str(ZFW),
-                *argv,
-            ],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            close_fds=False,
-        )
+        words = (str(len(numbers)), *map(str, numbers), str(ZFW), *argv)
+        return captured("/usr/bin/python3", "-c", script, *words, close_fds=False)
     finally:
         for number in numbers:
             os.close(number)

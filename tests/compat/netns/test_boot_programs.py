@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.firewall.support.listeners import tcp_listener
+from tests.support.command import ZFW
 from zfw_py import Firewall, NotInstalled, Prefix, Rule, RuleKey
 from zfw_py.compat import contents, install, places
 from zfw_py.compat.router_config import MODE
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kernel
 
 FOREIGN = ("protocol", "ip", "u32", "match", "u32", "0", "0")
-ZFW = Path(contents.interpreter()).with_name("zfw")
 
 # For each call a line: the name, the arguments, what is on stdin, a variable of the caller's.
 STAND_IN = """\

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.compat.support.fake_router import SERVICE_ID, ZFW, CommandLine
+from tests.compat.support.fake_router import SERVICE_ID, CommandLine
 from tests.firewall.support.listeners import Listener, tcp_listener, udp_listener
+from tests.support.command import ZFW
 from tests.support.netns import Network
 from zfw_py import Firewall
 from zfw_py.firewall import layout
@@ -141,14 +142,10 @@ class Gateway(Network):
 @pytest.fixture
 def gateway(_private_bpffs: None) -> Iterator[Gateway]:
     """The test is inside the gateway of a network; nothing is attached."""
-    made = Gateway()
-    try:
-        with made.gateway.entered():
-            yield made
-            if Firewall().is_installed():
-                Firewall().detach_all()
-    finally:
-        made.close()
+    with Gateway() as made, made.gateway.entered():
+        yield made
+        if Firewall().is_installed():
+            Firewall().detach_all()
 
 
 # Boot scripts and cron
@@ -186,7 +183,7 @@ def test_case_52_ssh_follows_the_addresses_that_cron_s_listing_finds(gateway: Ga
 
 
 def test_case_52_an_interface_that_is_gone_is_pruned(gateway: Gateway) -> None:
-    gateway.gateway.run("ip", "link", "add", "eth1", "type", "veth", "peer", "name", "eth2")
+    gateway.gateway.add_veth("eth1", "eth2")
     gateway.attach("ingress")
     gateway.ok("-X", "eth1", "-O", OBJECTS["ingress"], "-z", "ingress")
     gateway.ok("-e", "eth1")

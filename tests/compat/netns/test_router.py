@@ -23,7 +23,6 @@ import pytest
 
 from tests.compat.support.fake_router import (
     SERVICE_ID,
-    ZFW,
     CommandLine,
     DiverterFailed,
     Router,
@@ -31,7 +30,9 @@ from tests.compat.support.fake_router import (
     UdpConversation,
     multipath_listener,
 )
+from tests.firewall.support.frames import exchange
 from tests.firewall.support.listeners import Listener, tcp_listener
+from tests.support.command import ZFW
 from tests.support.netns import Network
 from zfw_py import Firewall, __version__
 
@@ -110,7 +111,7 @@ class Gateway(Network):
 
     def reaches(self, listener: Listener, address: str, port: int) -> None:
         with self.connection(listener, address, port) as (client, accepted):
-            speak(client, accepted)
+            exchange(client, accepted)
 
     def is_dropped(self, address: str, port: int, reason: str = "no_rule") -> None:
         """A SYN is, in silence."""
@@ -122,21 +123,11 @@ class Gateway(Network):
         assert self.counted(reason) > before
 
 
-def speak(client: socket.socket, accepted: socket.socket) -> None:
-    """Data goes both ways."""
-    client.sendall(b"question")
-    assert accepted.recv(100) == b"question"
-    accepted.sendall(b"answer")
-    assert client.recv(100) == b"answer"
-
-
 @pytest.fixture(scope="module")
 def _gateway(_private_bpffs: None) -> Iterator[Gateway]:
-    made = Gateway()
-    with made.gateway.entered():
+    with Gateway() as made, made.gateway.entered():
         yield made
         Firewall().detach_all()
-    made.close()
 
 
 @pytest.fixture
@@ -219,10 +210,10 @@ def test_case_05_another_listener_gets_new_connections_and_the_old_ones_go_on(
         gateway.connection(service.listeners["tcp"], "10.0.0.20", 22) as (client, accepted),
         tcp_listener() as other,
     ):
-        speak(client, accepted)
+        exchange(client, accepted)
         gateway.ok("-I", *SELECTOR, "-l", "22", "-h", "22", "-t", str(other.port), "-s", SERVICE_ID)
         gateway.reaches(other, "10.0.0.20", 22)
-        speak(client, accepted)
+        exchange(client, accepted)
     assert len(gateway.rules()) == 1
 
 
@@ -240,9 +231,9 @@ def test_case_07_after_a_delete_new_connections_are_dropped_and_the_old_ones_go_
     router.add(service)
     with gateway.connection(service.listeners["tcp"], "10.0.0.20", 22) as (client, accepted):
         gateway.ok(*DELETE)
-        speak(client, accepted)
+        exchange(client, accepted)
         gateway.is_dropped("10.0.0.20", 22)
-        speak(client, accepted)
+        exchange(client, accepted)
 
 
 def test_case_08_a_delete_of_what_is_not_there(gateway: Gateway) -> None:
@@ -376,7 +367,7 @@ def test_case_18_a_service_id_that_is_too_long_is_refused_not_cut(
 
 
 def test_case_19_interfaces_are_a_union_and_go_one_by_one(gateway: Gateway, router: Router) -> None:
-    gateway.gateway.run("ip", "link", "add", "eth1", "type", "veth", "peer", "name", "eth2")
+    gateway.gateway.add_veth("eth1", "eth2")
     service = ssh(interfaces=(gateway.interface, "eth1"))
     router.add(service)
     assert [rule["interfaces"] for rule in gateway.rules()] == [["eth1", gateway.interface]]
@@ -403,8 +394,7 @@ def test_case_20_an_interface_that_is_none(gateway: Gateway) -> None:
 def test_case_20_an_alternative_name_and_an_interface_that_is_made_anew(
     gateway: Gateway, router: Router
 ) -> None:
-    made = ("ip", "link", "add", "eth1", "type", "veth", "peer", "name", "eth2")
-    gateway.gateway.run(*made)
+    gateway.gateway.add_veth("eth1", "eth2")
     gateway.gateway.run("ip", "link", "property", "add", "dev", "eth1", "altname", "wan")
     gateway.ok(*INSERT, "-N", "wan")
     gateway.ok("-P", "eth1")
@@ -413,7 +403,7 @@ def test_case_20_an_alternative_name_and_an_interface_that_is_made_anew(
     firewall = Firewall()
     assert firewall.explain(frame, "eth1").reason == "no_listener"
     gateway.gateway.run("ip", "link", "del", "eth1")
-    gateway.gateway.run(*made)
+    gateway.gateway.add_veth("eth1", "eth2")
     # Any writing command brings it up to date; cron runs this one every minute.
     gateway.ok("-L", "-E")
     assert firewall.explain(frame, "eth1").reason == "no_listener"
@@ -591,7 +581,7 @@ def test_case_31_a_source_port_in_time_wait_makes_a_new_connection(
             # A SYN that is lost is sent again after a second.
             assert time.monotonic() - started < 0.9
             accepted = listener.accept()
-            speak(client, accepted)
+            exchange(client, accepted)
             # Our end is closed first, so that it has the TIME_WAIT.
             accepted.close()
             assert client.recv(1) == b""
@@ -620,8 +610,7 @@ def test_case_33_a_destination_that_is_no_longer_local_is_counted_as_that(
     """Another service took the address of lo with it."""
     service = ssh()
     router.add(service)
-    with gateway.gateway.entered():
-        Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+    gateway.gateway.sysctl(1, "ipv4/ip_forward")
     gateway.gateway.run("ip", "route", "add", "default", "via", "10.9.0.2")
     gateway.reaches(service.listeners["tcp"], "10.0.0.20", 22)
     gateway.gateway.run("ip", "address", "del", "10.0.0.16/28", "dev", "lo")
@@ -650,7 +639,7 @@ def test_an_update_deletes_and_inserts_with_a_new_listener(
     router.add(old)
     with gateway.connection(old.listeners["tcp"], "10.0.0.20", 22) as (client, accepted):
         router.update(old, new)
-        speak(client, accepted)
+        exchange(client, accepted)
     gateway.reaches(new.listeners["tcp"], "10.0.0.20", 25)
     gateway.reaches(new.listeners["tcp"], "10.0.0.70", 22)
     assert len(gateway.rules()) == 2
@@ -752,7 +741,7 @@ def test_case_38_detach_by_direction_and_again(gateway: Gateway) -> None:
 
 
 def test_case_39_per_interface_rules_on_and_off(gateway: Gateway) -> None:
-    gateway.gateway.run("ip", "link", "add", "eth1", "type", "veth", "peer", "name", "eth2")
+    gateway.gateway.add_veth("eth1", "eth2")
     for words, is_on in ((("-P", "eth1"), True), (("-P", "eth1", "-d"), False)):
         gateway.ok(*words)
         rows = {row.name: row for row in Firewall().status().interfaces}
@@ -778,7 +767,7 @@ def test_case_40_flush_of_ingress_with_addresses(gateway: Gateway, router: Route
     assert "172.31.9.8/32" in addresses()
     with gateway.connection(service.listeners["tcp"], "10.0.0.20", 22) as (client, accepted):
         gateway.ok("-F", "-z", "ingress", "-r")
-        speak(client, accepted)
+        exchange(client, accepted)
     assert [rule["direction"] for rule in gateway.rules()] == ["egress"]
     assert "172.31.9.8/32" not in addresses()
     # The router's own; no rule of ours brought it.

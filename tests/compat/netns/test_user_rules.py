@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.compat.support.fake_router import ZFW, CommandLine
+from tests.compat.support.fake_router import CommandLine
+from tests.support.command import ZFW
 from zfw_py import Firewall
 from zfw_py.cli.classic import run as classic_run
 from zfw_py.compat import places

@@ -1,52 +1,50 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A router in small: the commands it runs, the sockets it opens, the addresses it adds.
+"""A small stand-in for a ziti router: the commands it runs, its sockets, the addresses it adds.
 
-It does what a ziti router's tproxy does with a diverter: one listener a service
-and protocol on 127.0.0.1, one process a rule, in exactly the order and with
-exactly the arguments that it uses, and of each process it heeds the exit code.
+It does what the router's tproxy does with a diverter: one listener on 127.0.0.1 for each service
+and protocol, one process for each rule, in the same order and with the same arguments. It checks
+the exit code of each process.
 """
 
 from __future__ import annotations
 
 import socket
 import subprocess
-import sys
 from dataclasses import dataclass, field
 from ipaddress import ip_interface
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.firewall.support.listeners import IP_RECVORIGDSTADDR, IP_TRANSPARENT, Listener
+from tests.support.command import ZFW
 
 if TYPE_CHECKING:
     from tests.support.netns import Namespace
 
-ZFW = Path(sys.executable).with_name("zfw")
 IPPROTO_MPTCP = 262
 
-# What a router's service is called if nothing is said: base58, 22 letters.
+# The default name of a service: base58, 22 letters.
 SERVICE_ID = "5XzC8mf1RrFO2vmfHGG5GL"
 _KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 
 
 class CommandLine:
-    """The installed command, run in a namespace as other programs run it.
+    """The installed command in a namespace, run as other programs run it.
 
-    No shell, an empty environment, / for a directory, no terminal.
+    It has no shell and no terminal, an empty environment, and the directory /.
     """
 
     def __init__(self, namespace: Namespace) -> None:
         self._namespace = namespace
 
     def __call__(self, *words: str, **options: object) -> subprocess.CompletedProcess[str]:
-        """Run it to its end."""
+        """Run it, and wait until it ends."""
         return self._namespace.run(
             str(ZFW), *words, check=False, env={}, cwd="/", stdin=subprocess.DEVNULL, **options
         )
 
     def start(self, *words: str) -> subprocess.Popen[str]:
-        """Run it and go on."""
+        """Start it; the caller waits for it."""
         return self._namespace.start(
             str(ZFW),
             *words,
@@ -59,12 +57,12 @@ class CommandLine:
 
 
 class DiverterFailed(Exception):
-    """The diverter did not exit with 0. The text is all that it printed."""
+    """The diverter's exit code was not 0. The text is all that it printed."""
 
 
 @dataclass
 class Service:
-    """What is to be intercepted. ``interfaces`` None is for all; with none, for nothing."""
+    """A service to intercept. ``interfaces`` None means all, and () means no interface."""
 
     addresses: tuple[str, ...]
     ports: tuple[tuple[int, int], ...]
@@ -75,7 +73,7 @@ class Service:
     listeners: dict[str, Listener] = field(default_factory=dict, repr=False)
 
     def rules(self) -> list[tuple[str, ...]]:
-        """The arguments that name each rule, in the router's order; then low and high port."""
+        """The selecting arguments of each rule, in the router's order; low and high port last."""
         found = []
         for address, protocol, (low, high), interface, source in product(
             self.addresses,
@@ -93,16 +91,16 @@ class Service:
 
 
 def _split(address: str) -> tuple[str, str]:
-    """An address and its length, host bits and all; a name has no mask, and gets 32."""
+    """An address with its host bits, and its prefix length; 32 for a name."""
     ip, slash, length = address.partition("/")
     return ip, length if slash else "128" if ":" in ip else "32"
 
 
 class Router:
-    """The router. Its sockets are those of the namespace that the caller is in."""
+    """The router. It opens its sockets in the caller's namespace."""
 
     def __init__(self, namespace: Namespace) -> None:
-        """As at its start: the addresses for names, then the diverter's version."""
+        """Start: add the addresses for names, then ask for the diverter's version."""
         self._namespace = namespace
         self._diverter = CommandLine(namespace)
         self._services: list[Service] = []
@@ -117,7 +115,7 @@ class Router:
         return output
 
     def _add_address(self, address: str) -> None:
-        # RTM_NEWADDR; that it is there already is ignored.
+        # RTM_NEWADDR; the router ignores EEXIST.
         self._namespace.run(
             "ip", "address", "add", address, "dev", "lo", "scope", "host", check=False
         )
@@ -155,7 +153,7 @@ class Router:
             )
 
     def remove(self, service: Service) -> list[str]:
-        """No longer intercept it; what failed is logged, and the rest done."""
+        """Stop to intercept a service; returns the errors, after which it goes on."""
         failures = []
         for rule in service.rules():
             words, interface = rule[:14], rule[14:]
@@ -172,29 +170,28 @@ class Router:
         return failures
 
     def update(self, old: Service, new: Service) -> None:
-        """The old set of rules goes, then comes the new one, with listeners of its own."""
+        """Remove the old rules, then add the new ones, with new listeners."""
         self.remove(old)
         self.add(new)
 
     def crash(self) -> None:
-        """Killed: its sockets are closed, and that is all."""
+        """Do what SIGKILL does: only the sockets are closed."""
         for service in self._services:
             for listener in service.listeners.values():
                 listener.socket.close()
         self._services.clear()
 
     def stop(self) -> None:
-        """At SIGTERM: one delete a rule, and the addresses."""
+        """Do what SIGTERM does: delete each rule, and the addresses."""
         for service in list(self._services):
             self.remove(service)
         self._remove_address("100.64.0.1/10")
 
 
 class UdpConversation:
-    """How the router serves UDP: the listener hears, another socket answers.
+    """The router's UDP service: the listener receives, and another socket answers.
 
-    That one is bound, not connected, to the original destination, and nobody
-    ever reads from it.
+    That socket is bound to the original destination and not connected; it is never read from.
     """
 
     def __init__(self, listener: Listener) -> None:
@@ -202,7 +199,7 @@ class UdpConversation:
         self.reply_sockets: dict[tuple[str, int], socket.socket] = {}
 
     def answer(self) -> tuple[bytes, tuple[str, int]]:
-        """Hear one datagram and answer it: its data and its original destination."""
+        """Receive a datagram and answer it: its data and its original destination."""
         data, source, destination = self._listener.receive()
         if destination not in self.reply_sockets:
             reply = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -214,7 +211,7 @@ class UdpConversation:
         return data, destination
 
     def close(self) -> None:
-        """The reply sockets go."""
+        """Close the reply sockets."""
         for reply in self.reply_sockets.values():
             reply.close()
 

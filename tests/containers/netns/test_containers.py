@@ -109,13 +109,10 @@ def test_a_container_joins_a_network_namespace_of_the_test_s(
     podman: Podman, tmp_path: Path
 ) -> None:
     """As the tests of what concerns containers' networks need it."""
-    made = Namespace()
-    try:
-        network = f"ns:/proc/{os.getpid()}/fd/{made.fd}"
+    with Namespace() as made:
+        network = f"ns:{made.path}"
         with listening(podman, tmp_path, network) as running:
             pid = find(running.name).pid
             assert Path(f"/proc/{pid}/ns/net").stat().st_ino == os.fstat(made.fd).st_ino
             with made.entered(), socket.create_connection(("127.0.0.1", 8053)):
                 pass
-    finally:
-        made.close()

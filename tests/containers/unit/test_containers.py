@@ -130,12 +130,10 @@ def test_an_engine_of_somebody_else_is_not_asked(path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_an_engine_that_the_caller_may_not_ask(path: Path) -> None:
     """In a process of its own, which gives root up."""
-    from tests.support.children import in_child
+    from tests.support.children import drop_privileges, in_child
 
     def as_nobody() -> object:
-        os.setgroups([])
-        os.setgid(65534)
-        os.setuid(65534)
+        drop_privileges()
         return find("web")
 
     for place in (path, path.parent):

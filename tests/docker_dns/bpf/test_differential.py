@@ -7,9 +7,7 @@ to repeat one that failed.
 
 from __future__ import annotations
 
-import os
 import struct
-import time
 from collections import Counter
 from contextlib import ExitStack
 from ipaddress import IPv4Address
@@ -59,6 +57,7 @@ from tests.docker_dns.support.reference import (
     LocalSocket,
     Model,
 )
+from tests.support.seeds import new_seeds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,13 +99,8 @@ def test_programs_and_model_agree(programs: Programs, seed: int) -> None:
 
 @pytest.mark.timeout(0)
 def test_programs_and_model_agree_on_a_new_seed(programs: Programs) -> None:
-    seed = int(os.environ.get("ZFW_DIFFERENTIAL_SEED", time.time_ns() // 1000))
-    comparisons = int(os.environ.get("ZFW_DIFFERENTIAL_COMPARISONS", PACKETS_PER_SEED))
-    print(f"ZFW_DIFFERENTIAL_SEED={seed}")
-    while comparisons > 0:
-        _compare(programs, seed, min(comparisons, PACKETS_PER_SEED))
-        comparisons -= PACKETS_PER_SEED
-        seed += 1
+    for seed, comparisons in new_seeds(PACKETS_PER_SEED):
+        _compare(programs, seed, comparisons)
 
 
 # --- what there is ---------------------------------------------------------------------------

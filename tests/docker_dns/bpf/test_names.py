@@ -14,13 +14,12 @@ import dns.name
 import dns.rdatatype
 import pytest
 
-from tests.docker_dns.support.container import container
 from tests.docker_dns.support.programs import LEAVE, REDIRECT, RESOLVER, Programs, Settings
 from tests.docker_dns.support.reference import UDP, first_question, is_covered
 from tests.firewall.support import packets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
 pytestmark = pytest.mark.kernel
 
@@ -32,12 +31,6 @@ TYPE_AND_CLASS = b"\0\1\0\1"
 # Of suffixes: as people write them; the longest label and the longest name.
 LABELS = ("com", "example", "corp", "a", "b", "x-1", "_tcp", "xn--bcher-kva", "l" * 63)
 LONGEST = ".".join(["l" * 63, "m" * 63, "n" * 63, "o" * 61])
-
-
-@pytest.fixture(scope="module")
-def loaded(_private_bpffs: None) -> Iterator[Programs]:
-    with container(), Programs() as made:
-        yield made
 
 
 @pytest.fixture

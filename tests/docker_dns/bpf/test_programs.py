@@ -63,12 +63,6 @@ ANSWER = (
 MESSAGE = bytes.fromhex(QUESTION)
 
 
-@pytest.fixture(scope="module")
-def loaded(_private_bpffs: None) -> Iterator[Programs]:
-    with container(), Programs() as made:
-        yield made
-
-
 @pytest.fixture
 def programs(loaded: Programs) -> Programs:
     """The caller is in the container; there is no flow."""

@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import select
 import socket
-import struct
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -28,8 +26,6 @@ pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("_private_bpffs")]
 
 LO = 1
 PATIENCE = 20
-# include/uapi/linux/if_tun.h
-TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x1, 0x1000
 ETH_P_IP, ETH_P_ALL = 0x0800, 3
 
 
@@ -64,20 +60,13 @@ def _asks() -> socket.socket:
 @pytest.fixture
 def tunnel() -> Iterator[int]:
     """The caller is in a container whose uplink is tun0; the other end of it."""
-    namespace = Namespace()
-    try:
-        with namespace.entered():
-            tun = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
-            try:
-                request = struct.pack("16sH22x", b"tun0", IFF_TUN | IFF_NO_PI)
-                fcntl.ioctl(tun, TUNSETIFF, request)
-                namespace.run("ip", "address", "add", f"{SOURCE}/24", "dev", "tun0")
-                namespace.run("ip", "link", "set", "tun0", "up")
-                yield tun
-            finally:
-                os.close(tun)
-    finally:
-        namespace.close()
+    with Namespace() as namespace, namespace.entered():
+        tun = namespace.open_tun("tun0")
+        try:
+            namespace.set_up("tun0", f"{SOURCE}/24")
+            yield tun
+        finally:
+            os.close(tun)
 
 
 def _next_udp(tun: int) -> IP:
@@ -119,12 +108,13 @@ def _summed(packet: IP) -> bytes:
 
 @pytest.mark.parametrize(("vlan", "is_ours"), [(None, True), (0, True), (5, False)])
 def test_an_answer_of_another_vlan_is_none(vlan: int | None, is_ours: bool) -> None:
-    with container(), redirected("eth0", has_ethernet=True) as programs, _asks() as client:
-        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as wire:
-            wire.bind(("eth0", 0))
-            mac = wire.getsockname()[4].hex(":")
-        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as wire:
-            wire.bind(("outside0", 0))
+    with (
+        container() as here,
+        redirected("eth0", has_ethernet=True) as programs,
+        _asks() as client,
+    ):
+        mac = here.mac("eth0")
+        with here.packet_socket("outside0") as wire:
             client.send(b"question")
             (outside,) = programs.answers()
             ip = IP(src=str(SERVER), dst=str(SOURCE)) / UDP(sport=53, dport=outside.port)
@@ -142,14 +132,12 @@ def test_a_tag_that_looks_like_a_query_is_none() -> None:
     ip = IP(src="127.0.0.1", dst=str(RESOLVER)) / UDP(sport=40000, dport=53) / b"question"
     tagged = bytes(Ether(dst="00:00:00:00:00:00") / Dot1Q(prio=2, vlan=0x600) / ip)
     plain = bytes(Ether(dst="00:00:00:00:00:00") / ip)
-    with container(), redirected("eth0", has_ethernet=True) as programs:
+    with container() as here, redirected("eth0", has_ethernet=True) as programs:
         with (
-            socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)) as sniffer,
-            socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as wire,
+            here.packet_socket("lo", ETH_P_ALL) as sniffer,
+            here.packet_socket("lo", ETH_P_IP) as wire,
         ):
-            sniffer.bind(("lo", ETH_P_ALL))
             sniffer.settimeout(PATIENCE)
-            wire.bind(("lo", ETH_P_IP))
             wire.send(tagged)
             heard = sniffer.recv(2000)
             while heard[12:14] != tagged[12:14]:

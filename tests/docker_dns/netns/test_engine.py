@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.docker_dns.support.watching import ZFW, watching
+from tests.docker_dns.support.watching import watching
 from tests.docker_dns.support.world import (
     ANY_ANSWER,
     BUILTIN_ANSWER,
@@ -23,8 +23,9 @@ from tests.docker_dns.support.world import (
     Daemon,
     Outside,
     dnsmasq,
-    joined,
 )
+from tests.support.command import ZFW, captured
+from tests.support.netns import Namespace
 from zfw_py.docker_dns import service as redirects
 
 if TYPE_CHECKING:
@@ -46,13 +47,9 @@ def _outside(podman: Podman, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """The test is on the containers' host, and the engine is podman."""
     monkeypatch.setenv("DOCKER_HOST", f"unix://{podman.socket}")
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
-    made = Outside()
-    try:
-        with dnsmasq(made.server, tmp_path), made.host.entered():
-            yield
-            redirects.remove_all()
-    finally:
-        made.close()
+    with Outside() as made, dnsmasq(made.server, tmp_path), made.host.entered():
+        yield
+        redirects.remove_all()
 
 
 @contextmanager
@@ -75,7 +72,7 @@ def addresses(podman: Podman) -> set[str]:
     Not by ``podman exec``: where all of this is in a chroot, that leads out of it.
     """
     pid = shown(podman, PID)
-    namespace = joined(f"/proc/{pid}/ns/net")
+    namespace = Namespace.opened(f"/proc/{pid}/ns/net")
     try:
         found = namespace.run("/usr/sbin/chroot", f"/proc/{pid}/root", *ADDRESSES).stdout
     finally:
@@ -86,7 +83,7 @@ def addresses(podman: Podman) -> set[str]:
 @contextmanager
 def docker_laid_out(podman: Podman) -> Iterator[Daemon]:
     """Docker's rules and its resolver in the container that runs now."""
-    namespace = joined(f"/proc/{shown(podman, PID)}/ns/net")
+    namespace = Namespace.opened(f"/proc/{shown(podman, PID)}/ns/net")
     try:
         daemon = Daemon(namespace)
         try:
@@ -98,9 +95,7 @@ def docker_laid_out(podman: Podman) -> Iterator[Daemon]:
 
 
 def zfw(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(ZFW), "docker-dns", *arguments], check=False, capture_output=True, text=True
-    )
+    return captured(ZFW, "docker-dns", *arguments)
 
 
 def test_a_container_by_its_name(podman: Podman) -> None:

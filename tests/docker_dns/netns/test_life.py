@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -48,11 +47,7 @@ if TYPE_CHECKING:
     from tests.docker_dns.support.world import World
     from tests.support.netns import Namespace
 
-pytestmark = [
-    pytest.mark.kernel,
-    # Python 3.12 and later: the daemon's thread uses nothing of what a child does after a fork.
-    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
-]
+pytestmark = pytest.mark.kernel
 
 OTHER_SERVER, OTHER_ANSWER = "10.77.0.54", "198.51.100.54"
 MODES = ("tcx", "clsact")
@@ -358,17 +353,12 @@ def test_beside_the_firewall(docker: World) -> None:
 def test_a_namespace_that_goes_is_collected(docker: World, mode: str, tmp_path: Path) -> None:
     if mode == "tcx":
         skip_without_tcx()
-    gone = DockerNetwork()
-    try:
+    with DockerNetwork() as gone:
         asked = parse_redirect(SERVER)
         making = redirects.Making(mode=mode, is_probed=False)
         about = redirects.redirect(redirects.of_path(gone.path), asked, making)
-    finally:
-        gone.close()
-    deadline = time.monotonic() + PATIENCE
-    while redirects.redirects()[0].problem != "its network namespace is gone":
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    gone_too = "its network namespace is gone"
+    assert wait_until(lambda: redirects.redirects()[0].problem == gone_too)
     here = docker.redirect(mode=mode)
     assert state_names() == [here.id]
     with pytest.raises(NotFound):
@@ -446,7 +436,7 @@ def test_an_uplink_that_is_none(docker: World) -> None:
         "it has eth0, lo",
     )
     assert refused(docker, UsageError, interface="lo")[0].startswith("--interface: lo leads")
-    docker.container.run("ip", "link", "add", "other0", "type", "veth", "peer", "name", "other1")
+    docker.container.add_veth("other0", "other1")
     assert refused(docker, ZfwError, interface="other0")[0] == "interface other0 is down"
     docker.container.run("ip", "link", "set", "other0", "up")
     assert refused(docker, ZfwError, interface="other0")[0] == (
@@ -531,8 +521,7 @@ def test_what_is_no_network_namespace(docker: World, tmp_path: Path) -> None:
 
 
 def test_ports_that_the_kernel_has_all_of(docker: World) -> None:
-    with docker.container.entered():
-        Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("1024 65535")
+    docker.container.sysctl("1024 65535", "ipv4/ip_local_port_range")
     assert refused(docker, Conflict)[0] == (
         "net.ipv4.ip_local_port_range of the network namespace, 1024 to 65535,"
         " leaves no 1024 ports for redirected queries"

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
 import re
 import select
@@ -33,6 +31,7 @@ from tests.docker_dns.support.world import (
     RESOLVER,
     SERVER,
 )
+from tests.support.command import captured as run_captured
 from zfw_py.docker_dns import service as redirects
 from zfw_py.docker_dns.model import parse_redirect
 
@@ -46,7 +45,6 @@ pytestmark = pytest.mark.kernel
 
 SO_NO_CHECK = 11
 ETH_P_ALL, ETH_P_IP = 3, 0x0800
-TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 1, 0x1000
 SILENCE = 0.2
 # To a port that nobody has: whatever was sent before it has arrived.
 MARK_PORT = 9
@@ -70,12 +68,7 @@ def captured(
         while not any(f".{MARK_PORT}: " in line for line in lines):
             assert time.monotonic() < deadline, lines
             # A line that is indented goes on with the packet before it.
-            shown = subprocess.run(
-                ["tcpdump", "-n", "-vv", "-r", str(file)],
-                capture_output=True,
-                text=True,
-                check=False,
-            ).stdout
+            shown = run_captured("tcpdump", "-n", "-vv", "-r", str(file)).stdout
             lines[:] = re.sub(r"\n\s+", " ", shown).splitlines()
         del lines[-1]
     finally:
@@ -350,11 +343,6 @@ def other_packets() -> dict[str, list[bytes]]:
     }
 
 
-def mac_of(namespace: Namespace) -> str:
-    (link,) = json.loads(namespace.run("ip", "-j", "link", "show", "eth0").stdout)
-    return str(link["address"])
-
-
 def delivered(docker: World, packets: dict[str, list[bytes]]) -> list[bytes]:
     """Those packets as they arrive: at sockets in the container, and at the other end of eth0."""
     with ExitStack() as stack:
@@ -363,13 +351,11 @@ def delivered(docker: World, packets: dict[str, list[bytes]]) -> list[bytes]:
                 stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_RAW, protocol))
                 for protocol in (socket.IPPROTO_UDP, socket.IPPROTO_TCP, socket.IPPROTO_ICMP)
             ]
-        with docker.network.host.entered():
-            wire = stack.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, ETH_P_ALL))
-            wire.bind(("veth1", ETH_P_ALL))
+        wire = stack.enter_context(docker.network.host.packet_socket("veth1", ETH_P_ALL))
         inside = stack.enter_context(raw_sender(docker.container))
         for packet in packets["lo"] + packets["out"]:
             inside.sendto(packet, (socket.inet_ntoa(packet[16:20]), 0))
-        mac = mac_of(docker.container)
+        mac = docker.container.mac("eth0")
         for packet in packets["in"]:
             wire.send(bytes(Ether(dst=mac, src="02:00:00:00:00:01") / IP(packet)))
         found = []
@@ -387,8 +373,7 @@ def delivered(docker: World, packets: dict[str, list[bytes]]) -> list[bytes]:
 
 @pytest.mark.parametrize("domains", [(), ("example",)], ids=["all names", "some"])
 def test_other_traffic_is_byte_for_byte_as_it_was(docker: World, domains: tuple[str, ...]) -> None:
-    with docker.container.entered():
-        Path("/proc/sys/net/ipv4/icmp_echo_ignore_all").write_text("1")
+    docker.container.sysctl(1, "ipv4/icmp_echo_ignore_all")
     packets = other_packets()
     before = delivered(docker, packets)
     # Each one, but what was sent in three parts and is one by now.
@@ -413,10 +398,9 @@ def test_an_answer_to_another_host_is_not_taken(docker: World) -> None:
         assert asked_once.wait(PATIENCE)
         ((wire, source),) = queries
         answer = IP(src=SERVER, dst=CONTAINER) / UDP(sport=port, dport=source[1]) / answer_to(wire)
-        mac = mac_of(docker.container)
+        mac = docker.container.mac("eth0")
         tagged = pack(">HH", 0x8100, 7)
-        with docker.network.host.entered(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as tap:
-            tap.bind(("veth1", 0))
+        with docker.network.host.packet_socket("veth1") as tap:
             for other in ("02:00:00:00:00:99", "ff:ff:ff:ff:ff:ff"):
                 tap.send(bytes(Ether(dst=other) / answer))
             frame = bytes(Ether(dst=mac) / answer)
@@ -501,12 +485,9 @@ def test_an_uplink_that_goes(docker: World) -> None:
 
 def test_an_uplink_without_ethernet(docker: World) -> None:
     """The test is at the other end of a tun device, where packets begin with the IP header."""
-    with docker.container.entered():
-        device = os.open("/dev/net/tun", os.O_RDWR)
+    device = docker.container.open_tun("tun0")
     try:
-        fcntl.ioctl(device, TUNSETIFF, pack("16sH22x", b"tun0", IFF_TUN | IFF_NO_PI))
-        docker.container.run("ip", "address", "add", "10.99.0.2/24", "dev", "tun0")
-        docker.container.run("ip", "link", "set", "tun0", "up")
+        docker.container.set_up("tun0", "10.99.0.2/24")
         asked = parse_redirect("10.99.0.1:5300", interface="tun0")
         target = redirects.of_path(docker.network.path)
         redirects.redirect(target, asked, redirects.Making(is_probed=False))

@@ -150,8 +150,7 @@ def test_the_same_port_on_several_addresses_at_once(docker: World) -> None:
 
 def test_a_port_that_a_socket_of_the_container_s_own_has_is_not_taken(docker: World) -> None:
     """It asks the server itself, from half of all ports: its answers are its own."""
-    with docker.container.entered():
-        Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("1024 64510")
+    docker.container.sysctl("1024 64510", "ipv4/ip_local_port_range")
     with clients(docker, *[("0.0.0.0", port) for port in range(64512, 65536, 2)]) as holders:
         docker.redirect()
         for number in range(100):
@@ -169,8 +168,7 @@ def test_a_port_that_a_socket_of_the_container_s_own_has_is_not_taken(docker: Wo
 
 def test_few_ports_are_used_again(docker: World) -> None:
     """Twice as many flows as there are ports: those that were used last the longest ago go."""
-    with docker.container.entered():
-        Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("1024 64510")
+    docker.container.sysctl("1024 64510", "ipv4/ip_local_port_range")
     docker.redirect()
     for number in range(2050):
         with clients(docker, ("127.0.0.1", 0)) as (one,):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A container as docker_dns finds it, without an engine: a namespace with an uplink, sockets."""
+"""A container as the programs of docker-dns see it: a namespace with an uplink and sockets."""
 
 from __future__ import annotations
 
@@ -17,22 +17,20 @@ if TYPE_CHECKING:
 
 @contextmanager
 def container() -> Iterator[Namespace]:
-    """The caller is inside. 10.9.0.2 (eth0, index 2) -- (outside0) the server, here as well."""
-    made = Namespace()
-    try:
-        pair = ("eth0", "index", "2", "type", "veth", "peer", "name", "outside0", "index", "3")
-        made.run("ip", "link", "add", *pair)
-        for name, address in (("eth0", SOURCE), ("outside0", SERVER)):
-            made.run("ip", "address", "add", f"{address}/24", "dev", name)
-            made.run("ip", "link", "set", name, "up")
+    """A namespace, which the caller enters, with both ends of the uplink and the server in it.
+
+    10.9.0.2 (eth0, index 2) -- (outside0, index 3) 10.9.0.1
+    """
+    with Namespace() as made:
+        made.add_veth("eth0 index 2", "outside0 index 3")
+        made.set_up("eth0", f"{SOURCE}/24")
+        made.set_up("outside0", f"{SERVER}/24")
         with made.entered():
             yield made
-    finally:
-        made.close()
 
 
 def opened(described: LocalSocket) -> socket.socket:
-    """The socket, in the caller's namespace; TCP listens if it has no peer."""
+    """Open a socket that the model describes; one of TCP listens if it has no peer."""
     protocol, address, port, peer = described
     made = socket.socket(
         socket.AF_INET, socket.SOCK_STREAM if protocol == TCP else socket.SOCK_DGRAM

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Packets as scapy makes them, for any ends; and how a packet may differ once it has others."""
+"""Packets by scapy for any addresses and ports; and a check of a packet that was rewritten."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ _LO = "00:00:00:00:00:00"
 
 
 class Build(Protocol):
-    """The frame of a packet, its checksums right."""
+    """Builds the frame of a packet, with correct checksums."""
 
     def __call__(self, ends: Ends, mss: int = 0) -> bytes:
-        """With these ends; and of TCP, unless it is 0, with this for its first option."""
+        """Build it with these ends; for TCP, ``mss`` unless 0 is the value of the first option."""
 
 
 @dataclass
 class Style:
-    """What of a packet is none of the programs' business."""
+    """The fields of a packet that the programs must leave as they are."""
 
     ip: dict[str, Any]
     tcp: dict[str, Any]
@@ -64,7 +64,7 @@ PLAIN = Style({}, {"flags": "S"})
 
 
 def random_style(rng: Random) -> Style:
-    """Whatever there may be."""
+    """A random style."""
     return Style(
         ip={
             "ttl": rng.choice((0, 1, 64, 255)),
@@ -96,7 +96,7 @@ def _transport(protocol: int, ends: Ends, payload: bytes, style: Style, mss: int
 
 
 def whole(protocol: int, payload: bytes, style: Style = PLAIN) -> Build:
-    """A packet in one piece."""
+    """A packet that is not fragmented."""
 
     def build(ends: Ends, mss: int = 0) -> bytes:
         ip = IP(src=str(ends.source), dst=str(ends.destination), **style.ip)
@@ -109,11 +109,11 @@ def whole(protocol: int, payload: bytes, style: Style = PLAIN) -> Build:
 def fragments(
     protocol: int, payload: bytes, ends: Ends, cuts: list[int], style: Style = PLAIN
 ) -> list[Build]:
-    """A datagram from ``ends`` in pieces, cut at so many times 8 bytes of what IP carries."""
+    """A datagram in fragments, cut at these offsets, in units of 8 bytes of the IP payload."""
     starts = [0, *cuts]
 
     def build(number: int, now: Ends, mss: int = 0) -> bytes:
-        # What the later ones carry stays as it is; the first has the checksum of the whole.
+        # The first fragment has the checksum of the whole datagram.
         of = now if number == 0 else ends
         ip = IP(src=str(of.source), dst=str(of.destination), **style.ip)
         datagram = bytes(ip / _transport(protocol, of, payload, style, mss))
@@ -128,7 +128,7 @@ def fragments(
 
 
 def is_rewritten(before: bytes, after: bytes, ends: Ends, mss: int) -> bool:
-    """Whether a packet, however malformed, has these ends now, and is else what it was.
+    """Whether a packet, malformed or not, has these ends now and is unchanged otherwise.
 
     ``mss``: the segment size that it offers now, unless it is 0.
 
@@ -139,7 +139,7 @@ def is_rewritten(before: bytes, after: bytes, ends: Ends, mss: int) -> bool:
     assert packet is not None
     expected = bytearray(before)
     expected[26:34] = ends.source.packed + ends.destination.packed
-    # By the place of a checksum, the words that it covers of those that change.
+    # Offset of a checksum: the words that it covers, of those that change.
     covered = {24: _ADDRESSES}
     if not packet.is_later:
         transport = 14 + (before[14] & 15) * 4

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The docker_dns programs, loaded and attached to nothing: their maps, and packets run.
+"""The programs of docker-dns, loaded but not attached: their maps, and runs of packets.
 
-Keys and values are packed from the layout's formats and docker_dns/abi.h's comments.
+Keys and values are packed by the layout's formats and the comments of docker_dns/abi.h.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ OBJECT = Path(__file__).parents[3] / "zfw_py/objects/docker_dns.bpf.o"
 # Verdicts, include/uapi/linux/pkt_cls.h.
 LEAVE, DROP, REDIRECT = 0xFFFFFFFF, 2, 7  # TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT
 CHECKSUM_COMPLETE = 4  # BPF_F_TEST_SKB_CHECKSUM_COMPLETE, since 6.10 (a3cfe84cca28)
-# struct __sk_buff; what else a test may set of it is left 0.
+# struct __sk_buff; all other fields are 0.
 _CONTEXT, _IFINDEX = bytes(192), 40
 _ROOM = 4096
 _ZERO = bytes(4)
@@ -59,7 +59,7 @@ class Settings(NamedTuple):
 
 
 class QueryKey(NamedTuple):
-    """A query as it leaves the program."""
+    """The key of a flow's query half: the query as its client sends it."""
 
     source: IPv4Address
     destination: IPv4Address
@@ -69,7 +69,7 @@ class QueryKey(NamedTuple):
 
 
 class Query(NamedTuple):
-    """How it goes on outside."""
+    """The value of a flow's query half: the redirected query."""
 
     last: int
     server: IPv4Address
@@ -78,7 +78,7 @@ class Query(NamedTuple):
 
 
 class AnswerKey(NamedTuple):
-    """An answer as it comes back."""
+    """The key of a flow's answer half: the answer as it arrives."""
 
     server: IPv4Address
     server_port: int
@@ -87,14 +87,14 @@ class AnswerKey(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """Whose it is."""
+    """The value of a flow's answer half: the query that is answered."""
 
     last: int
     query: QueryKey
 
 
 class FragmentKey(NamedTuple):
-    """A datagram in fragments."""
+    """The key of a datagram in fragments."""
 
     server: IPv4Address
     identification: int
@@ -102,7 +102,7 @@ class FragmentKey(NamedTuple):
 
 
 class Fragment(NamedTuple):
-    """What its first fragment got."""
+    """The value of such a datagram: the decision for its first fragment."""
 
     last: int
     source: IPv4Address
@@ -110,7 +110,7 @@ class Fragment(NamedTuple):
 
 
 class Event(NamedTuple):
-    """struct dns_event without the time; the name is as long as it says, or None."""
+    """struct dns_event without the time; ``name`` is None if it was not readable."""
 
     query: QueryKey
     server: IPv4Address
@@ -122,12 +122,12 @@ class Event(NamedTuple):
 
 
 def coarse_now() -> int:
-    """The time, as the programs read it."""
+    """CLOCK_MONOTONIC_COARSE in nanoseconds, which the programs read."""
     return time.clock_gettime_ns(_CLOCK_MONOTONIC_COARSE)
 
 
 def _time(last: int) -> int:
-    """A __u64 that may be of before the start, for those that have not run for long."""
+    """A time as a __u64; it may be before the boot of a machine that has just started."""
     return last % (1 << 64)
 
 
@@ -154,7 +154,7 @@ def _query_key(data: bytes) -> QueryKey:
 
 
 class Programs:
-    """The two programs and their maps; a context manager that lets go of them."""
+    """The two programs and their maps; a context manager that closes them."""
 
     def __init__(self, path: Path = OBJECT) -> None:
         self._object = BpfObject(path)
@@ -183,7 +183,7 @@ class Programs:
     def run(
         self, program: str, frame: bytes, flags: int = 0, ifindex: int = 0
     ) -> tuple[int, bytes]:
-        """One packet, at an interface of the caller's namespace, 0: ``lo``.
+        """Run a program for one packet at an interface of the caller's namespace, 0: ``lo``.
 
         The verdict, and what the packet is then.
         """
@@ -194,7 +194,7 @@ class Programs:
         return done.returned, done.packet
 
     def supports_checksum_complete(self) -> bool:
-        """Whether the kernel takes the flag."""
+        """Whether the kernel knows the flag."""
         frame = bytes(12) + b"\x08\6" + bytes(50)  # ARP
         try:
             self.run("query", frame, CHECKSUM_COMPLETE)
@@ -205,7 +205,7 @@ class Programs:
         return True
 
     def repeat(self, program: str, frame: bytes, times: int) -> tuple[int, bytes, int]:
-        """Each run has the packet of the one before; and the nanoseconds of a run."""
+        """Run a program many times, each time for the packet of the last run; its ns a run."""
         fd = self._programs[program]
         done = bpf_run.run(fd, frame, _CONTEXT, room=_ROOM, repeat=times)
         return done.returned, done.packet, done.nanoseconds
@@ -217,7 +217,7 @@ class Programs:
     # Settings
 
     def configure(self, settings: Settings) -> None:
-        """How it is set from now on."""
+        """Write the settings."""
         value = struct.pack(
             layout.CONFIG,
             layout.ABI_VERSION,
@@ -237,7 +237,7 @@ class Programs:
         self._maps["config"].update(_ZERO, value)
 
     def set_daemon(self, udp_port: int, tcp_port: int) -> None:
-        """Where NAT sends queries to."""
+        """Write the ports to which NAT translates queries."""
         self._maps["daemon"].update(_ZERO, struct.pack(layout.DAEMON, udp_port, tcp_port))
 
     def daemon(self) -> tuple[int, int]:
@@ -248,7 +248,7 @@ class Programs:
         return udp_port, tcp_port
 
     def set_domains(self, suffixes: set[str]) -> None:
-        """These and no others. In lower case, without the root's dot; the root is empty."""
+        """Replace the suffixes: lower case, without a final dot; the root is ""."""
         domains = self._maps["domains"]
         for key, _ in list(domains.items()):
             domains.delete(key)
@@ -260,7 +260,7 @@ class Programs:
     # Tables
 
     def queries(self) -> dict[QueryKey, Query]:
-        """The flows, by what asks."""
+        """The query halves of the flows."""
         found = {}
         for key, value in self._maps["queries"].items(512):
             last, server, server_port, port = struct.unpack(layout.QUERY, value)
@@ -268,7 +268,7 @@ class Programs:
         return found
 
     def answers(self) -> dict[AnswerKey, Answer]:
-        """The flows, by what answers."""
+        """The answer halves of the flows."""
         found = {}
         for key, value in self._maps["answers"].items(512):
             server, *rest = struct.unpack(layout.ANSWER_KEY, key)
@@ -277,7 +277,7 @@ class Programs:
         return found
 
     def fragments(self) -> dict[FragmentKey, Fragment]:
-        """The datagrams whose first fragment was seen."""
+        """The datagrams whose first fragment has arrived."""
         found = {}
         for key, value in self._maps["fragments"].items(512):
             server, identification, protocol = struct.unpack(layout.FRAGMENT_KEY, key)
@@ -287,22 +287,22 @@ class Programs:
         return found
 
     def write_query(self, key: QueryKey, query: Query) -> None:
-        """One half of a flow."""
+        """Write the query half of a flow."""
         last, server, server_port, port = query
         value = struct.pack(layout.QUERY, _time(last), _word(server), server_port, port)
         self._maps["queries"].update(_pack_query_key(key), value)
 
     def write_answer(self, key: AnswerKey, answer: Answer) -> None:
-        """The other half."""
+        """Write the answer half of a flow."""
         value = struct.pack(layout.ANSWER, _time(answer.last), _pack_query_key(answer.query))
         self._maps["answers"].update(_pack_answer_key(key), value)
 
     def delete_answer(self, key: AnswerKey) -> None:
-        """As if the table had forgotten it."""
+        """Delete the answer half of a flow, as LRU eviction does."""
         self._maps["answers"].delete(_pack_answer_key(key))
 
     def write_fragment(self, key: FragmentKey, fragment: Fragment) -> None:
-        """As if its first fragment had come."""
+        """Write a datagram's entry, as its first fragment does."""
         server, identification, protocol = key
         last, source, destination = fragment
         self._maps["fragments"].update(
@@ -311,7 +311,7 @@ class Programs:
         )
 
     def clear(self) -> None:
-        """No flow, no fragment, no event, nothing counted."""
+        """Delete all flows, fragments, events and counts."""
         for name in ("queries", "answers", "fragments"):
             table = self._maps[name]
             for key, _ in list(table.items(512)):
@@ -322,14 +322,14 @@ class Programs:
                 table.update(key, bytes(len(value)))
         self.events()
 
-    # What they tell
+    # Events and counters
 
     def outcomes(self) -> Counter[str]:
-        """How many packets had each, of those that had any."""
+        """The number of packets by outcome, without the outcomes that have none."""
         return Counter({name: packets for name, (packets, _) in self.counted().items()})
 
     def counted(self) -> dict[str, tuple[int, int]]:
-        """Packets and bytes by outcome, of all CPUs."""
+        """Packets and bytes by outcome, summed over all CPUs."""
         found = {}
         for key, value in self._maps["outcomes"].items():
             each = list(struct.iter_unpack(layout.COUNTER, value))
@@ -339,13 +339,13 @@ class Programs:
         return found
 
     def lost(self) -> int:
-        """How many events found no room."""
+        """The number of events that were lost because the ring buffer was full."""
         value = self._maps["lost"].lookup(_ZERO)
         assert value is not None
         return sum(number for (number,) in struct.iter_unpack("=Q", value))
 
     def events(self) -> list[Event]:
-        """Those that were not read yet."""
+        """Read the events that have not been read yet."""
         self._ring.consume()
         found = [_event(record) for record in self._records]
         self._records.clear()

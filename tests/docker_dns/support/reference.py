@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What becomes of a packet of docker_dns: written from the description, not from the C.
+"""The reference model of docker-dns, written from its description and not from the C.
 
-The one thing that is not foreseen is which port a new flow gets. The model is told the one
-that the packet came out with, and says whether that could be.
+The model cannot predict the port of a new flow. The test passes it the port that the program
+selected, and the model checks whether that port was possible.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NOW = -1
 
 
 class Ends(NamedTuple):
-    """Addresses and ports of a packet; a later fragment has none of the latter."""
+    """Addresses and ports of a packet; a later fragment has no ports."""
 
     source: IPv4Address
     destination: IPv4Address
@@ -44,7 +44,7 @@ class Ends(NamedTuple):
 
 
 class LocalSocket(NamedTuple):
-    """A socket of the container's. No address: on all of them. ``peer``: it is connected."""
+    """A socket of the container. Without an address it is bound to all; a peer connects it."""
 
     protocol: int
     address: IPv4Address | None
@@ -52,7 +52,7 @@ class LocalSocket(NamedTuple):
     peer: tuple[IPv4Address, int] | None = None
 
     def takes(self, protocol: int, ends: Ends) -> bool:
-        """Whether a packet with these ends is for it."""
+        """Whether the kernel would deliver a packet with these ends to the socket."""
         return (
             (self.protocol, self.port) == (protocol, ends.destination_port)
             and self.address in (None, ends.destination)
@@ -61,7 +61,7 @@ class LocalSocket(NamedTuple):
 
 
 class Packet(NamedTuple):
-    """IPv4, of UDP or TCP."""
+    """An IPv4 packet of UDP or TCP."""
 
     protocol: int
     ends: Ends
@@ -74,7 +74,7 @@ class Packet(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """What becomes of it. ``ends`` are its new ones, or None if it stays as it is.
+    """The decision. ``ends`` are the new ends, or None if the packet stays as it is.
 
     ``mss``: the segment size that it offers now, if that is another one.
     """
@@ -90,7 +90,7 @@ LEFT = Expected("leave")
 
 
 def parse(frame: bytes) -> Packet | None:
-    """A frame that holds one; None: anything else."""
+    """Parse a frame; None for anything but such a packet."""
     if frame[12:14] != b"\x08\0" or len(frame) < 34:
         return None
     ip = frame[14:]
@@ -120,7 +120,7 @@ def parse(frame: bytes) -> Packet | None:
 
 
 def first_question(message: bytes) -> tuple[int, list[bytes]] | None:
-    """A query's id and the labels of its first question's name; None: it cannot be read.
+    """A query's id and the labels of its first question's name, or None if it is malformed.
 
     RFC 1035, sections 4.1.1 and 3.1. There is nothing yet that a pointer could point to.
     """
@@ -143,7 +143,7 @@ def first_question(message: bytes) -> tuple[int, list[bytes]] | None:
 
 
 def is_covered(labels: list[bytes], suffixes: set[str]) -> bool:
-    """Whether a name is one of the suffixes, or below one; the empty one is the root."""
+    """Whether a name is one of the suffixes, or below one; the root is ""."""
     names = [label.lower() for label in labels]
     for suffix in suffixes:
         wanted = suffix.encode().split(b".") if suffix else []
@@ -167,7 +167,7 @@ class Model:
     # Queries
 
     def query(self, frame: bytes, now: int, port: int | None) -> Expected:
-        """A packet that leaves by ``lo``; ``port``: what its source is now, None if dropped."""
+        """Decide a packet that leaves by ``lo``; ``port`` is its new source, None if dropped."""
         packet = parse(frame)
         if (
             packet is None
@@ -228,7 +228,7 @@ class Model:
         if port == known != 0:
             return True
         if self._has_daemon(packet.protocol, port):
-            # It was started since, if it is nowhere else.
+            # The daemon has restarted at this port, unless its old socket still exists.
             if known and self._has_daemon(packet.protocol, known):
                 return False
             self.daemon[packet.protocol] = port
@@ -262,10 +262,10 @@ class Model:
         return not any(socket.takes(protocol, ends) for socket in self.sockets)
 
     def _may_find_no_port(self, protocol: int, now: int) -> bool:
-        """It tries sixteen at random."""
+        """Whether the program may fail to find a port: it tries sixteen at random."""
         first, count = self.settings.first_port, self.settings.port_count
         free = sum(self._is_free(protocol, port, now) for port in range(first, first + count))
-        # None of them is free once in a billion times, if a quarter is taken.
+        # If a quarter of the ports is in use, all sixteen are so once in a billion times.
         return free < count * 3 / 4 or count == 0
 
     def _open(self, key: QueryKey, port: int, now: int) -> Query:
@@ -275,14 +275,14 @@ class Model:
         return Query(NOW, self.settings.server, self.settings.server_port, port)
 
     def may_have_gone(self, key: AnswerKey, now: int) -> bool:
-        """Whether one that looked for a port may have removed this answer: it is idle."""
+        """Whether a query that needed a port may have removed this answer, which is idle."""
         answer = self.answers[key]
         return answer.last != NOW and now - answer.last > IDLE[key.protocol] * SECOND
 
     # Answers
 
     def answer(self, frame: bytes, now: int) -> Expected:
-        """A packet that comes in; by ``lo``, in the uplink's place, whose address is 0.
+        """Decide a packet that arrives; by ``lo`` in place of the uplink, whose address is 0.
 
         And whose MTU is larger than any segment size: none is lowered.
         """
@@ -306,7 +306,7 @@ class Model:
         key = AnswerKey(packet.ends.source, server_port, port, packet.protocol)
         answer = self.answers.get(key)
         if answer is None or now - answer.last > IDLE[packet.protocol] * SECOND:
-            # The server sends another datagram with the same number.
+            # The server may send another datagram with the same identification.
             if packet.is_fragment:
                 self.fragments.pop(datagram, None)
             return LEFT

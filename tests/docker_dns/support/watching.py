@@ -1,27 +1,24 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""``zfw docker-dns watch`` as a process, and what it prints."""
+"""A process ``zfw docker-dns watch``, and the lines that it prints."""
 
 from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 import threading
 from contextlib import contextmanager
-from pathlib import Path
 from queue import Queue
 from typing import TYPE_CHECKING
 
 from tests.docker_dns.support.world import PATIENCE, SERVER
+from tests.support.command import ZFW
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ZFW = Path(sys.executable).parent / "zfw"
-
 
 class Watching:
-    """``zfw docker-dns watch``, and the lines that it prints, without their times."""
+    """A running ``zfw docker-dns watch``, and the lines that it prints, without their times."""
 
     def __init__(self, *arguments: str) -> None:
         command = [str(ZFW), "docker-dns", "watch", "--docker", "web", "--to", SERVER, *arguments]
@@ -46,18 +43,18 @@ class Watching:
         return line
 
     def next_query(self) -> str:
-        """The next line that is."""
+        """The next line that is about a query."""
         while "from 1" not in (line := self.lines.get(timeout=PATIENCE)):
             assert line, self.errors()
         return line
 
     def end(self, number: int = signal.SIGINT) -> int:
-        """Signal it, and wait for it; its exit code."""
+        """Send a signal, and wait; the exit code."""
         self.process.send_signal(number)
         return self.process.wait(PATIENCE)
 
     def errors(self) -> str:
-        """What it has written to stderr, once it has ended."""
+        """Wait for the end, and return what was written to stderr."""
         assert self.process.stderr is not None
         self.process.wait(PATIENCE)
         return self.process.stderr.read()

@@ -1,24 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A container's network as Docker lays it out, its daemon's resolver, and a server to choose.
+"""The test world of docker-dns: Docker's network of a container, its resolver, and a server.
 
 container 172.18.0.2 (eth0) -- (veth1) br0 172.18.0.1 host
                                            10.77.0.1 (out0) -- (eth0) 10.77.0.53 server
 
-In the container NAT rules of Docker's turn 127.0.0.11:53 into the ports that the
-stand-in of its daemon has there. It answers every question with BUILTIN_ANSWER;
-the server is a dnsmasq, which knows NAMES and answers ANY_ANSWER to all else.
+Docker's NAT rules in the container translate 127.0.0.11:53 to the ports of the daemon's
+resolver. ``Daemon`` stands in for that and answers every question with BUILTIN_ANSWER. The
+server is a dnsmasq that answers ANY_ANSWER to any name but those of its own records.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
 import socket
 import threading
-import time
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dns.exception
@@ -26,8 +23,8 @@ import dns.message
 import dns.rrset
 import pytest
 
-from tests.support.daemons import running
-from tests.support.netns import Namespace
+from tests.support import dns_server
+from tests.support.netns import Namespace, Namespaces
 from tests.support.tcx import skip_without_tcx
 from zfw_py.docker_dns import service as redirects
 from zfw_py.docker_dns.model import parse_redirect
@@ -36,88 +33,55 @@ from zfw_py.docker_dns.service import Making
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+    from pathlib import Path
 
     from zfw_py.docker_dns.maps import About
 
 RESOLVER = "127.0.0.11"
 CONTAINER, HOST, SERVER = "172.18.0.2", "172.18.0.1", "10.77.0.53"
 BUILTIN_ANSWER, ANY_ANSWER = "192.0.2.11", "198.51.100.53"
-# What a rule set is made with, as Docker does it.
+# The tools with which Docker's versions write their rules.
 BACKENDS = ("iptables-nft", "iptables-legacy", "nft")
 PATIENCE = 60.0
 
-_MS_BIND = 0x1000
-_libc = ctypes.CDLL(None, use_errno=True)
 
-
-class Outside:
+class Outside(Namespaces):
     """A host of containers, and the server beyond it."""
 
     def __init__(self) -> None:
-        self.host, self.server = Namespace(), Namespace()
-        for namespace in (self.host, self.server):
-            _disable_ipv6(namespace)
-        with self.host.entered():
-            Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
-        self._pair("out0", self.server)
-        _ip(self.host, "address add 10.77.0.1/24 dev out0")
-        _ip(self.server, f"address add {SERVER}/24 dev eth0", "link set eth0 up")
-        _ip(self.server, "route add default via 10.77.0.1")
-
-    def _pair(self, name: str, peer: Namespace) -> None:
-        place = f"/proc/{os.getpid()}/fd/{peer.fd}"
-        _ip(self.host, f"link add {name} type veth peer name eth0 netns {place}")
-        _ip(self.host, f"link set {name} up")
-
-    def close(self) -> None:
-        """Both go."""
-        for namespace in (self.host, self.server):
-            namespace.close()
+        super().__init__()
+        # No IPv6: its packets would be among those that tests compare.
+        self.host = self.add(forwards=True, has_ipv6=False)
+        self.server = self.add(has_ipv6=False)
+        self.join((self.host, "out0", "10.77.0.1/24"), (self.server, "eth0", f"{SERVER}/24"))
+        self.server.route_by("10.77.0.1")
 
 
 class DockerNetwork(Outside):
-    """The three namespaces, joined; NAT rules come with the daemon."""
+    """The host, the server and a container on a bridge; ``Daemon`` adds the NAT rules."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.container = Namespace()
-        _disable_ipv6(self.container)
-        _ip(self.host, "link add br0 type bridge", "link set br0 up")
-        _ip(self.host, f"address add {HOST}/16 dev br0")
+        self.container = self.add(has_ipv6=False)
+        self.host.add_bridge("br0")
+        self.host.add_addresses("br0", f"{HOST}/16")
         self.add_uplink()
 
     def add_uplink(self) -> None:
-        """The container's eth0, and the way out by it."""
-        self._pair("veth1", self.container)
-        _ip(self.host, "link set veth1 master br0")
-        _ip(self.container, f"address add {CONTAINER}/16 dev eth0", "link set eth0 up")
-        _ip(self.container, f"route add default via {HOST}")
+        """Add the container's eth0 and its default route."""
+        self.join((self.host, "veth1"), (self.container, "eth0", f"{CONTAINER}/16"))
+        self.host.ip("link set veth1 master br0")
+        self.container.route_by(HOST)
 
     @property
     def path(self) -> str:
         """A path that leads to the container's namespace."""
-        return f"/proc/{os.getpid()}/fd/{self.container.fd}"
-
-    def close(self) -> None:
-        """All three go."""
-        self.container.close()
-        super().close()
-
-
-def _disable_ipv6(namespace: Namespace) -> None:
-    """No packets of it in what a test compares."""
-    with namespace.entered():
-        for name in ("all", "default"):
-            Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1")
-
-
-def _ip(namespace: Namespace, *commands: str) -> None:
-    for command in commands:
-        namespace.run("ip", *command.split())
+        return self.container.path
 
 
 def nft_rules(udp: int, tcp: int) -> str:
-    """Docker's rules, for a daemon at these ports."""
+    """Docker's rules for a resolver at these ports, in the syntax of nft(8)."""
     return f"""
         table ip docker-dns {{}}
         delete table ip docker-dns
@@ -137,16 +101,16 @@ def nft_rules(udp: int, tcp: int) -> str:
 
 
 class Daemon:
-    """The engine's resolver: sockets in the container, held by a process outside of it."""
+    """The engine's resolver: its sockets are in the container, its process is outside."""
 
     def __init__(self, container: Namespace, backend: str = BACKENDS[0]) -> None:
         self.container = container
         self.backend = backend
-        self.asked: list[tuple[str, str]] = []  # "udp" or "tcp", and the name
+        self.asked: list[tuple[str, str]] = []  # "udp" or "tcp", and the name in the question
         self.start()
 
     def start(self) -> None:
-        """At ports that are free, with rules that lead there."""
+        """Bind free ports, serve them, and write the rules that translate to them."""
         with self.container.entered():
             self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             self.tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -160,16 +124,16 @@ class Daemon:
 
     @property
     def ports(self) -> tuple[int, int]:
-        """Of UDP and TCP."""
+        """The ports of UDP and of TCP."""
         return self.udp.getsockname()[1], self.tcp.getsockname()[1]
 
     def remove_rules(self) -> None:
-        """The resolver's port is nothing but itself."""
+        """Remove the rules: packets to the resolver's port are translated no longer."""
         self.iptables("-F")
         self.iptables("-X")
 
     def close(self) -> None:
-        """The sockets go; the rules stay, as they do when Docker's daemon stops."""
+        """Close the sockets and leave the rules, as when Docker's daemon stops."""
         os.close(self._stopped)
         self._thread.join()
         os.close(self._stop)
@@ -177,14 +141,14 @@ class Daemon:
         self.tcp.close()
 
     def restart(self) -> None:
-        """Again, at other ports, with other rules."""
+        """Close, and start at other ports."""
         before = self.ports
         self.close()
         self.start()
         assert self.ports != before
 
     def _write_rules(self) -> None:
-        """As resolver_unix.go of Docker's libnetwork writes them."""
+        """Write the rules as resolver_unix.go of Docker's libnetwork does."""
         udp, tcp = self.ports
         if self.backend == "nft":
             self.container.run("nft", "-f", "-", input=nft_rules(udp, tcp))
@@ -209,7 +173,7 @@ class Daemon:
             self.iptables("-I", "DOCKER_POSTROUTING", *matched, *back)
 
     def iptables(self, *arguments: str, check: bool = True) -> Any:
-        """Change or show its rules."""
+        """Run iptables in the container, for the table nat."""
         return self.container.run(self.backend, "-w", "-t", "nat", *arguments, check=check)
 
     def _serve(self) -> None:
@@ -254,13 +218,6 @@ class Daemon:
         return answer.to_wire()
 
 
-def joined(path: str) -> Namespace:
-    """A namespace that is there already, by a path that leads to it."""
-    made = Namespace.__new__(Namespace)
-    made.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    return made
-
-
 class World(NamedTuple):
     """The network, the daemon, and the log of the server: a line for each query."""
 
@@ -284,18 +241,18 @@ class World(NamedTuple):
         return redirects.redirect(redirects.of_path(self.network.path), asked, Making(**making))
 
     def addresses(self, name: str, *options: str) -> list[str]:
-        """What dig gets for a name from the resolver's address; [] for no answer."""
+        """The addresses that dig gets for a name from the resolver; [] without an answer."""
         done = self.dig(name, "+short", *options)
         return done.stdout.split() if done.returncode == 0 else []
 
     def dig(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Ask the resolver's address, three times for 3 s."""
+        """Run dig against the resolver: three tries of 3 s each."""
         command = ("dig", f"@{RESOLVER}", "+time=3", "+tries=3", *arguments)
         return self.container.run(*command, check=False)
 
     @contextmanager
     def first_process(self) -> Iterator[int]:
-        """What an engine would call the container's; its id."""
+        """A process in the container; yields the id that an engine would report for it."""
         process = self.container.start("/usr/bin/sleep", "1000")
         try:
             yield process.pid
@@ -304,17 +261,16 @@ class World(NamedTuple):
             process.wait()
 
     def outcomes(self) -> dict[str, int]:
-        """How many packets had what outcome, of those that occurred."""
+        """The number of packets by outcome, without the outcomes that have none."""
         (status,) = redirects.redirects()
         return {outcome: packets for outcome, (packets, _) in status.outcomes.items() if packets}
 
 
 @contextmanager
 def docker_world(folder: Path, backend: str = BACKENDS[0]) -> Iterator[World]:
-    """Make it; all of it goes again, and so do redirects."""
+    """The network, the daemon and the server; redirects do not outlive the with block."""
     with ExitStack() as stack:
-        network = DockerNetwork()
-        stack.callback(network.close)
+        network = stack.enter_context(DockerNetwork())
         daemon = Daemon(network.container, backend)
         stack.callback(daemon.close)
         log = stack.enter_context(dnsmasq(network.server, folder))
@@ -322,60 +278,22 @@ def docker_world(folder: Path, backend: str = BACKENDS[0]) -> Iterator[World]:
         yield World(network, daemon, log)
 
 
-@contextmanager
 def dnsmasq(
     namespace: Namespace, folder: Path, *options: str, address: str = SERVER
-) -> Iterator[Path]:
-    """The server; its log."""
-    log = folder / f"dnsmasq-{address}.log"
-    command = [
-        "/usr/sbin/dnsmasq",
-        "--keep-in-foreground",
-        "--conf-file=/dev/null",
-        "--pid-file=",
-        "--no-resolv",
-        "--no-hosts",
-        "--bind-interfaces",
-        f"--listen-address={address}",
-        "--log-queries",
-        f"--log-facility={log}",
-        "--user=root",
+) -> AbstractContextManager[Path]:
+    """A DNS server that answers ANY_ANSWER to all names, unless options say otherwise."""
+    return dns_server.dnsmasq(
+        namespace,
+        folder / f"dnsmasq-{address}.log",
+        [address],
         "--edns-packet-max=4096",
         f"--host-record=web.example,{address}",
-        "--txt-record=big.example," + ",".join(["x" * 250] * 12),
         "--txt-record=huge.example," + ",".join(["y" * 250] * 60),
         *(options or [f"--address=/#/{ANY_ANSWER}"]),
-    ]
-    with running(namespace, folder / f"dnsmasq-{address}.err", *command):
-        _wait_for_dns(namespace, address)
-        yield log
+    )
 
 
-def _wait_for_dns(namespace: Namespace, address: str) -> None:
-    question = dns.message.make_query("ready.example", "A").to_wire()
-    deadline = time.monotonic() + PATIENCE
-    with namespace.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.settimeout(0.1)
-        probe.connect((address, 53))
-        while True:
-            try:
-                probe.send(question)
-                probe.recv(512)
-                return
-            except (TimeoutError, ConnectionRefusedError):
-                assert time.monotonic() < deadline, "no dnsmasq"
-                time.sleep(0.01)
-
-
-@contextmanager
-def resolv_conf(folder: Path) -> Iterator[None]:
-    """As in a container of Docker's; seen by this process and its children."""
-    made = folder / "resolv.conf"
-    made.write_text(f"nameserver {RESOLVER}\noptions ndots:0 timeout:2\n")
-    place = os.path.realpath("/etc/resolv.conf").encode()
-    if _libc.mount(bytes(made), place, None, _MS_BIND, None) != 0:
-        raise OSError(ctypes.get_errno(), "bind /etc/resolv.conf")
-    try:
-        yield
-    finally:
-        _libc.umount2(place, 2)  # MNT_DETACH
+def resolv_conf(folder: Path) -> AbstractContextManager[None]:
+    """In the block /etc/resolv.conf is as in a container of Docker's."""
+    text = f"nameserver {RESOLVER}\noptions ndots:0 timeout:2\n"
+    return dns_server.resolv_conf(folder, text)

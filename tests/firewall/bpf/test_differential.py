@@ -8,7 +8,6 @@ to repeat one that failed.
 from __future__ import annotations
 
 import json
-import os
 import socket
 import time
 from collections import Counter
@@ -48,6 +47,8 @@ from tests.firewall.support.reference import (
     segment_of,
 )
 from tests.firewall.support.tracked import TrackedFlow, TrackedFlows
+from tests.support.seeds import new_seeds
+from tests.support.waiting import wait_until
 from zfw_py import Delete, Firewall, Insert, Prefix, Rule, RuleKey
 from zfw_py.firewall.codec import decode_prefix_key
 from zfw_py.firewall.maps import Tables
@@ -100,13 +101,8 @@ def test_program_and_model_agree(network: Network, seed: int) -> None:
 
 @pytest.mark.timeout(0)
 def test_program_and_model_agree_on_a_new_seed(network: Network) -> None:
-    seed = int(os.environ.get("ZFW_DIFFERENTIAL_SEED", time.time_ns() // 1000))
-    comparisons = int(os.environ.get("ZFW_DIFFERENTIAL_COMPARISONS", FRAMES_PER_SEED))
-    print(f"ZFW_DIFFERENTIAL_SEED={seed}")
-    while comparisons > 0:
-        _compare(network, seed, min(comparisons, FRAMES_PER_SEED))
-        comparisons -= FRAMES_PER_SEED
-        seed += 1
+    for seed, comparisons in new_seeds(FRAMES_PER_SEED):
+        _compare(network, seed, comparisons)
 
 
 def test_a_rule_behind_a_thousand_pairs_of_lengths_is_found(network: Network) -> None:
@@ -364,18 +360,15 @@ def _add_addresses(network: Network) -> None:
     gateway = network.gateway
     if gateway.run("ip", "link", "show", EXTRA_INTERFACE, check=False).returncode == 0:
         return
-    gateway.run(
-        *("ip", "link", "add", EXTRA_INTERFACE, "type", "veth", "peer", "name", UNKNOWN_INTERFACE)
-    )
+    gateway.add_veth(EXTRA_INTERFACE, UNKNOWN_INTERFACE)
     for address in ("100.72.0.1/32", "fd00:1::1/128"):
         gateway.run("ip", "address", "add", address, "dev", network.interface)
     for address in ("10.1.2.3/8", "2001:db8::1/64"):
         gateway.run("ip", "address", "add", address, "dev", EXTRA_INTERFACE)
     # The link-local address of an interface comes when its carrier does.
-    deadline = time.monotonic() + 10
-    while not any(a.is_link_local for a in _addresses(network, network.interface)):
-        assert time.monotonic() < deadline, f"{network.interface} has no link-local address"
-        time.sleep(0.05)
+    assert wait_until(
+        lambda: any(one.is_link_local for one in _addresses(network, network.interface))
+    )
     # It follows from a random MAC; a seed must give the same frames each time.
     gateway.run(*("ip", "-6", "address", "flush", "dev", network.interface, "scope", "link"))
     gateway.run(*("ip", "address", "add", "fe80::1234/64", "dev", network.interface, "nodad"))

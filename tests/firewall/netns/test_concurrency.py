@@ -17,6 +17,7 @@ import pytest
 
 from tests.compat.support.fake_router import CommandLine
 from tests.firewall.support import frames
+from tests.support.waiting import wait_until
 from zfw_py import Busy, Firewall, Prefix, Rule, RuleKey
 from zfw_py.firewall.maps import Tables
 from zfw_py.kernel import lock
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kernel
 
-running, gateway = frames.running, frames.gateway
 
 MANY = 64
 # On one prefix: every insert changes the same element.
@@ -117,7 +117,7 @@ def test_an_interface_more_from_each_is_the_union_of_all(gateway: Gateway) -> No
     """-N twice is a union; sixteen at once as well."""
     names = [f"{side}{i}" for i in range(8) for side in "xy"]
     for i in range(8):
-        gateway.gateway.run("ip", "link", "add", f"x{i}", "type", "veth", "peer", "name", f"y{i}")
+        gateway.gateway.add_veth(f"x{i}", f"y{i}")
     all_at_once(CommandLine(gateway.gateway), [(*insert(80), "-N", name) for name in names])
     (rule,) = gateway.firewall.rules()
     assert rule.interfaces == tuple(sorted(names))
@@ -255,7 +255,7 @@ def test_many_attach_the_same_interface_at_once_and_each_program_is_there_once(
     # A program that is attached twice counts twice.
     with network.client.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.sendto(b"one", (network.gateway_ipv4, 5000))
-    assert frames.until(lambda: Firewall().status().reasons["no_rule"][0] > 0)
+    assert wait_until(lambda: Firewall().status().reasons["no_rule"][0] > 0)
     assert Firewall().status().reasons["no_rule"][0] == 1
 
 

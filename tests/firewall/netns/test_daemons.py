@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.firewall.support.frames import FAMILIES, PATIENCE, SOCKET_FAMILY, is_silent, until
+from tests.firewall.support.frames import PATIENCE, SOCKET_FAMILY, families, is_silent
 from tests.support.daemons import running
 from tests.support.netns import Network
+from tests.support.waiting import wait_until
 from zfw_py import Firewall
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from tests.support.netns import Namespace
 
 pytestmark = pytest.mark.kernel
-families = pytest.mark.parametrize("family", FAMILIES)
 
 GATEWAY = {4: Network.gateway_ipv4, 6: Network.gateway_ipv6}
 INTERFACE = Network.interface
@@ -89,7 +89,7 @@ def dhcp_server(network: Network, directory: Path, *options: str) -> Iterator[No
         f"--dhcp-range={LEASES[6]},{LEASES[6]},64,1h",
         *options,
     ):
-        assert until(
+        assert wait_until(
             lambda: all(
                 port in network.client.run("ss", "-Huln").stdout for port in (":67 ", ":547 ")
             ),
@@ -123,7 +123,7 @@ def dhcp_client(network: Network, directory: Path, family: int) -> Iterator[None
         f"{directory}/dhclient.pid",
         INTERFACE,
     ):
-        if not until(lambda: has_address(network.gateway, LEASES[family]), LONG):
+        if not wait_until(lambda: has_address(network.gateway, LEASES[family]), LONG):
             logs = ((directory / name).read_text() for name in ("dhclient.log", "dnsmasq.log"))
             raise AssertionError("\n".join(("no lease", *logs)))
         yield
@@ -221,7 +221,7 @@ def ssh_server(namespace: Namespace, directory: Path, port: int) -> Iterator[Non
     )
     command = ("/usr/bin/unshare", "--mount", "/bin/sh", "-c", start, str(configuration))
     with running(namespace, directory / "sshd.log", *command):
-        assert until(lambda: f":{port} " in namespace.run("ss", "-Hltn").stdout, LONG), (
+        assert wait_until(lambda: f":{port} " in namespace.run("ss", "-Hltn").stdout, LONG), (
             directory / "sshd.log"
         ).read_text()
         yield

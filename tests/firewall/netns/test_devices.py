@@ -3,29 +3,25 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import select
 import socket
-import struct
 import threading
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from scapy.layers.inet import UDP
 from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
 
-from tests.firewall.support import routed
 from tests.firewall.support.frames import (
-    FAMILIES,
+    PATIENCE,
     PROTOCOLS,
     SOME,
     exchange,
+    families,
     is_silent,
     listening,
-    until,
 )
 from tests.firewall.support.routed import (
     ANYWHERE,
@@ -45,7 +41,7 @@ from tests.firewall.support.routed import (
     serving,
     transfer,
 )
-from tests.support.netns import Namespace
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,11 +50,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kernel
 
-forwarding, router = routed.forwarding, routed.router
-families = pytest.mark.parametrize("family", FAMILIES)
 protocols = pytest.mark.parametrize("protocol", PROTOCOLS)
 
-TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 1, 0x1000
 BULK = 16 << 20
 
 
@@ -92,7 +85,7 @@ def test_bulk_data_passes_in_large_packets(
                 end.shutdown(socket.SHUT_WR)
             for end in ends:
                 assert end.recv(1) == b""
-            assert until(lambda: router.state() == "closing")
+            assert wait_until(lambda: router.state() == "closing", PATIENCE)
     after = router.firewall.status().reasons
     reasons = {
         ("client", False): ("rule_pass", "egress"),
@@ -117,12 +110,9 @@ def test_bulk_data_passes_in_large_packets(
 @contextmanager
 def _bridge(router: Router, host: Host) -> Iterator[str]:
     gateway = router.gateway
-    place = f"/proc/{os.getpid()}/fd/{host.namespace.fd}"
-    gateway.run("ip", "link", "add", "dev0", "type", "bridge")
-    pair = ("type", "veth", "peer", "name", "eth0", "netns", place)
-    gateway.run("ip", "link", "add", "port0", *pair)
+    gateway.add_veth("port0", "eth0", host.namespace)
     try:
-        gateway.run("ip", "link", "set", "port0", "master", "dev0", "up")
+        gateway.add_bridge("dev0", "port0")
         yield "eth0"
     finally:
         gateway.run("ip", "link", "del", "port0", check=False)
@@ -132,25 +122,14 @@ def _bridge(router: Router, host: Host) -> Iterator[str]:
 @contextmanager
 def _macvlan(router: Router, host: Host) -> Iterator[str]:
     gateway = router.gateway
-    place = f"/proc/{os.getpid()}/fd/{host.namespace.fd}"
-    pair = ("type", "veth", "peer", "name", "eth0", "netns", place)
-    gateway.run("ip", "link", "add", "base0", *pair)
+    gateway.add_veth("base0", "eth0", host.namespace)
     try:
-        with gateway.entered():
-            # Or the device beneath, which has no filter, would answer for the address.
-            Path("/proc/sys/net/ipv4/conf/base0/arp_ignore").write_text("1")
-        gateway.run("ip", "link", "set", "base0", "up")
-        gateway.run("ip", "link", "add", "link", "base0", "name", "dev0", "type", "macvlan")
+        # Otherwise the lower device, which has no filter, would answer ARP for the address.
+        gateway.sysctl(1, "ipv4/conf/base0/arp_ignore")
+        gateway.ip("link set base0 up", "link add link base0 name dev0 type macvlan")
         yield "eth0"
     finally:
-        gateway.run("ip", "link", "del", "base0")
-
-
-def _open_tun(namespace: Namespace, name: str) -> int:
-    with namespace.entered():
-        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
-        fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TUN | IFF_NO_PI))
-    return fd
+        gateway.ip("link del base0")
 
 
 def _carry(one: int, other: int, end: int) -> None:
@@ -168,7 +147,7 @@ def _carry(one: int, other: int, end: int) -> None:
 
 @contextmanager
 def _tun(router: Router, host: Host) -> Iterator[str]:
-    ends = _open_tun(router.gateway, "dev0"), _open_tun(host.namespace, "tun0")
+    ends = router.gateway.open_tun("dev0"), host.namespace.open_tun("tun0")
     stop, go = os.pipe()
     carrier = threading.Thread(target=_carry, args=(*ends, stop))
     carrier.start()
@@ -184,9 +163,7 @@ def _tun(router: Router, host: Host) -> Iterator[str]:
 @contextmanager
 def _vlan(router: Router, host: Host) -> Iterator[str]:
     gateway = router.gateway
-    place = f"/proc/{os.getpid()}/fd/{host.namespace.fd}"
-    pair = ("type", "veth", "peer", "name", "eth0", "netns", place)
-    gateway.run("ip", "link", "add", "base0", *pair)
+    gateway.add_veth("base0", "eth0", host.namespace)
     try:
         for namespace, base, name in ((gateway, "base0", "dev0"), (host.namespace, "eth0", "v5")):
             namespace.run("ip", "link", "set", base, "up")
@@ -213,22 +190,17 @@ DEVICES: dict[str, Callable[..., object]] = {
 
 @pytest.fixture(params=DEVICES)
 def host(router: Router, request: pytest.FixtureRequest) -> Iterator[Host]:
-    """Somebody behind a device of the gateway, which filters both ways."""
-    host = Host(Namespace(), 6)
+    """A host behind a device of the gateway, which filters both ways."""
+    host = Host(6)
     with ExitStack() as stack:
-        stack.callback(host.namespace.close)
-        with host.namespace.entered():
-            Path("/proc/sys/net/ipv6/conf/default/accept_dad").write_text("0")
+        stack.callback(host.close)
         name = stack.enter_context(DEVICES[request.param](router, host))  # type: ignore[arg-type]
-        for namespace, device, number in ((router.gateway, "dev0", 1), (host.namespace, name, 2)):
-            for option in ("router_solicitations", "accept_dad"):
-                with namespace.entered():
-                    Path(f"/proc/sys/net/ipv6/conf/{device}/{option}").write_text("0")
-            namespace.run("ip", "address", "add", f"10.6.0.{number}/24", "dev", device)
-            namespace.run("ip", "address", "add", f"fd06::{number}/64", "dev", device, "nodad")
-            namespace.run("ip", "link", "set", device, "up")
-        for family in FAMILIES:
-            host.namespace.run("ip", "route", "add", "default", "via", host.gateway[family])
+        for end in (host.end(router.gateway, "dev0", 1), host.end(host.namespace, name, 2)):
+            namespace, device, *addresses = end
+            conf = f"ipv6/conf/{device}"
+            namespace.sysctl(0, f"{conf}/router_solicitations", f"{conf}/accept_dad")
+            namespace.set_up(device, *addresses)
+        host.namespace.route_by(*host.gateway.values())
         host.device = "port0" if request.param == "bridge port" else "dev0"
         if request.param == "bridge":
             host.namespace.run("ip", "link", "set", "eth0", "up")
@@ -254,7 +226,7 @@ def test_a_device_lets_out_what_a_rule_allows(
     with attempt(protocol, router.gateway, host.address[family]) as asker:
         assert is_silent(asker)
         # The neighbour is asked for before anything leaves.
-        assert until(lambda: router.firewall.status().reasons["egress_no_rule"][0] > old)
+        assert wait_until(lambda: router.firewall.status().reasons["egress_no_rule"][0] > old)
     before = router.firewall.status().reasons
     _allow(router, host, protocol, family, "egress")
     with conversation(protocol, router.gateway, host.namespace, host.address[family]) as own:
@@ -280,7 +252,7 @@ def test_a_device_lets_in_what_a_rule_allows(
     with attempt(protocol, host.namespace, host.gateway[family]) as asker:
         assert is_silent(asker)
         # A macvlan's first broadcast takes its time.
-        assert until(lambda: router.firewall.status().reasons["no_rule"][0] > before)
+        assert wait_until(lambda: router.firewall.status().reasons["no_rule"][0] > before)
     _allow(router, host, protocol, family, "ingress")
     with conversation(protocol, host.namespace, router.gateway, host.gateway[family]) as own:
         own.talks()
@@ -324,10 +296,10 @@ def test_tagged_frames_are_of_their_flow_both_ways(
             stack /= kind(vlan=5 + number)
         return bytes(stack / packet)
 
-    with router.gateway.entered():
-        wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-        wire.bind((router.outside, 0))
-    with wire, router.capture(router.server) as heard:
+    with (
+        router.gateway.packet_socket(router.outside) as wire,
+        router.capture(router.server) as heard,
+    ):
 
         def leaves(packet: Packet) -> bool:
             try:

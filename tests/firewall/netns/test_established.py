@@ -12,7 +12,6 @@ from tests.firewall.support import frames
 from tests.firewall.support.frames import (
     AFTERWARDS,
     CLIENT,
-    FAMILIES,
     GATEWAY,
     PATIENCE,
     PROTOCOLS,
@@ -22,6 +21,7 @@ from tests.firewall.support.frames import (
     SOME,
     Gateway,
     exchange,
+    families,
     ip,
     is_silent,
     listening,
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kernel
 
-running, gateway = frames.running, frames.gateway
-families = pytest.mark.parametrize("family", FAMILIES)
 protocols = pytest.mark.parametrize("protocol", PROTOCOLS)
 
 # What may become of the rule that let a flow in; each takes the port of another listener.

@@ -48,21 +48,20 @@ from tests.firewall.support.frames import (
     SOME,
     Gateway,
     datagram,
+    families,
     ip,
     is_silent,
     listening,
     syn,
     transparent_socket,
-    until,
 )
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = pytest.mark.kernel
 
-running, gateway = frames.running, frames.gateway
-families = pytest.mark.parametrize("family", FAMILIES)
 
 # A router on the way, that reports what it could not forward.
 ROUTER = {4: "198.51.100.1", 6: "2001:db8::1"}
@@ -389,7 +388,7 @@ def test_ipv6_is_off_until_it_is_turned_on(gateway: Gateway) -> None:
 @contextmanager
 def second_interface(gateway: Gateway) -> Iterator[None]:
     """Another one on the gateway, with nobody at its other end."""
-    gateway.gateway.run("ip", "link", "add", "gw1", "type", "veth", "peer", "name", "nobody")
+    gateway.gateway.add_veth("gw1", "nobody")
     try:
         yield
     finally:
@@ -580,7 +579,7 @@ def test_path_mtu_discovery_works_on_an_intercepted_flow(
             quoted.flags = "DF"
         with gateway.counts(icmp_error=1):
             gateway.send(quoting(error, quoted))
-        assert until(lambda: connection.getsockopt(*option) == mtu)
+        assert wait_until(lambda: connection.getsockopt(*option) == mtu, PATIENCE)
 
 
 @families

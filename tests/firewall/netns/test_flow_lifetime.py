@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.firewall.support import routed
-from tests.firewall.support.frames import FAMILIES, PROTOCOLS, SOME
+from tests.firewall.support.frames import PROTOCOLS, SOME, families
 from tests.firewall.support.routed import (
     ANYWHERE,
     CLIENT,
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kernel
 
-forwarding, router = routed.forwarding, routed.router
-families = pytest.mark.parametrize("family", FAMILIES)
 protocols = pytest.mark.parametrize("protocol", PROTOCOLS)
 
 # More than there is room for among those that are opening.

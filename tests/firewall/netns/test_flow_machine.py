@@ -272,7 +272,7 @@ def kernel_rule(each: reference.Rule) -> Rule:
 
 @pytest.fixture
 def world(network: Network) -> Iterator[World]:
-    network.gateway.run(*("ip", "link", "add", OUTSIDE, "type", "veth", "peer", "name", "out1"))
+    network.gateway.add_veth(OUTSIDE, "out1")
     firewall = Firewall()
     for name in (INSIDE, OUTSIDE):
         firewall.attach(name, "both")

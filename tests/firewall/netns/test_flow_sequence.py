@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from scapy.layers.inet import TCP
 
-from tests.firewall.support import routed
-from tests.firewall.support.frames import FAMILIES, SOME
+from tests.firewall.support.frames import FAMILIES, SOME, families
 from tests.firewall.support.routed import (
     PORT,
     SERVER,
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kernel
 
-forwarding, router = routed.forwarding, routed.router
-families = pytest.mark.parametrize("family", FAMILIES)
 
 CLIENT_PORT = 4000
 FAR = 1 << 30

@@ -49,7 +49,7 @@ def frame_of(segment: Segment) -> bytes:
 
 @pytest.mark.parametrize("protocol", [TCP, UDP, ICMP])
 def test_program_and_model_agree_in_each_state(network: Network, protocol: int) -> None:
-    network.gateway.run(*("ip", "link", "add", OUTSIDE, "type", "veth", "peer", "name", "out1"))
+    network.gateway.add_veth(OUTSIDE, "out1")
     Firewall().attach(OUTSIDE, "both")
     clear_flows()
     kinds = list(segments(protocol))

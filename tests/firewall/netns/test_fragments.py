@@ -27,11 +27,11 @@ from scapy.packet import Raw
 from tests.firewall.support import frames
 from tests.firewall.support.frames import (
     CLIENT,
-    FAMILIES,
     GATEWAY,
     SERVICE,
     Gateway,
     datagram,
+    families,
     ip,
     is_silent,
     listening,
@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kernel
 
-running, gateway = frames.running, frames.gateway
-families = pytest.mark.parametrize("family", FAMILIES)
 
 UDP_NUMBER, TCP_NUMBER = 17, 6
 # With an MTU of 1500 in three fragments, of either family.

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import select
 import socket
@@ -44,6 +43,7 @@ from tests.firewall.support.frames import (
     SERVICE,
     Gateway,
     datagram,
+    families,
     ip,
     is_silent,
     listening,
@@ -56,8 +56,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kernel
 
-running, gateway = frames.running, frames.gateway
-families = pytest.mark.parametrize("family", FAMILIES)
 protocols = pytest.mark.parametrize("protocol", PROTOCOLS)
 
 PORTS = {"tcp": TCP(sport=40000, dport=5000, flags="S"), "udp": UDP(sport=40000, dport=5000)}
@@ -392,18 +390,12 @@ def test_a_tunnels_packets_are_datagrams_like_others(gateway: Gateway, family: i
 # Interfaces without an Ethernet header
 
 
-TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 1, 0x1000
-
-
 @contextmanager
 def tunnel(gateway: Gateway) -> Iterator[int]:
     """A layer 3 device of the gateway, attached: what is written to it comes in."""
-    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+    fd = gateway.gateway.open_tun("tun0")
     try:
-        fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", b"tun0", IFF_TUN | IFF_NO_PI))
-        gateway.gateway.run("ip", "address", "add", "10.8.0.1/24", "dev", "tun0")
-        gateway.gateway.run("ip", "address", "add", "fd08::1/64", "dev", "tun0", "nodad")
-        gateway.gateway.run("ip", "link", "set", "tun0", "up")
+        gateway.gateway.set_up("tun0", "10.8.0.1/24", "fd08::1/64")
         gateway.firewall.attach("tun0")
         gateway.firewall.set(["tun0"], "ipv6", True)
         yield fd

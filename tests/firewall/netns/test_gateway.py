@@ -10,8 +10,7 @@ import pytest
 from scapy.contrib.ospf import OSPF_Hdr, OSPF_Hello, OSPFv3_Hdr, OSPFv3_Hello
 from scapy.layers.inet import ICMP
 
-from tests.firewall.support import routed
-from tests.firewall.support.frames import FAMILIES, PROTOCOLS, SOME, is_silent
+from tests.firewall.support.frames import PROTOCOLS, SOME, families, is_silent
 from tests.firewall.support.routed import (
     CLIENT,
     ECHO_REPLY,
@@ -43,8 +42,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kernel
 
-forwarding, router = routed.forwarding, routed.router
-families = pytest.mark.parametrize("family", FAMILIES)
 protocols = pytest.mark.parametrize("protocol", PROTOCOLS)
 
 

@@ -24,6 +24,7 @@ from tests.firewall.support.frames import (
     SERVICE,
     Gateway,
     datagram,
+    families,
     is_silent,
     listening,
 )
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kernel
 
-running, gateway = frames.running, frames.gateway
-families = pytest.mark.parametrize("family", FAMILIES)
 protocols = pytest.mark.parametrize("protocol", PROTOCOLS)
 
 

@@ -21,19 +21,17 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kernel
 
 NAME, PEER = "wan9", "peer9"
-ADDRESS, NEIGHBOUR = "10.5.0.1", "10.5.0.2"
+ADDRESS, NEIGHBOUR, NEIGHBOUR_MAC = "10.5.0.1", "10.5.0.2", "02:00:00:00:00:02"
 # What is not the default of each.
 OTHERWISE = {name: name != "ssh" for name in SETTINGS}
 
 
 def make(namespace: Namespace, name: str = NAME, peer: str = PEER) -> int:
     """A device with an address and a neighbour that nobody is; its index."""
-    namespace.run("ip", "link", "add", name, "type", "veth", "peer", "name", peer)
-    for end in (name, peer):
-        namespace.run("ip", "link", "set", end, "up")
-    namespace.run("ip", "address", "add", f"{ADDRESS}/24", "dev", name)
-    entry = (NEIGHBOUR, "lladdr", "02:00:00:00:00:02", "nud", "permanent", "dev", name)
-    namespace.run("ip", "neighbour", "replace", *entry)
+    namespace.add_veth(name, peer)
+    namespace.set_up(peer)
+    namespace.set_up(name, f"{ADDRESS}/24")
+    namespace.add_neighbour(name, NEIGHBOUR, NEIGHBOUR_MAC)
     return socket.if_nametoindex(name)
 
 
@@ -42,7 +40,7 @@ def remake(namespace: Namespace) -> int:
     old = socket.if_nametoindex(NAME)
     namespace.run("ip", "link", "del", NAME)
     # The kernel may give the next device the same index again.
-    namespace.run("ip", "link", "add", "between", "type", "veth", "peer", "name", "between-peer")
+    namespace.add_veth("between", "between-peer")
     new = make(namespace)
     assert new != old
     return new
@@ -130,8 +128,7 @@ def test_a_device_that_takes_the_name_is_filtered_after_a_command(
     namespace.run("ip", "link", "set", "other9", "down")
     namespace.run("ip", "link", "set", "other9", "name", NAME)
     namespace.run("ip", "link", "set", NAME, "up")
-    entry = (NEIGHBOUR, "lladdr", "02:00:00:00:00:02", "nud", "permanent", "dev", NAME)
-    namespace.run("ip", "neighbour", "replace", *entry)
+    namespace.add_neighbour(NAME, NEIGHBOUR, NEIGHBOUR_MAC)
     if command == ["refresh"]:
         firewall.refresh()
     elif command == ["set"]:

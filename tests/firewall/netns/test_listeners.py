@@ -27,14 +27,15 @@ from tests.firewall.support.frames import (
     SOME,
     Gateway,
     exchange,
+    families,
     ip,
     is_silent,
     listening,
     transparent_socket,
-    until,
 )
 from tests.firewall.support.listeners import IP_RECVORIGDSTADDR, LOOPBACK
 from tests.support.kernels import needs_kernel
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kernel
 
-running, gateway = frames.running, frames.gateway
-families = pytest.mark.parametrize("family", FAMILIES)
 protocols = pytest.mark.parametrize("protocol", PROTOCOLS)
 
 ANY = {4: "0.0.0.0", 6: "::"}
@@ -293,7 +292,7 @@ def test_a_reuseport_group_takes_it_between_them(
                     ready.recv(100)
             return sum(taken) == flows
 
-        assert until(take), f"of {flows} flows the group took {taken}"
+        assert wait_until(take), f"of {flows} flows the group took {taken}"
         assert sum(count > 0 for count in taken) > 1, "one member took them all"
 
 
@@ -431,7 +430,7 @@ def test_a_source_port_in_time_wait_connects_at_once(
             # Closed here first, so the TIME_WAIT is the gateway's.
             listener.accept().close()
             assert client.recv(1) == b""
-        assert until(lambda: in_time_wait(family, source[1]))
+        assert wait_until(lambda: in_time_wait(family, source[1]))
         with (
             gateway.client_socket("tcp", family) as again,
             gateway.counts(rule_intercept=1, established=SOME),

@@ -6,7 +6,6 @@ And calls from within another one.
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 import time
@@ -14,17 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.children import drop_privileges, in_child
 from tests.support.netns import Namespace, Network
-from zfw_py import Firewall, NotFound, Prefix, Rule, RuleKey, UsageError, ZfwError
+from zfw_py import Firewall, NotFound, Prefix, Rule, RuleKey, UsageError
 from zfw_py.firewall.maps import STORE
 from zfw_py.kernel.namespaces import call_in, find, live_cookies
 from zfw_py.kernel.netns_cookie import netns_cookie
 
-pytestmark = [
-    pytest.mark.kernel,
-    # Python 3.12 and later: the threads that make namespaces have ended when we fork.
-    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
-]
+pytestmark = pytest.mark.kernel
 
 
 def test_a_namespace_that_a_thread_a_descriptor_or_a_mount_holds_is_live(
@@ -71,7 +67,7 @@ def test_state_of_a_namespace_that_is_gone_is_removed_by_the_next_first_attach(
 ) -> None:
     gone = Namespace()
     with gone.entered():
-        gone.run("ip", "link", "add", "d0", "type", "veth", "peer", "name", "d1")
+        gone.add_veth("d0", "d1")
         Firewall().attach("d0")
         old = str(netns_cookie())
         rule = Rule(RuleKey(Prefix.parse("192.0.2.1"), "tcp", 1))
@@ -101,8 +97,7 @@ def test_state_of_a_namespace_that_lives_stays(network: Network) -> None:
 def test_a_function_is_called_in_another_namespace_and_the_caller_stays(
     namespace: Namespace,
 ) -> None:
-    other = Namespace()
-    try:
+    with Namespace() as other:
         with other.entered():
             there = netns_cookie()
         here = netns_cookie()
@@ -115,8 +110,6 @@ def test_a_function_is_called_in_another_namespace_and_the_caller_stays(
                 pass
             with pytest.raises(OSError, match="Address already in use"):
                 call_in(path, lambda: socket.create_server(server.getsockname()))
-    finally:
-        other.close()
 
 
 def test_what_the_function_raises_in_another_namespace_is_raised_here(
@@ -141,22 +134,12 @@ def test_what_is_no_network_namespace_is_said_to_be_none(
 
 def test_without_the_capability_the_namespace_is_refused(namespace: Namespace) -> None:
     """In a process of its own, which gives root up."""
-    read_end, write_end = os.pipe()
-    child = os.fork()
-    if child == 0:
-        told = "nothing"
-        try:
-            os.setuid(65534)
-            call_in("/proc/thread-self/ns/net", netns_cookie)
-        except ZfwError as error:
-            told = f"{type(error).__name__}: {error}"
-        finally:
-            os.write(write_end, told.encode())
-            os._exit(0)
-    os.close(write_end)
-    with os.fdopen(read_end) as pipe:
-        told = pipe.read()
-    os.waitpid(child, 0)
+
+    def enter() -> None:
+        drop_privileges()
+        call_in("/proc/thread-self/ns/net", netns_cookie)
+
+    told = in_child(enter)
     assert told == (
         "PermissionDenied: enter the network namespace /proc/thread-self/ns/net: needs root"
     )

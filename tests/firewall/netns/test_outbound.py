@@ -11,13 +11,13 @@ from scapy.layers.inet import TCP, UDP
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Raw
 
-from tests.firewall.support import routed
 from tests.firewall.support.frames import (
     FAMILIES,
     PROTOCOLS,
     SOCKET_FAMILY,
     SOME,
     exchange,
+    families,
     is_silent,
     listening,
     transparent_socket,
@@ -50,8 +50,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kernel
 
-forwarding, router = routed.forwarding, routed.router
-families = pytest.mark.parametrize("family", FAMILIES)
 protocols = pytest.mark.parametrize("protocol", PROTOCOLS)
 
 # An address that the gateway takes for itself: what a listener of its own intercepts.
@@ -543,10 +541,10 @@ def test_frames_that_are_not_ip_follow_their_settings(
         Ether(dst="01:80:c2:00:00:03", src="02:00:00:00:00:01", type=ethertype)
         / Raw(b"\x01\x01" + bytes(50))
     )
-    with router.gateway.entered():
-        wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-        wire.bind((router.outside, 0))
-    with wire, router.capture(router.server) as heard:
+    with (
+        router.gateway.packet_socket(router.outside) as wire,
+        router.capture(router.server) as heard,
+    ):
 
         def leaves() -> bool:
             try:

@@ -12,8 +12,7 @@ from scapy.layers.inet import ICMP
 from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6PacketTooBig, ICMPv6TimeExceeded
 from scapy.packet import Raw
 
-from tests.firewall.support import routed
-from tests.firewall.support.frames import FAMILIES, PATIENCE, PROTOCOLS, SOME, until
+from tests.firewall.support.frames import FAMILIES, PATIENCE, PROTOCOLS, SOME, families
 from tests.firewall.support.routed import (
     ANYWHERE,
     CLIENT,
@@ -33,6 +32,7 @@ from tests.firewall.support.routed import (
     serving,
     transfer,
 )
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kernel
 
-forwarding, router = routed.forwarding, routed.router
-families = pytest.mark.parametrize("family", FAMILIES)
 protocols = pytest.mark.parametrize("protocol", PROTOCOLS)
 filtered = pytest.mark.parametrize("is_filtered", [False, True], ids=["", "filtered"])
 
@@ -87,7 +85,7 @@ def discovers(
                 transfer(client, connection)
         else:
             client.send(bytes(1400))
-            assert until(lambda: client.getsockopt(*PATH_MTU[family]) == MTU)
+            assert wait_until(lambda: client.getsockopt(*PATH_MTU[family]) == MTU, PATIENCE)
             assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.EMSGSIZE
             client.send(bytes(1200))
             assert server.recv(2000) == bytes(1200)
@@ -142,7 +140,7 @@ def test_the_gateways_own_error_leaves(
                     transfer(client, connection)
             else:
                 client.send(bytes(1400))
-            assert until(lambda: client.getsockopt(*PATH_MTU[family]) == MTU)
+            assert wait_until(lambda: client.getsockopt(*PATH_MTU[family]) == MTU, PATIENCE)
     finally:
         router.gateway.run("ip", "link", "set", router.inside, "mtu", "1500")
         for namespace in (router.client, router.server, router.gateway):

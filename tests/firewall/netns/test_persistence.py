@@ -5,16 +5,17 @@ from __future__ import annotations
 
 import errno
 import os
-import sysconfig
 from pathlib import Path
 from socket import if_nametoindex
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.firewall.netns.test_state import Contents, can_fail, fail_at
 from tests.firewall.support import frames
+from tests.firewall.support.contents import Contents
+from tests.firewall.support.faults import can_fail, fail_at, is_killed_at
 from tests.firewall.support.frames import SERVICE, SOME, exchange, is_silent, listening
+from tests.support.command import ZFW
 from zfw_py import (
     Document,
     Firewall,
@@ -48,14 +49,7 @@ if TYPE_CHECKING:
     from tests.firewall.support.frames import Gateway
     from tests.support.netns import Namespace
 
-pytestmark = [
-    pytest.mark.kernel,
-    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
-]
-
-running = frames.running
-
-ZFW = str(Path(sysconfig.get_path("scripts")) / "zfw")
+pytestmark = pytest.mark.kernel
 
 
 def entry(low: int, destination: str = "192.0.2.1/32", **fields: object) -> RuleEntry:
@@ -277,7 +271,7 @@ def test_an_interface_that_does_not_exist_yet(gateway: Gateway) -> None:
     assert saved.settings == wanted.settings
     assert saved.rules[0].interfaces == ("gw0", "later0")
     assert [a.interface for a in saved.attachments] == ["gw0"]
-    gateway.gateway.run("ip", "link", "add", "later0", "type", "veth", "peer", "name", "later1")
+    gateway.gateway.add_veth("later0", "later1")
     try:
         restored = gateway.firewall.restore(wanted)
         assert (restored.missing, restored.settings) == ([], [])
@@ -547,16 +541,7 @@ def test_a_kill_at_any_moment_leaves_what_any_command_works_on(
     of_both = {*old.rules, *new.rules}
     for number in range(300):
         gateway.firewall.restore(OLD)
-        child = os.fork()
-        if child == 0:
-            try:
-                fail_at(monkeypatch, number, lambda: os._exit(9))
-                gateway.firewall.restore(NEW)
-                os._exit(0)
-            finally:
-                os._exit(1)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        assert code in (0, 9)
+        is_over = not is_killed_at(monkeypatch, number, lambda: gateway.firewall.restore(NEW))
         assert set(gateway.firewall.save().rules) <= of_both, f"killed before write {number}"
         gateway.firewall.insert(Rule(RuleKey(Prefix.parse("10.77.0.1"), "udp", 5)))
         gateway.firewall.delete(RuleKey(Prefix.parse("10.77.0.1"), "udp", 5))
@@ -566,7 +551,7 @@ def test_a_kill_at_any_moment_leaves_what_any_command_works_on(
         assert local_routes(gateway, "172.30.0.0/16")
         assert not local_routes(gateway, "172.31.0.0/16")
         Contents().check()
-        if code == 0:
+        if is_over:
             assert number > 10, "nothing was written"
             break
     else:
@@ -653,7 +638,7 @@ def restore_with(namespace: Namespace, tmp_path: Path) -> Callable[..., tuple[in
             f"--inh-caps={','.join(names)}",
             "--no-new-privs",
             "--",
-            ZFW,
+            str(ZFW),
             "restore",
             str(path),
             check=False,

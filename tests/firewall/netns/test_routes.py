@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.compat.support.fake_router import CommandLine
+from tests.firewall.support.faults import WRITES, die, is_killed
 from tests.support.netns import Namespace
 from zfw_py import (
     Conflict,
@@ -30,10 +30,7 @@ from zfw_py.kernel import bpf_maps, local_delivery
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytestmark = [
-    pytest.mark.kernel,
-    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
-]
+pytestmark = pytest.mark.kernel
 
 # Of an address and a prefix of each family.
 DESTINATIONS = ["172.31.9.9/32", "172.30.0.0/16", "fd31::9/128", "fd30::/32"]
@@ -45,16 +42,12 @@ either_way = pytest.mark.parametrize("destination", ["172.31.9.9/32", "fd31::9/1
 @pytest.fixture(scope="module")
 def _gateway(_private_bpffs: None) -> Iterator[Namespace]:
     """A namespace with an interface of two subnets, and a firewall on it."""
-    made = Namespace()
-    with made.entered():
-        made.run("ip", "link", "add", "gw0", "type", "veth", "peer", "name", "gw1")
-        made.run("ip", "address", "add", "10.9.0.1/24", "dev", "gw0")
-        made.run("ip", "address", "add", "fd09::1/64", "dev", "gw0", "nodad")
-        made.run("ip", "link", "set", "gw0", "up")
+    with Namespace() as made, made.entered():
+        made.add_veth("gw0", "gw1")
+        made.set_up("gw0", "10.9.0.1/24", "fd09::1/64")
         Firewall().attach("gw0")
         yield made
         Firewall().detach_all()
-    made.close()
 
 
 @pytest.fixture
@@ -387,32 +380,27 @@ def killed_before(
     monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], object]
 ) -> bool:
     """Whether a child was killed before its n-th write of a map, address or route."""
-    child = os.fork()
-    if child == 0:
+
+    def act() -> None:
         left = number
 
         def counted(original: Callable[..., object]) -> Callable[..., object]:
             def call(*arguments: object) -> object:
                 nonlocal left
                 if left == 0:
-                    os._exit(9)
+                    die()
                 left -= 1
                 return original(*arguments)
 
             return call
 
-        try:
-            for name in ("update", "delete", "update_many", "delete_many"):
-                monkeypatch.setattr(bpf_maps.Map, name, counted(getattr(bpf_maps.Map, name)))
-            for name in ("is_ours", "add_local", "remove_local"):
-                monkeypatch.setattr(local_delivery, name, counted(getattr(local_delivery, name)))
-            action()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, 9)
-    return code == 9
+        for name in WRITES:
+            monkeypatch.setattr(bpf_maps.Map, name, counted(getattr(bpf_maps.Map, name)))
+        for name in ("is_ours", "add_local", "remove_local"):
+            monkeypatch.setattr(local_delivery, name, counted(getattr(local_delivery, name)))
+        action()
+
+    return is_killed(act)
 
 
 def settle(firewall: Firewall) -> None:
@@ -539,16 +527,13 @@ def test_detach_all_takes_what_a_killed_writer_made_local_and_no_other_s(
     def add_local(*arguments: object) -> None:
         if is_made:
             original(*arguments)
-        os._exit(9)
+        die()
 
-    child = os.fork()
-    if child == 0:
-        try:
-            monkeypatch.setattr(local_delivery, "add_local", add_local)
-            firewall.bind(Prefix.parse(destination))
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    def bind() -> None:
+        monkeypatch.setattr(local_delivery, "add_local", add_local)
+        firewall.bind(Prefix.parse(destination))
+
+    assert is_killed(bind)
     assert is_local(namespace, destination) == is_made
     if not is_made:
         change_lo(namespace, "add", destination)

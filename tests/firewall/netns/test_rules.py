@@ -13,12 +13,12 @@ from tests.firewall.support.frames import (
     AFTERWARDS,
     CLIENT,
     EVERYWHERE,
-    FAMILIES,
     GATEWAY,
     PROTOCOLS,
     SERVICE,
     Gateway,
     datagram,
+    families,
     ip,
     listening,
 )
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kernel
 
-running, gateway = frames.running, frames.gateway
-families = pytest.mark.parametrize("family", FAMILIES)
 protocols = pytest.mark.parametrize("protocol", PROTOCOLS)
 
 # The client's second address.
@@ -43,12 +41,8 @@ SECOND = {4: "10.9.0.3", 6: "fd09::3"}
 def second_address(gateway: Gateway) -> Iterator[None]:
     """The client has two addresses of each family."""
     for family, length in ((4, 24), (6, 64)):
-        address = f"{SECOND[family]}/{length}"
-        gateway.client.run("ip", "address", "add", address, "dev", "eth0")
-        gateway.gateway.run(
-            *("ip", "neighbour", "replace", SECOND[family], "lladdr", gateway.client_mac),
-            *("nud", "permanent", "dev", "gw0"),
-        )
+        gateway.client.add_addresses("eth0", f"{SECOND[family]}/{length}")
+        gateway.gateway.add_neighbour("gw0", SECOND[family], gateway.client_mac)
     yield
     for family, length in ((4, 24), (6, 64)):
         address = f"{SECOND[family]}/{length}"

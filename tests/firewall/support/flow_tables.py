@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The kernel's tables of flows in a test: written to, cleared, made older; and packets run.
+"""The flow tables: writes, deletes and ages their entries; and runs single packets.
 
-Entries are made from the layout and struct fw_flow's comments.
+Entries are encoded from the layout and the comments of struct fw_flow.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _address(end: End) -> bytes:
 
 
 def _rank(end: End) -> tuple[int, ...]:
-    """Which end comes first: the programs compare words as they load them, the last one first."""
+    """The order of the two ends in a key: the programs compare native words, the last one first."""
     words = struct.unpack("=4I", _address(end))
     return (*reversed(words), *struct.unpack("=H", end[1].to_bytes(2, "big")))
 
@@ -81,37 +81,40 @@ def table_of(flow: TrackedFlow) -> int:
 
 
 def write_flow(tables: Tables, flow: TrackedFlow) -> None:
-    """Put a flow where the programs find it."""
+    """Write a flow to the table in which the programs look it up."""
     inner = tables.inner("flows", table_of(flow))
     assert inner is not None
     inner.update(*encode(flow))
 
 
+def _entries(tables: Tables) -> Iterator[tuple[bpf_maps.Map, bytes, bytes]]:
+    """Map, key and value of every flow."""
+    for index in range(layout.FLOW_TABLES):
+        inner = tables.inner("flows", index)
+        if inner is not None:
+            for key, value in list(inner.items()):
+                yield inner, key, value
+
+
 def clear_flows() -> None:
-    """Forget all."""
+    """Delete all flows."""
     with Tables(is_writer=True) as tables:
-        for index in range(layout.FLOW_TABLES):
-            inner = tables.inner("flows", index)
-            assert inner is not None
-            for key, _ in list(inner.items()):
-                inner.delete(key)
+        for inner, key, _ in _entries(tables):
+            inner.delete(key)
 
 
 def age_flows(seconds: float) -> None:
-    """As if so much time had gone by."""
+    """Make all flows older, at most as old as the machine's last boot."""
     with Tables(is_writer=True) as tables:
-        for index in range(layout.FLOW_TABLES):
-            inner = tables.inner("flows", index)
-            assert inner is not None
-            for key, value in list(inner.items()):
-                (seen,) = struct.unpack_from("=Q", value)
-                older = max(seen - round(seconds * SECOND), 0)
-                inner.update(key, struct.pack("=Q", older) + value[8:])
+        for inner, key, value in _entries(tables):
+            (seen,) = struct.unpack_from("=Q", value)
+            older = max(seen - round(seconds * SECOND), 0)
+            inner.update(key, struct.pack("=Q", older) + value[8:])
 
 
 @contextmanager
 def programs() -> Iterator[dict[str, int]]:
-    """Descriptors of the programs that run on the wire, by direction."""
+    """Descriptors of the attached programs, by direction."""
     with Tables(is_writer=False) as tables:
         opened = {
             direction: bpf_maps.open_pin(f"{tables.directory}/{direction}")
@@ -125,7 +128,7 @@ def programs() -> Iterator[dict[str, int]]:
 
 
 def run(program: int, frame: bytes, name: str, came_by: str | None = None) -> int:
-    """Let a packet arrive or leave: what the program returns."""
+    """Run a program for one packet at an interface; returns what the program returns."""
     context = bytearray(_CONTEXT_SIZE)
     struct.pack_into("=I", context, _IFINDEX, if_nametoindex(name))
     if came_by:

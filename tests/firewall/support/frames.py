@@ -1,18 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A gateway under test: what a client does to it, by sockets or frame by frame, and what it counts.
+"""A client and a gateway with a firewall: sockets and frames of the client, counts of the gateway.
 
-A test file takes the fixtures by ``running, gateway = frames.running, frames.gateway``:
-one gateway a file, since loading the programs takes longer than most tests, and
-between two tests no rule and no setting is left.
+``Gateway`` is the value of the fixture ``gateway``. The tests of a file share one, since
+loading the programs takes longer than most tests.
 """
 
 from __future__ import annotations
 
 import select
 import socket
-import time
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,6 +24,7 @@ from tests.firewall.support.listeners import (
     udp_listener,
 )
 from tests.support.netns import Network
+from tests.support.waiting import wait_until
 from zfw_py import Firewall, Prefix, Rule, RuleKey
 
 if TYPE_CHECKING:
@@ -37,14 +35,17 @@ if TYPE_CHECKING:
     from scapy.packet import Packet
 
     from tests.firewall.support.listeners import Listener
+    from tests.support.netns import Namespace
     from zfw_py import Inserted
 
 FAMILIES = (4, 6)
+families = pytest.mark.parametrize("family", FAMILIES)
 PROTOCOLS = ("tcp", "udp")
 
 CLIENT = {4: Network.client_ipv4, 6: Network.client_ipv6}
 GATEWAY = {4: Network.gateway_ipv4, 6: Network.gateway_ipv6}
-# What is intercepted: the gateway takes all of LOCAL for itself, as a router sees to.
+# The client's destination in tests. The gateway has local routes for all of LOCAL, as a
+# router's boot scripts add them.
 SERVICE = {4: "100.72.0.4", 6: "fd72::4"}
 LOCAL = {4: ("100.64.0.0/10", "172.20.0.0/16"), 6: ("fd72::/16",)}
 EVERYWHERE = {4: "0.0.0.0/0", 6: "::/0"}
@@ -52,7 +53,7 @@ SOCKET_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 SOCKET_KIND = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 TRANSPARENT = {4: (socket.SOL_IP, IP_TRANSPARENT), 6: (socket.IPPROTO_IPV6, IPV6_TRANSPARENT)}
 
-# How long something that must happen may take, and how long something that must not is awaited.
+# Seconds to wait for an event that must happen, and for one that must not.
 PATIENCE = 3.0
 SILENCE = 0.03
 
@@ -71,7 +72,7 @@ DEFAULT_SETTINGS = {
 
 
 class _Some:
-    """Equals every count but 0: where TCP decides how many segments there are."""
+    """Equals every count but 0: TCP decides how many segments carry some data."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, int) and other > 0
@@ -83,7 +84,7 @@ class _Some:
 
 
 SOME = _Some()
-# What comes after the packet that a rule decided, until the conversation ends.
+# The counts of all packets of a conversation after the one that matched a rule.
 AFTERWARDS: dict[str, dict[str, int | _Some]] = {"tcp": {"established": SOME}, "udp": {}}
 
 
@@ -94,18 +95,8 @@ def listening(
     return {"tcp": tcp_listener, "udp": udp_listener}[protocol](family, port, address)
 
 
-def until(condition: Callable[[], bool], patience: float = PATIENCE) -> bool:
-    """Whether the condition comes true in time."""
-    end = time.monotonic() + patience
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.002)
-    return True
-
-
 def is_silent(*sockets: socket.socket) -> bool:
-    """Whether nothing arrives at any of them, no error and no connection either."""
+    """Whether no socket receives data, a connection or an error within SILENCE seconds."""
     for each in sockets:
         each.setblocking(False)
     connecting = [each for each in sockets if each.type == socket.SOCK_STREAM]
@@ -118,7 +109,7 @@ def family_of(address: str) -> int:
 
 
 def ip(destination: str, source: str = "", **fields: Any) -> Packet:
-    """The IP header of a packet from the client, or from another source behind it."""
+    """The IP header of a packet from the client, or from ``source``."""
     family = family_of(destination)
     return (IP, IPv6)[family == 6](src=source or CLIENT[family], dst=destination, **fields)
 
@@ -131,23 +122,52 @@ def datagram(
 
 
 def syn(destination: str, port: int, *, source_port: int = 40000) -> Packet:
-    """A TCP segment from the client that asks for a connection."""
+    """A SYN from the client."""
     return ip(destination) / TCP(sport=source_port, dport=port, flags="S", seq=1000)
 
 
-class Counting:
-    """Something with a firewall, whose counts of reasons are compared."""
+class Filtering:
+    """A host with a firewall: inserts rules, and compares what the firewall has counted."""
 
     firewall: Firewall
-    # What kernels send whenever they like.
+    # Reasons of packets that a kernel sends at any time.
     unasked: frozenset[str] = frozenset({"multicast_listener"})
+
+    def insert(
+        self,
+        destination: str,
+        protocol: str,
+        low: int,
+        high: int | None = None,
+        *,
+        to: int = 0,
+        source: str = "",
+        deny: bool = False,
+        interfaces: tuple[str, ...] = (),
+        direction: str = "ingress",
+    ) -> Inserted:
+        """Insert a rule: intercept for the local port ``to``, pass if that is 0, or deny."""
+        key = RuleKey(
+            Prefix.parse(destination),
+            protocol,
+            low,
+            source=Prefix.parse(source) if source else None,
+            direction=direction,
+        )
+        rule = Rule(key, high, tproxy_port=to, deny=deny, interfaces=interfaces)
+        return self.firewall.insert(rule)
+
+    def hits(self, inserted: Inserted) -> int:
+        """The number of packets that matched a rule."""
+        key = inserted.rule.key
+        return next(rule.packets for rule in self.firewall.rules() if rule.key == key)
 
     def _counted(self) -> dict[str, int]:
         return {name: packets for name, (packets, _) in self.firewall.status().reasons.items()}
 
     @contextmanager
     def counts(self, **expected: int | _Some) -> Iterator[None]:
-        """In the block these reasons are counted so often, and no other one is."""
+        """In the block exactly these reasons are counted, so many times each."""
         before = self._counted()
         found: dict[str, int] = {}
 
@@ -161,111 +181,99 @@ class Counting:
             return found == expected
 
         yield
-        if not until(is_as_expected):
+        if not wait_until(is_as_expected, PATIENCE):
             raise AssertionError(f"counted {found}, not {expected}")
 
 
-class Gateway(Counting, Network):
-    """The two namespaces of a network, and the firewall on the gateway's interface."""
+class Capture:
+    """The frames that arrive at an interface."""
+
+    def __init__(self, namespace: Namespace, interface: str) -> None:
+        self._sniffer = namespace.packet_socket(interface, _ETH_P_ALL)
+
+    def __enter__(self) -> Capture:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sniffer.close()
+
+    def next(self, kind: type[Packet]) -> Packet:
+        """The next packet of a layer's class; raises TimeoutError if none arrives."""
+        self._sniffer.settimeout(PATIENCE)
+        while True:
+            data, address = self._sniffer.recvfrom(65535)
+            frame = Ether(data)
+            if address[2] != socket.PACKET_OUTGOING and kind in frame:
+                found: Packet = frame[kind]
+                return found
+
+    def has(self, wanted: Callable[[Packet], bool]) -> bool:
+        """Whether any of the frames that have arrived is wanted; discards all of them."""
+        self._sniffer.setblocking(False)
+        found = False
+        while True:
+            try:
+                data, address = self._sniffer.recvfrom(65535)
+            except BlockingIOError:
+                return found
+            if address[2] != socket.PACKET_OUTGOING:
+                found = found or wanted(Ether(data))
+
+
+class Gateway(Filtering, Network):
+    """A network, and the firewall on the gateway's interface."""
 
     def __init__(self) -> None:
-        """Attach; neighbours are permanent, so that nothing but a test makes packets."""
+        """Attach. Neighbours are permanent: no kernel resolves them in the middle of a test."""
         super().__init__()
-        for namespace, name in ((self.client, "eth0"), (self.gateway, "gw0")):
-            with namespace.entered():
-                Path(f"/proc/sys/net/ipv6/conf/{name}/router_solicitations").write_text("0")
-        with self.client.entered():
-            self._wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-            self._wire.bind(("eth0", 0))
-        self.client_mac = self._wire.getsockname()[4].hex(":")
+        self._wire = self.client.packet_socket("eth0")
+        self.client_mac, self.mac = self.client.mac("eth0"), self.gateway.mac("gw0")
+        self.gateway.sysctl(0, "ipv4/conf/all/rp_filter", "ipv4/conf/gw0/rp_filter")
         with self.gateway.entered():
-            for name in ("all", "gw0"):
-                Path(f"/proc/sys/net/ipv4/conf/{name}/rp_filter").write_text("0")
-            with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as probe:
-                probe.bind(("gw0", 0))
-                self.mac = probe.getsockname()[4].hex(":")
             self.firewall = Firewall()
             self.firewall.attach(self.interface)
-            for prefix in (*LOCAL[4], *LOCAL[6]):
-                self.gateway.run("ip", "route", "add", "local", prefix, "dev", "lo")
+        self.gateway.ip(*(f"route add local {one} dev lo" for one in (*LOCAL[4], *LOCAL[6])))
         self.introduce()
 
     def introduce(self) -> None:
-        """Client and gateway know each other's link-layer addresses for good."""
+        """Make client and gateway permanent neighbours of each other."""
         for family in FAMILIES:
-            for namespace, name, address, mac in (
-                (self.client, "eth0", GATEWAY[family], self.mac),
-                (self.gateway, "gw0", CLIENT[family], self.client_mac),
-            ):
-                entry = (address, "lladdr", mac, "nud", "permanent", "dev", name)
-                namespace.run("ip", "neighbour", "replace", *entry)
+            self.client.add_neighbour("eth0", GATEWAY[family], self.mac)
+            self.gateway.add_neighbour("gw0", CLIENT[family], self.client_mac)
 
     def close(self) -> None:
-        """Everything goes."""
+        """Detach the firewall, and close the namespaces."""
         self._wire.close()
         with self.gateway.entered():
             self.firewall.detach_all()
         super().close()
 
     def reset(self) -> None:
-        """No rule; settings as they are by default, but with IPv6."""
+        """Delete all rules, and reset the settings to the defaults, but IPv6 on."""
         if self.firewall.rules():
             self.firewall.flush()
         for setting, on in DEFAULT_SETTINGS.items():
             self.firewall.set([self.interface], setting, on)
 
-    # Rules
-
-    def insert(
-        self,
-        destination: str,
-        protocol: str,
-        low: int,
-        high: int | None = None,
-        *,
-        to: int = 0,
-        source: str = "",
-        deny: bool = False,
-        interfaces: tuple[str, ...] = (),
-    ) -> Inserted:
-        """Insert a rule: to a port of ours, or 0 to pass, or deny."""
-        key = RuleKey(
-            Prefix.parse(destination),
-            protocol,
-            low,
-            source=Prefix.parse(source) if source else None,
-        )
-        rule = Rule(key, high, tproxy_port=to, deny=deny, interfaces=interfaces)
-        return self.firewall.insert(rule)
-
-    def hits(self, inserted: Inserted) -> int:
-        """How many packets a rule has decided."""
-        key = inserted.rule.key
-        return next(rule.packets for rule in self.firewall.rules() if rule.key == key)
-
-    # What the client does
+    # The client
 
     def send(self, *frames: Packet | bytes) -> None:
-        """Put packets on the wire, as they are; an Ethernet header goes before IP."""
+        """Send packets as they are, IP packets with an Ethernet header."""
         for frame in frames:
             self._wire.send(bytes(self.framed(frame)))
 
     @contextmanager
     def second_wire(self, name: str = "gw1") -> Iterator[Callable[[Packet], object]]:
-        """One more interface of the gateway, attached, IPv6 on: a function that sends to it."""
+        """Attach one more interface, IPv6 on; yields a function that sends a packet to it."""
         peer = f"{name}-peer"
-        self.gateway.run("ip", "link", "add", name, "type", "veth", "peer", "name", peer)
+        self.gateway.add_veth(name, peer)
         try:
-            # The stack at the other end is to send nothing of its own.
-            Path(f"/proc/sys/net/ipv6/conf/{peer}/disable_ipv6").write_text("1")
+            # The stack at the other end must send no packet of its own.
+            self.gateway.sysctl(1, f"ipv6/conf/{peer}/disable_ipv6")
             for end in (name, peer):
-                self.gateway.run("ip", "link", "set", end, "up")
-            with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as wire:
-                wire.bind((name, 0))
-                mac = wire.getsockname()[4].hex(":")
-            with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as wire:
-                wire.bind((peer, 0))
-                header = Ether(src=wire.getsockname()[4].hex(":"), dst=mac)
+                self.gateway.set_up(end)
+            header = Ether(src=self.gateway.mac(peer), dst=self.gateway.mac(name))
+            with self.gateway.packet_socket(peer) as wire:
                 self.firewall.attach(name)
                 self.firewall.set([name], "ipv6", True)
                 yield lambda packet: wire.send(bytes(header / packet))
@@ -274,7 +282,7 @@ class Gateway(Counting, Network):
             self.firewall.refresh()
 
     def framed(self, payload: Packet | bytes, ethertype: int | None = None) -> Packet | bytes:
-        """With an Ethernet header from the client to the gateway, unless there is one."""
+        """Add an Ethernet header from the client to the gateway, unless there is one."""
         if isinstance(payload, (bytes, Ether)):
             return payload
         header = Ether(src=self.client_mac, dst=self.mac)
@@ -284,22 +292,9 @@ class Gateway(Counting, Network):
 
     @contextmanager
     def capture(self) -> Iterator[Callable[[type[Packet]], Packet]]:
-        """What the client's interface hears: a function that returns the next packet of a kind."""
-        with self.client.entered():
-            sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
-            sniffer.bind(("eth0", _ETH_P_ALL))
-        sniffer.settimeout(PATIENCE)
-
-        def heard(kind: type[Packet]) -> Packet:
-            while True:
-                data, address = sniffer.recvfrom(65535)
-                frame: Packet = Ether(data)
-                if address[2] != socket.PACKET_OUTGOING and kind in frame:
-                    found: Packet = frame[kind]
-                    return found
-
-        with sniffer:
-            yield heard
+        """Capture what arrives at the client; yields ``Capture.next``."""
+        with Capture(self.client, "eth0") as captured:
+            yield captured.next
 
     def client_socket(self, protocol: str, family: int, source: str = "") -> socket.socket:
         """A socket in the client's namespace, with a time-out."""
@@ -311,7 +306,7 @@ class Gateway(Counting, Network):
         return made
 
     def attempt(self, protocol: str, address: str, port: int, source: str = "") -> socket.socket:
-        """Send a SYN, or a datagram; whether anything comes of it is the caller's to see."""
+        """Send a SYN or a datagram, and wait for no answer; the socket that sent it."""
         client = self.client_socket(protocol, family_of(address), source)
         knock(client, address, port)
         return client
@@ -319,14 +314,14 @@ class Gateway(Counting, Network):
     def is_dropped(
         self, protocol: str, address: str, port: int, reason: str, *, source: str = ""
     ) -> None:
-        """One packet, dropped in silence for this reason."""
+        """Send one packet: it is counted with this reason, and nothing is answered."""
         with self.client_socket(protocol, family_of(address), source) as client:
             with self.counts(**{reason: 1}):
                 knock(client, address, port)
             assert is_silent(client), f"{protocol} to {address} port {port} was answered"
 
     def talks(self, listener: Listener, address: str, port: int, source: str = "") -> None:
-        """A client that talks to an address is heard by this listener, and answered from there."""
+        """Send to an address: this listener receives it, and answers from that address."""
         if listener.socket.type == socket.SOCK_STREAM:
             with self.connects(listener, address, port, source) as (client, connection):
                 exchange(client, connection)
@@ -344,20 +339,20 @@ class Gateway(Counting, Network):
     def connects(
         self, listener: Listener, address: str, port: int, source: str = ""
     ) -> Iterator[tuple[socket.socket, socket.socket]]:
-        """A connection that this listener accepts: the client's end and ours."""
+        """Connect; this listener accepts. Yields the client's socket and the accepted one."""
         with self.client_socket("tcp", family_of(address), source) as client:
             client.connect((address, port))
             with listener.accept() as connection:
                 local = connection.getsockname()
                 assert local[:2] == (address, port) or local[0] == f"::ffff:{address}"
                 yield client, connection
-                # The client first: its end has the TIME_WAIT then.
+                # The client closes first, so that TIME_WAIT is at its end.
                 client.shutdown(socket.SHUT_WR)
                 assert connection.recv(1) == b""
 
 
 def knock(client: socket.socket, address: str, port: int) -> None:
-    """Send a SYN, or a datagram, and wait for nothing."""
+    """Send a SYN or a datagram, and wait for no answer."""
     client.setblocking(False)
     client.connect_ex((address, port))
     if client.type == socket.SOCK_DGRAM:
@@ -365,7 +360,7 @@ def knock(client: socket.socket, address: str, port: int) -> None:
 
 
 def exchange(client: socket.socket, connection: socket.socket) -> None:
-    """A connection carries data, both ways."""
+    """Send data both ways."""
     client.sendall(b"question")
     assert connection.recv(100) == b"question"
     connection.sendall(b"answer")
@@ -373,7 +368,7 @@ def exchange(client: socket.socket, connection: socket.socket) -> None:
 
 
 def transparent_socket(address: tuple[str, int], protocol: str = "udp") -> socket.socket:
-    """A socket bound to any address, as a router opens one to answer from there."""
+    """A transparent socket bound to an address of another host, as a router answers from it."""
     family = family_of(address[0])
     made = socket.socket(SOCKET_FAMILY[family], SOCKET_KIND[protocol])
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -381,19 +376,3 @@ def transparent_socket(address: tuple[str, int], protocol: str = "udp") -> socke
     made.settimeout(PATIENCE)
     made.bind(address)
     return made
-
-
-@pytest.fixture(scope="module")
-def running(_private_bpffs: None) -> Iterator[Gateway]:
-    """The gateway that the tests of a file share."""
-    made = Gateway()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def gateway(running: Gateway) -> Iterator[Gateway]:
-    """The test is inside the gateway, which has no rule; IPv6 is on."""
-    with running.gateway.entered():
-        running.reset()
-        yield running

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-IP_TRANSPARENT, IP_RECVORIGDSTADDR, IP_ORIGDSTADDR = 19, 20, 20
+IP_TRANSPARENT, IP_RECVORIGDSTADDR = 19, 20
 IPV6_TRANSPARENT, IPV6_RECVORIGDSTADDR = 75, 74
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 
 
 class Listener:
-    """A bound socket, transparent; ``port`` is where a rule sends to."""
+    """A bound transparent socket; ``port`` is the tproxy port for a rule."""
 
     def __init__(
         self, family: int, kind: socket.SocketKind, port: int = 0, address: str = ""
@@ -38,13 +38,13 @@ class Listener:
         self.port: int = self.socket.getsockname()[1]
 
     def accept(self) -> socket.socket:
-        """The next connection, with a time-out of 5 s."""
+        """Accept a connection; both sockets have a time-out of 5 s."""
         connection, _ = self.socket.accept()
         connection.settimeout(5)
         return connection
 
     def receive(self) -> tuple[bytes, tuple[str, int], tuple[str, int]]:
-        """The next datagram: data, source, original destination."""
+        """Receive a datagram: data, source, original destination."""
         data, ancillary, _, source = self.socket.recvmsg(65535, 256)
         for _, _, value in ancillary:
             if self.family == 4:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Random rules, and random frames that aim at them.
+"""Random rules, and random frames to and around them.
 
-Frames are put together with struct: scapy takes milliseconds for what has to
-happen tens of thousands of times. Checksums are zero; nothing here looks at them.
+Frames are packed with struct, tens of thousands of them: scapy takes milliseconds for each. All
+checksums are 0, since the programs do not read them.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ MIN_FRAME = 14
 
 @dataclass
 class Scene:
-    """What frames aim at."""
+    """The addresses, ports and flows that frames are aimed at."""
 
     interface: Interface
     rules: Sequence[Rule] = ()
     sockets: Sockets = field(default_factory=Sockets)
-    # First fragments that were seen.
+    # First fragments that have arrived.
     first_fragments: list[Packet] = field(default_factory=list)
     tracked: Sequence[TrackedFlow] = ()
 
@@ -113,9 +113,9 @@ def extension(kind: int, next_header: int, units: int = 0) -> bytes:
     if kind == AUTHENTICATION:
         return struct.pack("!BBHII", next_header, 1 + units, 0, 7, 1) + bytes(4 * units)
     if kind == ROUTING:
-        # Of a type that is for experiments (RFC 4727), no segments left.
+        # A type for experiments (RFC 4727), no segments left.
         return struct.pack("!BBBBI", next_header, units, 253, 0, 0) + bytes(8 * units)
-    # Filled up with one option, PadN.
+    # One option, PadN, fills the header.
     return struct.pack("!BBBB", next_header, units, 1, 4 + 8 * min(units, 31)) + bytes(
         4 + 8 * units
     )
@@ -135,7 +135,7 @@ def tcp(
     sequence: int = 1,
     acknowledgment: int = 0,
 ) -> bytes:
-    """A TCP segment, a SYN if not said otherwise."""
+    """A TCP segment, by default a SYN."""
     numbers = (sequence, acknowledgment)
     return (
         struct.pack("!HHIIBBHHH", source_port, destination_port, *numbers, 0x50, flags, 512, 0, 0)
@@ -200,7 +200,7 @@ _SPECIAL: dict[int, list[Address]] = {
 
 
 def _address(rng: Random, scene: Scene, family: int) -> Address:
-    """Any address of a family, rather one that means something."""
+    """An address of a family, most often one of a rule or an interface."""
     own = [a for a in scene.interface.addresses if a.version == family]
     draw = rng.random()
     if own and draw < 0.3:
@@ -208,7 +208,7 @@ def _address(rng: Random, scene: Scene, family: int) -> Address:
     if draw < 0.5:
         return rng.choice(_SPECIAL[family])
     if draw < 0.7 and family == 6:
-        # An IPv4 address in IPv6's clothes is not an IPv4 address.
+        # In a packet an IPv4-mapped address does not stand for the IPv4 address.
         return mapped(_address(rng, scene, 4))
     if draw < 0.85 and scene.rules:
         rule = rng.choice(scene.rules)
@@ -227,7 +227,7 @@ def mapped(address: Address) -> IPv6Address:
 
 @dataclass
 class _Segment:
-    """What goes into an IP packet."""
+    """The payload of an IP packet."""
 
     source: Address
     destination: Address
@@ -244,7 +244,7 @@ def _transport(rng: Random, protocol: int, source_port: int, destination_port: i
 
 
 def _at_rule(rng: Random, scene: Scene) -> _Segment:
-    """A packet at a rule, or past it by a hair."""
+    """A packet that matches a rule, or just does not."""
     rule = rng.choice(scene.rules)
     protocol = TCP if (rule.protocol == "tcp") != _chance(rng, 0.08) else UDP
     source = _address_near(rng, rule.source)
@@ -254,14 +254,14 @@ def _at_rule(rng: Random, scene: Scene) -> _Segment:
     ports = _port(rng), _port_near(rng, rule)
     flows = _sorted_flows(scene, rule.family)
     if flows and _chance(rng, 0.04):
-        # The same client, on the same port, that some local socket talks to.
+        # The address and port of a local socket's peer.
         flow = rng.choice(flows)
         source, ports = flow.remote, (flow.remote_port, ports[1])
     return _Segment(source, destination, protocol, _transport(rng, protocol, *ports))
 
 
 def _at_exception(rng: Random, scene: Scene) -> _Segment:
-    """DHCP or SSH, or nearly."""
+    """A packet of DHCP or SSH, or almost one."""
     family = rng.choice((4, 6))
     protocol, source_port, destination_port = rng.choice(
         ((TCP, 50000, 22), (UDP, 67, 68), (UDP, 547, 546), (UDP, 68, 67), (UDP, 546, 547))
@@ -284,7 +284,7 @@ _OFFSETS = (0, 0, 0, 0, 1, -1, 1000, -1000, NEAR, NEAR + 1, -NEAR, -NEAR - 1, 1 
 
 
 def _number_of(rng: Random, numbers: Sequence[int]) -> int:
-    """One of these, or so far from it that it matters; rarely any."""
+    """One of these numbers, or a number at a distance that matters; rarely any."""
     if _chance(rng, 0.05):
         return rng.randrange(WRAP)
     return (rng.choice(numbers) + rng.choice(_OFFSETS)) % WRAP
@@ -312,7 +312,7 @@ def _transport_of(rng: Random, flow: TrackedFlow, source: End, destination: End)
 
 
 def _ends_of(rng: Random, flow: TrackedFlow) -> tuple[End, End]:
-    """Who sends, and who to; nearly always the flow's own ends."""
+    """Source and destination; almost always the flow's own ends."""
     source, destination = rng.sample((flow.initiator, flow.responder), 2)
     if flow.protocol in (TCP, UDP) and _chance(rng, 0.05):
         destination = (destination[0], destination[1] ^ 1)
@@ -320,7 +320,7 @@ def _ends_of(rng: Random, flow: TrackedFlow) -> tuple[End, End]:
 
 
 def _at_tracked(rng: Random, scene: Scene) -> _Segment:
-    """A packet of a flow that is tracked, or nearly."""
+    """A packet of a tracked flow, or almost one."""
     flow = rng.choice(scene.tracked)
     source, destination = _ends_of(rng, flow)
     payload = _transport_of(rng, flow, source, destination)
@@ -328,7 +328,7 @@ def _at_tracked(rng: Random, scene: Scene) -> _Segment:
 
 
 def random_flow(rng: Random, scene: Scene, now: float, ages: Sequence[float]) -> TrackedFlow:
-    """A flow in any state that its packets can bring about, and some that they cannot."""
+    """A flow in any state, some of which no packets lead to."""
     family = rng.choice((4, 6))
     protocol = rng.choice((TCP, TCP, TCP, UDP, ICMP if family == 4 else ICMPV6))
     initiator, responder = (
@@ -371,7 +371,7 @@ def random_flow(rng: Random, scene: Scene, now: float, ages: Sequence[float]) ->
 
 
 def _sorted_flows(scene: Scene, family: int) -> list[Flow]:
-    """Sets have no order that a seed could fix."""
+    """A set in a fixed order, which a seed needs."""
     return sorted(
         (f for f in scene.sockets.flows if f.local.version == family),
         key=lambda f: (f.protocol, int(f.local), f.local_port, int(f.remote), f.remote_port),
@@ -379,7 +379,7 @@ def _sorted_flows(scene: Scene, family: int) -> list[Flow]:
 
 
 def _flow(rng: Random, scene: Scene, family: int) -> Flow:
-    """A flow of a local socket, or nearly, or not at all."""
+    """A flow of a local socket, or almost one, or of none."""
     flows = _sorted_flows(scene, family)
     listeners = sorted(each for each in scene.sockets.listeners if each[0] == family)
     draw = rng.random()
@@ -417,7 +417,7 @@ def _at_flow(rng: Random, scene: Scene) -> _Segment:
 
 
 def _quote(rng: Random, scene: Scene, family: int) -> bytes:
-    """What an ICMP error says that we sent."""
+    """The packet of this host that an ICMP error quotes."""
     tracked = [each for each in scene.tracked if each.initiator[0].version == family]
     if tracked and _chance(rng, 0.4):
         segment = _at_tracked(rng, replace(scene, tracked=tracked))
@@ -427,7 +427,7 @@ def _quote(rng: Random, scene: Scene, family: int) -> bytes:
     payload = _transport(rng, protocol, flow.local_port, flow.remote_port)
     segment = _Segment(flow.local, flow.remote, protocol, payload)
     if _chance(rng, 0.08):
-        # An echo request of ours, or something that has no ports.
+        # An echo request of this host, or a packet without ports.
         segment.protocol = rng.choice((ICMP, ICMPV6, 47))
     return _cut_quote(rng, family, _ip(rng, segment, simple=0.6))
 
@@ -436,7 +436,7 @@ def _cut_quote(rng: Random, family: int, packet: bytes) -> bytes:
     quote = bytearray(packet)
     draw = rng.random()
     if draw < 0.25:
-        # Routers may quote no more than eight bytes of payload, some less.
+        # Routers may quote only eight bytes of payload, some quote less.
         del quote[(20 if family == 4 else 40) + rng.randrange(12) :]
     elif draw < 0.35:
         del quote[rng.randrange(len(quote)) :]
@@ -510,10 +510,10 @@ def _ip_version_4(rng: Random, segment: _Segment, is_simple: bool) -> bytes:
     options, fragment = b"", rng.choice((0, 0x4000))
     if not is_simple:
         if _chance(rng, 0.6):
-            # No operation, many times; what they are does not matter here.
+            # No Operation, repeated: the kind of option does not matter here.
             options = b"\x01" * 4 * rng.randint(1, 10)
         if _chance(rng, 0.6):
-            # Reserved bit and "don't fragment" have no say in what is a fragment.
+            # The reserved bit and "don't fragment" do not make a packet a fragment.
             fragment = rng.choice(
                 (0x2000, 0, _fragment_offset(rng), 0x2000 | _fragment_offset(rng))
             )
@@ -533,7 +533,7 @@ def _ip_version_4(rng: Random, segment: _Segment, is_simple: bool) -> bytes:
 def _ip_version_6(rng: Random, segment: _Segment, is_simple: bool) -> bytes:
     next_header, payload = segment.protocol, segment.payload
     if not is_simple:
-        # From the inside out. Chains of eight are followed, of nine are not.
+        # From the innermost header. The programs follow eight headers, but not nine.
         count = rng.choice((0, 1, 1, 2, 3, 7, 8, 9, 12))
         kinds = [
             rng.choice((HOP_BY_HOP, ROUTING, DESTINATION_OPTIONS, AUTHENTICATION))
@@ -558,7 +558,7 @@ def _ip_version_6(rng: Random, segment: _Segment, is_simple: bool) -> bytes:
 
 
 def _at_datagram(rng: Random, scene: Scene) -> bytes:
-    """A fragment that follows a first one, or that of another datagram by a hair."""
+    """A later fragment of a known datagram, or of one that differs in one field."""
     first = rng.choice(scene.first_fragments)
     source, destination, protocol = first.source, first.destination, first.protocol
     identification = first.identification
@@ -615,7 +615,7 @@ def _tags(rng: Random) -> list[int]:
 
 
 def _spoil(rng: Random, frame: bytes) -> bytes:
-    """Cut a frame off, let its headers lie about lengths, or flip a bit of them."""
+    """Damage a frame: truncate it, change a length, or flip a bit of its headers."""
     draw = rng.random()
     spoilt = bytearray(frame)
     if draw < 0.35:
@@ -638,7 +638,7 @@ def _spoil(rng: Random, frame: bytes) -> bytes:
 
 
 def random_frame(rng: Random, scene: Scene) -> bytes:
-    """A frame of at least 14 bytes, most often about something in the scene."""
+    """A frame of at least 14 bytes, most often to something in the scene."""
     if _chance(rng, 0.03):
         return _other_ethertype(rng)
     if scene.first_fragments and _chance(rng, 0.06):
@@ -657,13 +657,13 @@ def random_frame(rng: Random, scene: Scene) -> bytes:
     if _chance(rng, 0.1):
         frame = _spoil(rng, frame)
     if _chance(rng, 0.1):
-        # As Ethernet pads what is shorter than 60 bytes.
+        # Ethernet pads a frame to 60 bytes.
         frame += bytes(max(60 - len(frame), rng.randrange(20)))
     return frame
 
 
 def is_testable(frame: bytes) -> bool:
-    """Will BPF_PROG_TEST_RUN take this frame?
+    """Does BPF_PROG_TEST_RUN accept this frame?
 
     It refuses, with EINVAL, IP without room for the fixed IP header. Behind a VLAN tag
     it does not look, so that what the program makes of such frames is seen all the same.

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The decisions of both directions, a second time: plain and slow, to compare the BPF with.
+"""The firewall's reference model: decisions in plain Python, to compare the programs with.
 
-Written from the design and the RFCs, without sharing a line or an idea with
-the C or with zfw_py. What it decides is meant to be right, not what the C happens to do:
-where the two differ, one of them has a bug.
+It is written from the design and the RFCs, and shares no code and no idea with the C or with
+zfw_py. Where the model and the programs differ, one of them has a bug.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ VRRP = 112
 HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, DESTINATION_OPTIONS = 0, 43, 44, 51, 60
 EXTENSION_HEADERS = (HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, DESTINATION_OPTIONS)
 MAX_EXTENSION_HEADERS = 8
-# No header that starts further into the frame is looked at.
+# The programs read no header that starts later in the frame.
 MAX_OFFSET = 1024
 
 BROADCAST = IPv4Address("255.255.255.255")
@@ -64,7 +63,7 @@ class Interface:
     is_loopback: bool = False
 
     def in_effect(self) -> Interface:
-        """With what holds on loopback whatever is set."""
+        """The interface with the settings in effect: some are fixed on loopback."""
         if not self.is_loopback:
             return self
         return replace(self, icmp_echo=True, ipv6=True, pass_non_tuple=True)
@@ -91,7 +90,7 @@ class Rule:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What names the rule: a second one with the same key replaces it."""
+        """The rule's key: a second rule with the same key replaces it."""
         return (self.direction, self.protocol, self.destination, self.source, self.low)
 
     def __str__(self) -> str:
@@ -131,7 +130,7 @@ def rule(
 
 
 class RuleSet:
-    """Rules in order of entry."""
+    """The rules, in the order in which they were inserted."""
 
     def __init__(self, rules: Iterable[Rule] = ()) -> None:
         self._rules: list[Rule] = []
@@ -264,7 +263,7 @@ class Sockets:
         return flow in self.flows
 
     def owns(self, flow: Flow) -> bool:
-        """Does a packet that we are said to have sent belong to a socket?
+        """Does a packet that an error quotes belong to a local socket?
 
         An unconnected UDP socket sends to anyone; a listener sends nothing.
         """
@@ -278,7 +277,7 @@ class Sockets:
 
 @dataclass(frozen=True)
 class Decision:
-    """What becomes of a packet: "pass", "drop" or "assign"; why; and which rule said so.
+    """The decision for a packet: "pass", "drop" or "assign", the reason, and the rule.
 
     ``track`` is what it does to the entry of its flow: "none", or as TrackedFlows.track() has it.
     """
@@ -290,15 +289,15 @@ class Decision:
 
 
 class Malformed(Exception):
-    """Not a packet: what its headers say does not fit together, or not into the frame."""
+    """The headers contradict each other, or do not fit into the frame."""
 
 
 class HeaderChain(Exception):
-    """More IPv6 extension headers, or longer ones, than are followed."""
+    """More or longer IPv6 extension headers than the programs follow."""
 
 
 class NotIp(Exception):
-    """A frame that carries something else."""
+    """The frame carries neither IPv4 nor IPv6."""
 
     def __init__(self, ethertype: int) -> None:
         super().__init__(f"ethertype {ethertype:#06x}")
@@ -325,12 +324,12 @@ class Packet:
 
     @property
     def icmp_protocol(self) -> int:
-        """The ICMP of its family."""
+        """The protocol number of ICMP in its family."""
         return ICMP if self.family == 4 else ICMPV6
 
     @property
     def datagram(self) -> tuple[object, ...]:
-        """What the fragments of one datagram share: RFC 791 section 3.2, RFC 8200 section 4.5."""
+        """The key of a datagram's fragments: RFC 791 section 3.2, RFC 8200 section 4.5."""
         protocol = self.protocol if self.family == 4 else None
         return (self.source, self.destination, self.identification, protocol)
 
@@ -357,7 +356,7 @@ def parse_frame(frame: bytes) -> Packet:
 
 
 def parse_packet(version: int, packet: bytes) -> Packet:
-    """Read an IP packet that no frame is around; raises Malformed or HeaderChain."""
+    """Read an IP packet without a frame; raises Malformed or HeaderChain."""
     return _parse_ipv4(packet, 0) if version == 4 else _parse_ipv6(packet, 0)
 
 
@@ -369,7 +368,7 @@ def _parse_ipv4(frame: bytes, start: int) -> Packet:
     total_length = _number(ip, 2, 2)
     if version != 4:
         raise Malformed(f"version {version} where IPv4 is announced")
-    # The options count as header: they have to be there, all of them.
+    # The header includes all of its options.
     if not 20 <= header_length <= total_length <= len(ip):
         raise Malformed(f"header {header_length}, total {total_length}, frame {len(ip)}")
     more_fragments = bool(ip[6] & 0x20)
@@ -410,7 +409,7 @@ def _walk_chain(protocol: int, payload: bytes, start: int) -> _Chain:
             raise HeaderChain("too long")
         header = payload[position:]
         if protocol == FRAGMENT:
-            # Section 4.1: once at most; what is in a fragment has none.
+            # Section 4.1: at most one, and none after a fragment header.
             if seen_fragment_header:
                 raise Malformed("fragment of a fragment")
             seen_fragment_header = True
@@ -419,7 +418,7 @@ def _walk_chain(protocol: int, payload: bytes, start: int) -> _Chain:
             more_fragments = header[3] & 1
             identification = _number(header, 4, 4)
             if fragment_offset:
-                # What follows is the middle of something.
+                # A later fragment: its payload starts in the middle of the datagram's.
                 return _Chain(header[0], position + 8, "later", identification)
             if more_fragments:
                 fragment = "first"
@@ -461,7 +460,7 @@ def _parse_ipv6(frame: bytes, start: int) -> Packet:
 
 
 def segment_of(packet: Packet) -> Segment | None:
-    """What a packet says to who tracks flows; None unless it is TCP, UDP or an echo.
+    """The segment for the flow tables; None unless the packet is TCP, UDP or an echo.
 
     Its transport header is there: decide() has seen to that.
     """
@@ -497,7 +496,7 @@ def segment_of(packet: Packet) -> Segment | None:
 
 
 def quoted_segment(packet: Packet) -> Segment | None:
-    """The packet that an ICMP error quotes, TCP, UDP or echo; None if it does not tell.
+    """The TCP, UDP or echo packet that an ICMP error quotes; None if that is not clear.
 
     A quote may end early, so the quoted lengths say nothing, but eight bytes of
     its payload are there (RFC 792, RFC 4443 section 2.4). No more of it is read.
@@ -537,7 +536,7 @@ def quoted_segment(packet: Packet) -> Segment | None:
 
 
 def _own_flow(segment: Segment | None) -> Flow | None:
-    """The flow of a packet that we are said to have sent."""
+    """The flow of a quoted packet."""
     if segment is None or segment.protocol not in (TCP, UDP):
         return None
     protocol = "tcp" if segment.protocol == TCP else "udp"
@@ -554,7 +553,7 @@ _MULTICAST_LISTENER = (130, 131, 132, 143)
 
 def _kind_of_icmp(packet: Packet) -> str:
     """ "echo", "error", or the reason of the decision."""
-    # Every message has eight bytes, in both families, and no stack takes less.
+    # Every message has at least eight bytes in both families, and no stack accepts fewer.
     if len(packet.payload) < 8:
         return "malformed"
     type_, code = packet.payload[0], packet.payload[1]
@@ -563,7 +562,7 @@ def _kind_of_icmp(packet: Packet) -> str:
     if type_ in _ERRORS[packet.family]:
         return "error"
     if packet.family == 6:
-        # RFC 4861 section 6.1: no router has forwarded it.
+        # RFC 4861 section 6.1: hop limit 255 shows that no router has forwarded it.
         if type_ in _NEIGHBOUR_DISCOVERY and packet.hop_limit == 255 and code == 0:
             return "neighbour_discovery"
         if type_ in _MULTICAST_LISTENER and packet.hop_limit == 1:
@@ -620,7 +619,7 @@ def _leaving_icmp(
     segment = segment_of(packet)
     assert segment is not None
     flow = flows.find(segment)
-    # Both ends may ping each other with one identifier; such a packet is judged by itself.
+    # Both ends may ping each other with one identifier: decide such a packet without the flow.
     if (
         flow is not None
         and flow.is_plausible(segment)
@@ -643,7 +642,7 @@ def _is_dhcp(packet: Packet, ports: tuple[int, int], interface: Interface) -> bo
 
 
 def _is_dhcp_request(packet: Packet, ports: tuple[int, int], interface: Interface) -> bool:
-    """A client's question: RFC 2131 section 4.1, RFC 8415 section 7."""
+    """Is it a client's request: RFC 2131 section 4.1, RFC 8415 section 7?"""
     if packet.protocol != UDP:
         return False
     if packet.family == 4:
@@ -676,12 +675,12 @@ def _is_ssh_answer(packet: Packet, ports: tuple[int, int], interface: Interface)
     )
 
 
-# What became of the first fragment of a datagram on an interface.
+# The decision for the first fragment of a datagram on an interface.
 Fragments = dict[tuple[object, ...], str]
 
 
 def _whole(frame: bytes, interface: Interface) -> Packet | Decision:
-    """The packet in a frame, or what is decided where there is none."""
+    """The packet in a frame, or the decision for a frame without one."""
     try:
         packet = parse_frame(frame)
     except Malformed:
@@ -696,8 +695,7 @@ def _whole(frame: bytes, interface: Interface) -> Packet | Decision:
         if interface.pass_non_tuple:
             return Decision("pass", "non_tuple")
         return Decision("drop", "non_ip")
-    # A header that is cut off is no header, and no first fragment leaves a part
-    # of it to the next (RFC 1858).
+    # The transport header must be complete, also in a first fragment (RFC 1858).
     if packet.fragment != "later":
         needed = {TCP: 20, UDP: 8}
         if len(packet.payload) < needed.get(packet.protocol, 0):
@@ -734,7 +732,7 @@ def decide(
     *,
     is_tracking: bool = False,
 ) -> Decision:
-    """What becomes of a frame that arrives on an interface.
+    """Decide a frame that arrives on an interface.
 
     ``is_tracking``: some interface filters what leaves, so what is admitted is remembered.
     """
@@ -760,7 +758,7 @@ def decide(
     if _is_ssh(packet, ports, interface):
         return Decision("pass", "ssh")
 
-    # Nothing that leaves by loopback is filtered.
+    # Frames that leave by loopback are not filtered.
     admitted = "adopt" if is_tracking and not interface.is_loopback else "none"
     protocol = "tcp" if packet.protocol == TCP else "udp"
     if sockets.is_established(
@@ -780,7 +778,7 @@ def decide(
         return Decision("drop", "flow_invalid")
 
     if packet.protocol == UDP:
-        # Its packets do not tell who began: an answer would seem to be this host's question.
+        # UDP and echo do not show the initiator: an answer would look like this host's request.
         admitted = "adopt"
     matched = rules.match(protocol, packet.source, packet.destination, ports[1], interface)
     if matched is None:
@@ -808,13 +806,13 @@ def decide_egress(
     sockets: Sockets | None = None,
     is_forwarded: bool = False,
 ) -> Decision:
-    """What becomes of a frame that leaves by an interface; this host sends it, or forwards it."""
+    """Decide a frame that leaves by an interface; this host sends it, or forwards it."""
     flows = flows or TrackedFlows()
     interface = interface.in_effect()
     if interface.is_loopback:
         return Decision("pass", "loopback")
     packet = _whole(frame, interface)
-    # This host knows what it began; of others' flows the beginning may not have been seen.
+    # This host knows the flows that it began; the begin of forwarded ones may be unknown.
     begins = "adopt" if is_forwarded else "open"
     if not interface.outbound_filter:
         is_tracked = isinstance(packet, Packet) and segment_of(packet) is not None
@@ -838,7 +836,7 @@ def decide_egress(
     if _is_ssh_answer(packet, ports, interface):
         return Decision("pass", "ssh")
 
-    # Whoever begins a connection, or begins one again, needs a rule for it.
+    # The first SYN of a connection needs a rule, also if the flow is known.
     flow = None if segment.is_bare_syn else flows.find(segment)
     if flow is not None:
         from_initiator = flow.is_from_initiator(segment)
@@ -852,7 +850,7 @@ def decide_egress(
         protocol, packet.source, packet.destination, ports[1], interface, "egress"
     )
     if matched is None:
-        # A connection that this host has had for longer than there is a filter.
+        # A connection of this host that is older than the filter.
         if (
             sockets is not None
             and not is_forwarded
@@ -870,7 +868,7 @@ def decide_egress(
 
 
 def carry_out(frame: bytes, decision: Decision, direction: str, flows: TrackedFlows) -> None:
-    """Let a frame that was decided have its effect on the flows."""
+    """Update the flows after the decision for a frame."""
     if decision.track == "none" or decision.verdict == "drop":
         return
     segment = segment_of(parse_frame(frame))
@@ -885,7 +883,7 @@ def remember(
     fragments: Fragments,
     direction: str = "ingress",
 ) -> None:
-    """Let the fragments that follow a first one share its verdict."""
+    """Remember a first fragment's decision for the later fragments."""
     try:
         packet = parse_frame(frame)
     except (Malformed, HeaderChain, NotIp):
@@ -896,5 +894,5 @@ def remember(
 
 
 def addresses(*texts: str) -> frozenset[Address]:
-    """Addresses from text, as an interface has them."""
+    """Parse the addresses of an interface."""
     return frozenset(ip_address(text) for text in texts)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Tracked flows, a second time: plain and slow, to compare the BPF programs with.
+"""The reference model of tracked flows in plain Python, to compare the programs with.
 
-Part of the reference model: written from the design and the RFCs, without sharing a
-line or an idea with the C or with zfw_py. Times are in seconds, sequence numbers are what the
-wire has, and an end of a flow is an address with a port (ICMP echo: its identifier).
+It is written from the design and the RFCs, and shares no code and no idea with the C or with
+zfw_py. Times are in seconds, and sequence numbers as in the packets. An end of a flow is an
+address with a port, for ICMP echo with the identifier.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
 FIN, SYN, RST, ACK = 1, 2, 4, 16
 
 OPENING_IDLE, CLOSING_IDLE, RESET_IDLE = 120, 120, 10
-# The largest window that Linux offers by itself is 6 MB; a number further off is not believed.
+# The largest window that Linux offers by itself is 6 MB; a number beyond it is ignored.
 NEAR = 8 << 20
 WRAP = 1 << 32
 
@@ -35,7 +35,7 @@ def is_near(a: int, b: int) -> bool:
 
 @dataclass(frozen=True)
 class Segment:
-    """What a packet of TCP, UDP or ICMP echo says to who tracks flows."""
+    """The fields of a TCP, UDP or ICMP echo packet that flow tracking uses."""
 
     protocol: int
     source: End
@@ -48,7 +48,7 @@ class Segment:
 
     @property
     def key(self) -> tuple[int, frozenset[End]]:
-        """What both directions of a flow share."""
+        """The key of the flow, the same for both directions."""
         return self.protocol, frozenset((self.source, self.destination))
 
     @property
@@ -57,12 +57,12 @@ class Segment:
 
     @property
     def is_bare_syn(self) -> bool:
-        """It begins a connection."""
+        """Is it a SYN without ACK?"""
         return self.is_tcp and self.flags & (SYN | ACK | RST | FIN) == SYN
 
     @property
     def is_bare_ack(self) -> bool:
-        """Neither begins nor ends anything."""
+        """Is it an ACK without SYN, FIN and RST?"""
         return self.is_tcp and self.flags & (SYN | ACK | RST | FIN) == ACK
 
     @property
@@ -79,7 +79,7 @@ class Segment:
 
 @dataclass
 class TrackedFlow:
-    """A flow: who began it, how far it has come, what was admitted of its initiator.
+    """A flow: its initiator, its state, and the directions admitted from its initiator.
 
     ``next`` and ``acknowledged`` are, by end, the number after the highest sent and the highest
     acknowledgment sent; an end that was not heard yet has 0. Of an initiator that has not been
@@ -116,14 +116,14 @@ class TrackedFlow:
 
     @property
     def state(self) -> str:
-        """As it is listed."""
+        """The state as zfw lists it."""
         if self.is_reset:
             return "reset"
         if len(self.fins) == 2:
             return "closing"
         return "open" if self.stage == "confirmed" else self.stage
 
-    # What a packet of this flow says; none of it changes anything.
+    # Questions about a packet of this flow, which change nothing.
 
     def is_from_initiator(self, segment: Segment) -> bool:
         return segment.source == self.initiator
@@ -140,12 +140,12 @@ class TrackedFlow:
         )
 
     def is_exact_reset(self, segment: Segment) -> bool:
-        """Does a RST have the very number that is expected (RFC 5961 section 3)?"""
+        """Does a RST have exactly the expected number (RFC 5961 section 3)?"""
         if self.stage != "started":
             if segment.sequence == self.acknowledged[self._other(segment)]:
                 return True
-            # After data that is not acknowledged yet. Its sender may be anybody, so that it
-            # has to know as well what the other end has sent.
+            # A RST after data that is not acknowledged yet may be forged: its sender must
+            # also know the number of the other end.
             return (
                 segment.sequence == self.next[segment.source]
                 and bool(segment.flags & ACK)
@@ -159,14 +159,14 @@ class TrackedFlow:
         return self._answers_syn(segment)
 
     def is_plausible(self, segment: Segment) -> bool:
-        """Could this packet be of this flow, as far as it has numbers?"""
+        """Are the packet's numbers possible for this flow?"""
         if self.protocol == UDP:
             return True
         if not segment.is_tcp:
             return self.is_from_initiator(segment) == segment.is_request
         is_started = self.stage == "started"
         if self.is_from_initiator(segment) and is_started:
-            # Its RST may end an older connection that the other end still has.
+            # The RST may end an older connection that the other end still has.
             return True
         if segment.is_reset:
             return self.is_exact_reset(segment) or (
@@ -181,11 +181,12 @@ class TrackedFlow:
             )
         if segment.flags & SYN:
             return self._answers_syn(segment)
-        # An older connection's other end answers a SYN with a bare ACK: RFC 5961 section 4.
+        # An end that still has an older connection answers a SYN with a bare ACK: RFC 5961
+        # section 4.
         return segment.is_bare_ack and segment.length == 0
 
     def is_proof(self, segment: Segment) -> bool:
-        """Does it show that its sender has seen what the other end sent?"""
+        """Does it prove that its sender has received a packet of the other end?"""
         if self.protocol == UDP:
             return True
         if not segment.is_tcp:
@@ -196,7 +197,7 @@ class TrackedFlow:
             return is_near(segment.acknowledgment, self.next[self._other(segment)])
         return bool(segment.flags & SYN) and self._answers_syn(segment)
 
-    # What a packet changes.
+    # Changes by a packet.
 
     def _note_numbers(self, segment: Segment, is_believed: bool) -> None:
         sender, other = segment.source, self._other(segment)
@@ -220,10 +221,10 @@ class TrackedFlow:
         ):
             self.acknowledged[sender] = segment.acknowledgment
         if is_first and not self.is_adopted:
-            # What the initiator has to acknowledge: the answer's SYN.
+            # The initiator has to acknowledge the SYN of the answer.
             self.acknowledged[other] = (segment.sequence + 1) % WRAP
         if from_initiator and self.stage == "started" and is_believed and segment.flags & ACK:
-            # It has seen an answer that we have not.
+            # The initiator has received an answer that did not cross the firewall.
             self.acknowledged[sender] = self.next[other] = segment.acknowledgment
             self.acknowledged[other] = segment.sequence
 
@@ -256,7 +257,7 @@ class TrackedFlow:
         )
 
     def follow(self, segment: Segment, how: str, admitted: str, now: float) -> None:
-        """A packet of this flow, which is neither forgotten nor begun anew."""
+        """Update this flow, which has not expired, by a packet that does not begin it anew."""
         from_initiator = self.is_from_initiator(segment)
         is_proof = self.is_proof(segment)
         if segment.is_tcp:
@@ -292,7 +293,7 @@ def _may_begin(segment: Segment, how: str) -> bool:
 
 @dataclass
 class TrackedFlows:
-    """All flows; ``now`` is asked for the time."""
+    """All flows; ``now`` is the time in seconds."""
 
     udp_idle: float = 30
     tcp_idle: float = 3600
@@ -300,7 +301,7 @@ class TrackedFlows:
     flows: dict[tuple[int, frozenset[End]], TrackedFlow] = field(default_factory=dict)
 
     def is_forgotten(self, flow: TrackedFlow) -> bool:
-        """Is it as if there was none?"""
+        """Has the flow expired?"""
         if flow.protocol != TCP:
             idle = self.udp_idle
         elif flow.is_reset:
@@ -314,20 +315,20 @@ class TrackedFlows:
         return flow.seen + idle < self.now
 
     def find(self, segment: Segment) -> TrackedFlow | None:
-        """The flow of a packet, unless it is forgotten."""
+        """The flow of a packet, unless it has expired."""
         flow = self.flows.get(segment.key)
         return None if flow is None or self.is_forgotten(flow) else flow
 
     def listed(self) -> list[TrackedFlow]:
-        """Those that are not forgotten."""
+        """The flows that have not expired."""
         return [flow for flow in self.flows.values() if not self.is_forgotten(flow)]
 
     def put(self, flow: TrackedFlow) -> None:
-        """A flow from elsewhere."""
+        """Add a flow."""
         self.flows[flow.key] = flow
 
     def track(self, segment: Segment, how: str, admitted: str) -> None:
-        """A packet that passed: ``how`` is "renew", "open" or "adopt", ``admitted`` "in" or "out".
+        """Track a packet that passed; ``how``: "renew", "open", "adopt"; ``admitted``: "in", "out".
 
         "renew" makes no flow, "open" makes one of the first packet of a flow, "adopt"
         of any other packet of TCP too. Only what this host sends itself is "open".
@@ -338,7 +339,7 @@ class TrackedFlows:
                 self._begin(segment, {admitted})
             return
         if segment.is_bare_syn and flow.is_from_initiator(segment) and flow.stage == "started":
-            # Sent again, perhaps with another number.
+            # The initiator has sent its SYN again, perhaps with another number.
             before = {"in"} if flow.is_admitted_in else set()
             before |= {"out"} if flow.is_admitted_out else set()
             self._begin(segment, before | {admitted})

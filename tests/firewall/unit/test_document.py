@@ -4,16 +4,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-import tomli_w
 
+from tests.support.command import captured
+from tests.support.documents import forms, refusal, written
 from zfw_py.firewall import document as module
 from zfw_py.firewall import layout
 from zfw_py.firewall.document import (
@@ -133,12 +134,6 @@ JSON_TEXT = """\
 }
 """
 
-forms = pytest.mark.parametrize("form", ["toml", "json"])
-
-
-def written(raw: dict[str, Any], form: Format) -> bytes:
-    return (tomli_w.dumps(raw) if form == "toml" else json.dumps(raw)).encode()
-
 
 def changed(path: tuple[str | int, ...], value: object) -> dict[str, Any]:
     """GOOD with another value at a path; ``...`` takes the value away."""
@@ -153,12 +148,7 @@ def changed(path: tuple[str | int, ...], value: object) -> dict[str, Any]:
     return raw  # type: ignore[no-any-return]
 
 
-def error_of(data: bytes, form: Format) -> DocumentError:
-    with pytest.raises(DocumentError) as raised:
-        decode(data, form)
-    assert "\n" not in raised.value.message
-    assert raised.value.exit_code == 2
-    return raised.value
+error_of = partial(refusal, decode)
 
 
 def test_what_is_written() -> None:
@@ -549,13 +539,7 @@ def test_names_that_are_no_utf8() -> None:
 
 
 def test_the_published_schema_is_that_of_the_types() -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "gen-schema"), "--check"],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = captured(sys.executable, ROOT / "scripts/gen-schema", "--check")
     assert (done.returncode, done.stderr) == (0, "")
     schema = json.loads((ROOT / "docs/schema/zfw-document.schema.json").read_text())
     assert schema["properties"].keys() == GOOD.keys()

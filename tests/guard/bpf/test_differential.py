@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import socket
 import struct
-import time
 from collections import Counter
 from contextlib import contextmanager
 from random import Random
@@ -24,6 +23,7 @@ from tests.firewall.support.tracked import TCP
 from tests.guard.support.packets import Leaving, random_packet
 from tests.guard.support.reference import DENIALS, Decision, Rules, Socket, decide_packet
 from tests.guard.support.rules import packed, policy_of, proxy_of, random_rules, write_learnt
+from tests.support.seeds import new_seeds
 from zfw_py.guard import layout
 from zfw_py.guard.codec import DENIALS as CODEC_DENIALS
 from zfw_py.guard.codec import Event, asker_key
@@ -90,13 +90,8 @@ def test_program_and_model_agree(network: Network, seed: int) -> None:
 
 @pytest.mark.timeout(0)
 def test_program_and_model_agree_on_a_new_seed(network: Network) -> None:
-    seed = int(os.environ.get("ZFW_DIFFERENTIAL_SEED", time.time_ns() // 1000))
-    comparisons = int(os.environ.get("ZFW_DIFFERENTIAL_COMPARISONS", PACKETS_PER_SEED))
-    print(f"ZFW_DIFFERENTIAL_SEED={seed}")
-    while comparisons > 0:
-        _compare(network, seed, min(comparisons, PACKETS_PER_SEED))
-        comparisons -= PACKETS_PER_SEED
-        seed += 1
+    for seed, comparisons in new_seeds(PACKETS_PER_SEED):
+        _compare(network, seed, comparisons)
 
 
 def _compare(network: Network, seed: int, count: int) -> Counter[str]:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.guard.support.world import UPSTREAM, UPSTREAM6, ZFW
+from tests.guard.support.world import UPSTREAM, UPSTREAM6
+from tests.support.command import ZFW
 from tests.support.waiting import wait_until
 from zfw_py.guard import layout, listing, maps
 from zfw_py.guard.codec import ZERO, Config, decision_counts
@@ -54,14 +55,6 @@ def inside(world: World, path: Path, *command: str) -> tuple[int, str]:
 
 def knows(world: World, path: Path, name: str) -> bool:
     return inside(world, path, "getent", "hosts", f"{name}.example")[0] == 0
-
-
-@pytest.fixture
-def service(world: World) -> Path:
-    """A cgroup of somebody's."""
-    made = world.cgroup / "service"
-    made.mkdir()
-    return made
 
 
 def test_a_cgroup_is_guarded_until_it_is_detached(world: World, service: Path) -> None:

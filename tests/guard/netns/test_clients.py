@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kernel
 
-SOURCES = Path(__file__).resolve().parents[2] / "support/clients"
+SOURCES = Path(__file__).resolve().parents[1] / "support/clients"
 BOTH = ("10.9.0.10", "fd09::10")
 OTHER = ("10.9.0.13", "fd09::13")
 

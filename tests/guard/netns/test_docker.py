@@ -8,7 +8,6 @@ cgroup of its own: that is all a guard sees of either.
 from __future__ import annotations
 
 import json
-import os
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -115,7 +114,7 @@ class StandIn:
 
 @contextmanager
 def in_podman(podman: Podman, world: World, network: str) -> Iterator[tuple[Box, Path]]:
-    joined = "none" if network == OWN else f"ns:/proc/{os.getpid()}/fd/{world.inside.fd}"
+    joined = "none" if network == OWN else f"ns:{world.inside.path}"
     shared = ("--volume", f"{world.folder}/resolv.conf:/etc/resolv.conf:ro")
     with podman.container(*SLEEP, network=joined, options=shared) as running:
         yield PodmanBox(podman, running.name), podman.socket

@@ -22,11 +22,7 @@ if TYPE_CHECKING:
 
     from tests.support.netns import Namespace
 
-pytestmark = [
-    pytest.mark.kernel,
-    # Python 3.12 and later: the threads that make namespaces have ended when we fork.
-    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
-]
+pytestmark = pytest.mark.kernel
 
 
 @pytest.fixture

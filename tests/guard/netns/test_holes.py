@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
+from tests.guard.support.questions import addresses_in, question
 from tests.guard.support.ways import packets
 from tests.guard.support.ways.way import (
     DENIED,
@@ -31,19 +32,20 @@ from tests.guard.support.ways.way import (
     PORTED,
     WAYS,
 )
-from tests.guard.support.world import UPSTREAM, UPSTREAM6, ZFW
+from tests.guard.support.world import UPSTREAM, UPSTREAM6, echo_stream
 from tests.guard.support.world import world as make_world
 from tests.support.cgroups import enter
 from tests.support.children import child
+from tests.support.command import ZFW
 from tests.support.netns import CLONE_NEWNET
-from tests.support.questions import addresses_in, question
 from tests.support.sockets import FAMILIES, error_of, tcp_socket, udp_socket
+from tests.support.waiting import wait_until
 from zfw_py.guard.layout import SERVERS
 from zfw_py.guard.maps import STORE, Tables
 from zfw_py.guard.service import detach_all
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from tests.guard.support.world import Arrived, World
 
@@ -172,22 +174,12 @@ def _echo(s: socket.socket, data: bytes) -> None:
     assert s.recv(4096) == data
 
 
-def _stream(family: int | str, address: str) -> socket.socket:
-    """A connection to the world's HTTP server that goes on as an echo."""
-    s = tcp_socket(family)
-    s.connect((address, 80))
-    s.sendall(b"GET /")
-    while not s.recv(4096).endswith(b"\n"):
-        pass
-    return s
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_socket_older_than_the_guard_is_judged_from_then_on(
     world: World, family: int | str
 ) -> None:
     def program() -> Iterator[object]:
-        far, near = _stream(family, DENIED[family]), _stream(family, OPEN[family])
+        far, near = echo_stream(family, DENIED[family]), echo_stream(family, OPEN[family])
         server, free = udp_socket(family), udp_socket(family)
         server.connect((NAME_SERVER[family], 53))
         free.sendto(b"<free before>", (DENIED[family], 80))
@@ -462,11 +454,8 @@ def test_a_network_namespace_within_is_guarded_and_has_a_proxy_soon(world: World
 
     with world.attached("--allow", "both.example") as guard, guard.stages(program) as go_on:
         pid = go_on()
-        pair = ("type", "veth", "peer", "name", "eth1", "netns", str(pid))
-        world.outside.run("ip", "link", "add", "gw1", *pair)
-        world.outside.run("ip", "address", "add", "10.8.0.1/24", "dev", "gw1")
-        world.outside.run("ip", "address", "add", "fd08::1/64", "dev", "gw1", "nodad")
-        world.outside.run("ip", "link", "set", "gw1", "up")
+        world.outside.ip(f"link add gw1 type veth peer name eth1 netns {pid}")
+        world.outside.set_up("gw1", "10.8.0.1/24", "fd08::1/64")
         with world.capture("gw1") as arrived:
             first, later = go_on()
             assert (first, later) == ("EPERM", ["10.9.0.10"])
@@ -542,22 +531,15 @@ def test_mptcp_opens_no_subflow_to_where_one_may_not_go(world: World, family: in
             guard.stages(program) as go_on,
         ):
             go_on()
-            _wait_for(lambda: guard.count("not_allowed") > 0)
+            assert wait_until(lambda: guard.count("not_allowed") > 0)
             go_on()
         assert not arrives(arrived)
         with world.capture() as arrived, world.stages(world.cgroup, program) as go_on:
             go_on()
-            _wait_for(lambda: _subflows(world) > 1)
+            assert wait_until(lambda: _subflows(world) > 1)
         assert arrives(arrived)
 
 
 def _subflows(world: World) -> int:
     """Connections of TCP to the service of MPTCP."""
     return len(world.inside.run("ss", "-tnH", "dport = :8080").stdout.splitlines())
-
-
-def _wait_for(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

@@ -86,14 +86,11 @@ Outcome = tuple[dict[tuple[str, str], int], bool]
 @pytest.fixture
 def network(_private_bpffs: None) -> Iterator[Network]:
     """Nobody is asked for a hardware address: each packet leaves at once, to nobody."""
-    made = Network()
-    try:
+    with Network() as made:
         made.client.run("ip", "link", "set", OUTSIDE, "arp", "off")
         with made.client.entered():
             Path("/proc/sys/net/ipv4/ping_group_range").write_text("0 0")
             yield made
-    finally:
-        made.close()
 
 
 @pytest.mark.parametrize("seed", SEEDS)

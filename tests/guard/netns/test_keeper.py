@@ -7,28 +7,22 @@ import json
 import os
 import signal
 import subprocess
-import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.guard.support.world import UPSTREAM, ZFW
+from tests.guard.support.world import UPSTREAM
+from tests.support.command import ZFW
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from tests.guard.support.world import World
 
 pytestmark = pytest.mark.kernel
-
-
-def _wait_for(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def _is_zombie(pid: int) -> bool:
@@ -46,7 +40,7 @@ def _running(world: World) -> Iterator[tuple[subprocess.Popen[str], int]]:
     command = (str(ZFW), "guard", "run", "--dns-upstream", UPSTREAM, "--", "cat")
     with world.start(*command, stdin=subprocess.PIPE) as running:
         try:
-            _wait_for(lambda: _keeper(world) is not None)
+            assert wait_until(lambda: _keeper(world) is not None)
             keeper = _keeper(world)
             assert keeper is not None
             yield running, keeper
@@ -63,7 +57,7 @@ def test_that_it_ends_with_the_command_is_nothing_to_warn_of(world: World) -> No
         assert running.stdin is not None
         running.stdin.close()
         running.stdin = None
-        _wait_for(lambda: _is_zombie(command))
+        assert wait_until(lambda: _is_zombie(command))
         assert _keeper(world) == keeper
         os.kill(running.pid, signal.SIGCONT)
         assert running.communicate(timeout=60) == ("", "")

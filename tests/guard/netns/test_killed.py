@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.guard.support.world import UPSTREAM, ZFW
+from tests.guard.support.world import UPSTREAM
 from tests.support.cgroups import enter
+from tests.support.command import ZFW
 from tests.support.killed import killed_at
 from tests.support.waiting import wait_until
 from zfw_py.guard import listing
@@ -30,11 +31,7 @@ if TYPE_CHECKING:
 
     from tests.guard.support.world import World
 
-pytestmark = [
-    pytest.mark.kernel,
-    # Python 3.12 and later: the thread that answers outside does nothing in a forked process.
-    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
-]
+pytestmark = pytest.mark.kernel
 
 RUN = (str(ZFW), "guard", "run", "--dns-upstream", UPSTREAM, "--")
 POLICY = Policy(

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.guard.support.world import UNNAMED, UPSTREAM, ZFW
+from tests.guard.support.world import UNNAMED, UPSTREAM
+from tests.support.command import ZFW
 from tests.support.pids import is_told
 from tests.support.waiting import wait_until
 from zfw_py.guard import listing

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.firewall.support.frames import until
 from tests.guard.support.resolving import PATIENCE, Policy, Running, bound_pair
 from tests.support.daemons import running
+from tests.support.waiting import wait_until
 from zfw_py.guard.dns.upstream import Server
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def proxied(network: Network, policy: Policy, tmp_path: Path, log: Path) -> Iter
         def answers() -> bool:
             return network.gateway.run(*ask, check=False).stdout == "192.0.2.2\n"
 
-        assert until(lambda: dnsmasq.poll() is not None or answers(), PATIENCE)
+        assert wait_until(lambda: dnsmasq.poll() is not None or answers(), PATIENCE)
         assert dnsmasq.poll() is None, log.read_text()
         with network.client.entered():
             sockets = [bound_pair(address, 53) for address in ("127.0.0.1", "::1")]

@@ -4,20 +4,19 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-from contextlib import contextmanager
 from socket import IPPROTO_TCP, IPPROTO_UDP
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.guard.support.world import UNNAMED, UPSTREAM, UPSTREAM6, ZFW
-from tests.support.waiting import wait_until
+from tests.guard.support.world import UNNAMED, UPSTREAM, UPSTREAM6
+from tests.support.command import ZFW
+from tests.support.dns_server import dnsmasq
 from zfw_py.guard import listing
 from zfw_py.kernel import cgroup
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from tests.guard.support.world import World
@@ -30,41 +29,9 @@ ANSWER, ANSWER6 = "10.9.0.99", "fd09::99"
 TO4, TO6 = f"{OURS}:{PORT}", f"[{OURS6}]:{PORT}"
 
 
-@pytest.fixture
-def service(world: World) -> Path:
-    """A cgroup of somebody's."""
-    made = world.cgroup / "service"
-    made.mkdir()
-    return made
-
-
-@contextmanager
-def second_dnsmasq(world: World, *listen: str) -> Iterator[None]:
-    command = ("/usr/sbin/dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=")
-    answers = (f"--address=/#/{ANSWER}", f"--address=/#/{ANSWER6}", "--user=root")
-    where = (
-        f"--port={PORT}",
-        "--bind-interfaces",
-        *(f"--listen-address={each}" for each in listen),
-    )
-    more = ("--no-resolv", "--no-hosts", "--log-facility=-")
-    process = world.inside.start(*command, *answers, *where, *more, stderr=subprocess.PIPE)
-    try:
-        dig = (
-            "dig",
-            "+short",
-            "+tries=1",
-            "+time=1",
-            "-p",
-            str(PORT),
-            f"@{listen[0]}",
-            "any.example",
-        )
-        assert wait_until(lambda: world.inside.run(*dig, check=False).stdout == f"{ANSWER}\n")
-        yield
-    finally:
-        process.terminate()
-        process.communicate(timeout=10)
+def second_dnsmasq(world: World, *listen: str) -> AbstractContextManager[Path]:
+    answers = (f"--address=/#/{ANSWER}", f"--address=/#/{ANSWER6}")
+    return dnsmasq(world.inside, world.folder / "second.log", listen, *answers, port=PORT)
 
 
 def dig(world: World, service: Path, server: str, *more: str) -> str:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.guard.support.world import NAMES, UPSTREAM, UPSTREAM6, ZFW
+from tests.guard.support.world import NAMES, UPSTREAM, UPSTREAM6
+from tests.support.command import ZFW
 from tests.support.waiting import wait_until
 from zfw_py.guard import layout, listing
 from zfw_py.guard.codec import learnt_key, time_value

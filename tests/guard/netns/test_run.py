@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.guard.support.world import UPSTREAM, ZFW
-from tests.support.terminal import terminal
+from tests.guard.support.terminal import terminal
+from tests.guard.support.world import UPSTREAM
+from tests.support.command import ZFW
 from tests.support.waiting import wait_until
 from zfw_py.guard import listing
 from zfw_py.kernel import cgroup
@@ -21,8 +22,8 @@ from zfw_py.kernel import cgroup
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.guard.support.terminal import Terminal
     from tests.guard.support.world import World
-    from tests.support.terminal import Terminal
     from zfw_py.guard.listing import Status
 
 pytestmark = pytest.mark.kernel

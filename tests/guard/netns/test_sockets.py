@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.guard.support.questions import addresses_in, ask_over_tcp, question
 from tests.guard.support.ways.way import LOOPBACK, MSG_FASTOPEN, NAME_SERVER
-from tests.guard.support.world import LINK_LOCAL, UPSTREAM, UPSTREAM6
+from tests.guard.support.world import LINK_LOCAL, UPSTREAM, UPSTREAM6, echo_stream
 from tests.guard.support.world import world as make_world
-from tests.support.questions import addresses_in, ask_over_tcp, question
 from tests.support.sockets import (
     FAMILIES,
     connect,
@@ -27,6 +26,7 @@ from tests.support.sockets import (
     tcp_socket,
     udp_socket,
 )
+from tests.support.waiting import wait_until
 from zfw_py.guard.service import detach_all
 
 if TYPE_CHECKING:
@@ -333,16 +333,6 @@ def test_other_traffic_shows_what_it_is(guard: Attached, family: int | str) -> N
 # How long a name's addresses may be reached
 
 
-def _stream_to(address: str, family: int) -> socket.socket:
-    """A connection to the world's HTTP server, which goes on as an echo."""
-    made = tcp_socket(family)
-    made.connect((address, 80))
-    made.sendall(b"GET /")
-    while not made.recv(4096).endswith(b"\n"):
-        pass
-    return made
-
-
 def _is_echoed(made: socket.socket) -> bool:
     made.sendall(b"echo")
     return made.recv(4096) == b"echo"
@@ -358,7 +348,7 @@ def test_what_goes_to_a_name_outlives_it_and_what_is_new_does_not(
         with udp_socket(family) as s:
             s.sendto(question("short.example", rdtype), (NAME_SERVER[family], 53))
             yield addresses_in(s.recv(4096))
-        stream = _stream_to(address, family)
+        stream = echo_stream(family, address)
         datagrams, free = udp_socket(family), udp_socket(family)
         datagrams.connect((address, 80))
         yield _is_echoed(datagrams)
@@ -375,10 +365,7 @@ def test_what_goes_to_a_name_outlives_it_and_what_is_new_does_not(
         assert go_on() == [address]
         assert go_on() is True
         # Its time to live is 1 s; 5 s are the least.
-        deadline = time.monotonic() + 60
-        while guard.status()["learnt_addresses"]:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        assert wait_until(lambda: not guard.status()["learnt_addresses"])
         assert go_on() == [True, True, "EPERM", "EPERM"]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A guard's programs on a cgroup of the test's own, without a process that keeps it."""
+"""A guard's programs on a new cgroup, without the guard's DNS process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def installed(policy: Policy, proxies: Mapping[int, Proxy]) -> Iterator[tuple[Path, Tables]]:
-    """The cgroup and the guard's maps, for the length of a with block."""
+    """Attach a guard's programs; yields the cgroup and the guard's maps."""
     make_root(STORE)
     with private_cgroup() as place:
         about = About(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Random packets that leave a guarded socket, aimed at the edges of its rules, many hostile."""
+"""Random packets of a guarded socket: to the edges of its rules, and many malformed ones."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ _SOURCES: dict[int, tuple[Address, ...]] = {
     4: (IPv4Address("10.9.0.2"), IPv4Address("127.0.0.1")),
     6: (IPv6Address("fd09::2"), IPv6Address("::1")),
 }
-# Without ports: SCTP, UDP-Lite and DCCP have some that the guard does not read.
+# Protocols without ports for the guard: it does not read those of SCTP, UDP-Lite and DCCP.
 _OTHERS = (2, 4, 33, 41, 47, 50, 51, 59, 89, 132, 135, 136, 139, 253)
 _MAX_OPTIONS = 40
 
 
 class Leaving(NamedTuple):
-    """A packet, and what its socket says that it is."""
+    """A packet, and the protocol and destination of its socket."""
 
     ethertype: int
     packet: bytes
 
 
 def random_packet(rng: Random, rules: Rules) -> Leaving:
-    """A packet; one of three has something odd about it."""
+    """A packet; about one of three is malformed or unusual."""
     destination, port = edge(rng, rules)
     if destination.version == 4 and rng.random() < 0.03:
         destination = mapped(destination)
@@ -71,7 +71,7 @@ def random_packet(rng: Random, rules: Rules) -> Leaving:
     if rng.random() < 0.08:
         made = made._replace(packet=_spoilt(rng, made))
     if rng.random() < 0.05:
-        # What is behind a packet's end is not part of it.
+        # Bytes after the length that the header says.
         made = made._replace(packet=made.packet + rng.randbytes(rng.randrange(1, 30)))
     if rng.random() < 0.005:
         made = made._replace(ethertype=rng.choice((ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_ARP)))
@@ -79,7 +79,7 @@ def random_packet(rng: Random, rules: Rules) -> Leaving:
 
 
 def _source(rng: Random, rules: Rules, destination: Address) -> Address:
-    """This host's, the destination's own, or somebody's that the rules have an opinion of."""
+    """A source: an address of this host, the destination, or an address of a rule."""
     draw = rng.random()
     if draw < 0.6:
         return rng.choice(_SOURCES[destination.version])
@@ -109,7 +109,7 @@ def _transport(rng: Random, version: int, port: int) -> tuple[int, bytes]:
         echo = icmp(8 if version == 4 else 128, payload=bytes(rng.randrange(60)))
         is_own = rng.random() < 0.9
         return (ICMP if is_own == (version == 4) else ICMPV6), echo
-    # Like a transport header with a port, which is none.
+    # Payload that looks like a transport header with a port.
     return rng.choice(_OTHERS), udp(source_port, port, rng.randbytes(rng.randrange(40)))
 
 
@@ -117,7 +117,7 @@ def _transport(rng: Random, version: int, port: int) -> tuple[int, bytes]:
 
 
 def _option(rng: Random) -> bytes:
-    """One of those that are known (RFC 791, RFC 1108, RFC 2113), or one that is not right."""
+    """An option: a known one (RFC 791, RFC 1108, RFC 2113), or a malformed one."""
     draw = rng.random()
     if draw < 0.25:
         return b"\x01"
@@ -128,7 +128,7 @@ def _option(rng: Random) -> bytes:
         kind = rng.choice((131, 137))
     length = rng.choice((2, 3, 4, 7, 8, 11))
     if draw > 0.9:
-        # Too short to be stepped over, or too long.
+        # A length that is too small to advance, or too large.
         return bytes((kind, rng.choice((0, 1, 2, 38, 40, 41, 63, 64, 200, 255))))
     return bytes((kind, length)) + rng.randbytes(length - 2)
 
@@ -136,7 +136,7 @@ def _option(rng: Random) -> bytes:
 def _options(rng: Random) -> bytes:
     made = b"".join(_option(rng) for _ in range(rng.choice((1, 1, 2, 3, 5, 40))))
     made = made[:_MAX_OPTIONS]
-    # Filled up with the end of the list, or cut off in the midst of an option.
+    # Padded by End of Option List, or cut in the middle of an option.
     if rng.random() < 0.8:
         return made + bytes(-len(made) % 4)
     return made[: len(made) // 4 * 4]
@@ -162,7 +162,7 @@ def _ipv4(
 
 
 def _routing(rng: Random, next_header: int) -> bytes:
-    """Of any type: 0 (RFC 5095), 2 (mobile), 3 (RPL), 4 (segments), 253 (experiments)."""
+    """A routing header: type 0 (RFC 5095), 2 (mobile), 3 (RPL), 4 (segments), 253 (experiments)."""
     units = rng.choice((0, 2, 2, 4))
     left = rng.choice((0, 1, 2, 255))
     kind = rng.choice((0, 2, 3, 4, 253))
@@ -170,7 +170,7 @@ def _routing(rng: Random, next_header: int) -> bytes:
 
 
 def _headers(rng: Random, protocol: int, payload: bytes) -> tuple[int, bytes]:
-    """A chain of extension headers, from the inside out: of eight at most, or longer."""
+    """Put a chain of extension headers before a payload: eight at most, or more."""
     kinds = [
         rng.choice((HOP_BY_HOP, ROUTING, DESTINATION_OPTIONS, AUTHENTICATION))
         for _ in range(rng.choice((0, 1, 1, 2, 3, 7, 8, 9, 12)))
@@ -202,7 +202,7 @@ def _ipv6(
 
 
 def _spoilt(rng: Random, made: Leaving) -> bytes:
-    """Cut off, with lengths that lie, of another version, or with a bit that is turned."""
+    """Damage a packet: truncate it, or change a length, its version or a bit."""
     packet = bytearray(made.packet)
     draw = rng.random()
     at = 2 if made.ethertype == ETHERTYPE_IPV4 else 4  # the total, or the payload length

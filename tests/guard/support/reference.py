@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the guard decides, a second time: plain and slow, to compare the programs with.
+"""The guard's reference model: its decisions in plain Python, to compare the programs with.
 
-Written from the policy's description and the RFCs, without sharing a line or an idea
-with the C or with how a policy is flattened for it. What it decides is meant to be
-right: where the two differ, one of them has a bug.
+It is written from the policy's description and the RFCs, and shares no code and no idea with the
+C or with the code that flattens a policy. Where the model and the programs differ, one of them
+has a bug.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ _LOCALHOST: dict[int, Address] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address(":
 
 @dataclass(frozen=True)
 class End:
-    """Where something goes. ``port`` is None where there is none: port 0 is none either."""
+    """A destination. ``port`` is None for a packet without ports, and for port 0."""
 
     address: Address
     port: int | None = None
 
 
 def end(address: Address, port: int | None = None) -> End:
-    """An IPv4-mapped destination is IPv4, whatever socket it is named to."""
+    """The destination, as IPv4 if it is IPv4-mapped, for sockets of either family."""
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         return End(address.ipv4_mapped, port or None)
     return End(address, port or None)
@@ -58,11 +58,11 @@ def end(address: Address, port: int | None = None) -> End:
 
 @dataclass
 class Rules:
-    """A policy, and what DNS has added to it.
+    """A policy, and the addresses that DNS has added to it.
 
-    ``allow`` has prefixes, each with a port or None for all; ``learnt`` whether an
-    address (and port, or None) of a name may still be reached; ``proxy``, for each
-    family that has one, its address and its ports.
+    ``allow`` has prefixes, each with a port or None for all. ``learnt`` says for a resolved
+    address, and a port or None, whether its entry is still valid. ``proxy`` has the proxy's
+    address and ports by family.
     """
 
     allow: list[tuple[Network, int | None]] = field(default_factory=list)
@@ -74,21 +74,21 @@ class Rules:
     proxy: dict[int, tuple[Address, tuple[int, ...]]] = field(default_factory=dict)
 
     def judge(self, to: End) -> str:
-        """What the rules say of a destination."""
+        """Evaluate the rules for a destination."""
         said: dict[int, set[int | None] | None] = {}
         for network, port in self.allow:
             if to.address in network:
                 ports = said.setdefault(network.prefixlen, set())
                 assert ports is not None
                 ports.add(port)
-        # As if there were allow entries, but for what the default is.
+        # Loopback counts as an allow entry, but not for the default action.
         if self.has_loopback and to.address.is_loopback:
             length = 8 if to.address.version == 4 else 128
             said[length] = {None}
         for network in self.block:
             if to.address in network:
                 said[network.prefixlen] = None
-        # Of prefixes the longest that says anything about the port decides.
+        # The longest prefix that has a rule for the port decides.
         for _, ports in sorted(said.items(), reverse=True):
             if ports is None:
                 return "blocked"
@@ -100,34 +100,34 @@ class Rules:
         return "default" if self.is_allowed_by_default else "not_allowed"
 
     def is_proxy(self, to: End, protocol: int) -> bool:
-        """Is that where DNS is redirected to? TCP is so to the first port alone."""
+        """Is it the address of the proxy? TCP is redirected to the first port only."""
         address, ports = self.proxy.get(to.address.version, (None, ()))
         return to.address == address and to.port in (ports[:1] if protocol == TCP else ports)
 
     def lets(self, reason: str) -> bool:
-        """Does it pass, with this reason?"""
+        """Does a packet with this reason pass?"""
         return self.is_log_only or reason not in DENIALS
 
 
 @dataclass
 class Socket:
-    """What the guard knows of a socket: what it is, and where it was let to last.
+    """The guard's state of a socket: its kind, and the last destination that was allowed.
 
-    ``kind`` is "guarded" for one whose options the guard has seen to, "older" for one
-    that was there before it, "raw" for one that writes sources itself.
+    ``kind`` is "guarded" for a socket whose options the guard has checked, "older" for one that
+    existed before the guard, "raw" for one that writes the source addresses itself.
     """
 
     kind: str = "guarded"
     admitted: End | None = None
 
     def may_have_foreign_source(self, version: int) -> bool:
-        """Without asking anybody? IPv4 takes a capability for it."""
+        """May a socket of this kind send from an address of another host?"""
         return self.kind == "raw" or (self.kind == "older" and version == 6)
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Why; where to and what, as far as there is a packet to say so."""
+    """The reason; destination and protocol, if the packet could be parsed."""
 
     reason: str
     to: End | None = None
@@ -138,7 +138,7 @@ class Decision:
 def decide_packet(
     packet: bytes, ethertype: int, rules: Rules, socket: Socket, *, is_by_loopback: bool
 ) -> Decision:
-    """What becomes of a packet that leaves; the socket remembers it."""
+    """Decide a packet that leaves a socket, and update the socket's state."""
     version = VERSIONS.get(ethertype)
     if version is None:
         return Decision("malformed")
@@ -146,7 +146,7 @@ def decide_packet(
         parsed = parse_packet(version, packet)
     except (Malformed, HeaderChain):
         return Decision("malformed")
-    # What stands for an IPv4 address on a socket means nothing in a header.
+    # IPv4-mapped addresses have no meaning in an IPv6 header.
     if version == 6 and any(
         isinstance(one, IPv6Address) and one.ipv4_mapped is not None
         for one in (parsed.source, parsed.destination)
@@ -154,17 +154,17 @@ def decide_packet(
         return Decision("malformed")
     is_later = parsed.fragment == "later"
     has_ports = parsed.protocol in (TCP, UDP) and not is_later
-    # No first fragment leaves a part of its header to the next (RFC 1858).
+    # A first fragment must hold the whole transport header (RFC 1858).
     if has_ports and len(parsed.payload) < {TCP: 20, UDP: 8}[parsed.protocol]:
         return Decision("malformed")
     ports = parsed.payload[:4] if has_ports else bytes(4)
     to = end(parsed.destination, int.from_bytes(ports[2:], "big"))
-    # What leaves by loopback is answered by this host, to its source.
+    # This host answers a packet that leaves by loopback, to the source of the packet.
     is_reflected = is_by_loopback and socket.may_have_foreign_source(version)
     source = end(parsed.source) if is_reflected else None
     where = _Where(to, parsed.protocol, source, is_by_loopback, is_later)
     reason = _reason(packet, version, where, rules, socket)
-    # The proxy is no destination of the program's own.
+    # Only the guard sends to the proxy; a program may not name it.
     if reason not in DENIALS and reason != "proxy" and not is_later:
         socket.admitted = to
     return Decision(reason, to, parsed.protocol, int.from_bytes(ports[:2], "big"))
@@ -172,7 +172,7 @@ def decide_packet(
 
 @dataclass(frozen=True)
 class _Where:
-    """A packet's way. ``source`` is None where it counts as this host's."""
+    """Source and destination. ``source`` is None if it counts as this host's."""
 
     to: End
     protocol: int
@@ -201,20 +201,20 @@ def _reason(packet: bytes, version: int, where: _Where, rules: Rules, socket: So
 
 
 def _is_foreign(source: End, to: End, rules: Rules) -> bool:
-    """Judged like a destination, on no port in particular."""
+    """Evaluate an address as a destination without a port."""
     is_own = source.address.is_loopback or source.address == to.address
     return not is_own and rules.judge(source) in DENIALS
 
 
 def has_ipv4_route(options: bytes) -> bool:
-    """Is there a source route among the options, or something it may hide behind?"""
+    """Is there a source route among the options, or an option that may hide one?"""
     while options and options[0] != _END_OF_OPTIONS:
         if options[0] in _SOURCE_ROUTES:
             return True
         length = 1
         if options[0] != _NO_OPERATION:
-            # RFC 791: the length counts the type and itself; there is no option
-            # that ends behind the header.
+            # RFC 791: the length counts the bytes of type and length. An option never ends
+            # after the header.
             if len(options) < 2 or not 2 <= options[1] <= len(options):
                 return True
             length = options[1]
@@ -244,19 +244,19 @@ def has_ipv6_route(packet: bytes) -> bool:
 def decide_named(
     to: End, protocol: int, rules: Rules, *, is_connect: bool, is_bound: bool = False
 ) -> tuple[str | None, End]:
-    """What becomes of a destination that a program named: why, and where it goes then.
+    """Decide a destination that a program named: the reason, and the new destination.
 
-    None: nobody is asked. Of the proxy's ports any may be the one, here the first.
-    ``is_bound``: by no other interface than one outside.
+    The reason is None if no rule is evaluated. The programs may select any of the proxy's ports,
+    the model selects the first. ``is_bound``: the socket is bound to an interface outside.
     """
     if to.address.is_unspecified:
-        # This host (RFC 1122, section 3.2.1.3).
+        # Address 0 is this host (RFC 1122, section 3.2.1.3).
         to = End(_LOCALHOST[to.address.version], to.port)
     if rules.is_proxy(to, protocol):
         return "proxy", to
     if to.port == DNS and protocol in (TCP, UDP):
         address, ports = rules.proxy.get(to.address.version, (None, ()))
-        # It is on loopback, where such a socket does not get to.
+        # The proxy is on loopback, which such a socket does not reach.
         if address is None or is_bound:
             return "no_proxy", to
         return "dns", End(address, ports[0])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Both ends of the guard's proxy: an upstream server that does what it is told, and a client."""
+"""Both ends of the guard's DNS proxy: a scripted upstream server, and a client."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from zfw_py.guard.dns.proxy import Asked
 
     Message = dns.message.Message
-    # What is sent back, one after the other; a message that is not bytes gets written.
+    # The replies to one query, in order: messages, or bytes that are sent as they are.
     Script = Callable[[Message, str], Iterable[Message | bytes]]
 
-# The machine is slow and shared.
+# Seconds; the machine may be slow.
 PATIENCE = 30.0
 LOOPBACK = "127.0.0.1"
 
 
 def records(text: str) -> list[dns.rrset.RRset]:
-    """RRsets from lines as ``www.test. 60 A 192.0.2.1``; those of one set have it in common."""
+    """RRsets from lines such as ``www.test. 60 A 192.0.2.1``, one for each name and type."""
     sets: dict[tuple[str, ...], list[str]] = {}
     for line in filter(None, map(str.strip, text.splitlines())):
         name, ttl, rdtype, data = line.split(maxsplit=3)
@@ -58,7 +58,7 @@ def response(
     flags: int = 0,
     options: Sequence[dns.edns.Option] = (),
 ) -> Message:
-    """A message that answers the query, whatever it is, with these records."""
+    """A response to a query, with these records."""
     made = dns.message.make_response(query, recursion_available=True)
     made.answer = records(answer)
     made.authority = records(authority)
@@ -78,7 +78,7 @@ class FakeServer:
     """
 
     def __init__(self, script: Script, *, has_tcp: bool = True) -> None:
-        """Begin to answer."""
+        """Open the sockets and answer in a thread."""
         self.script = script
         self.asked: list[tuple[Message, str]] = []
         self.clients: list[tuple[str, int]] = []
@@ -112,7 +112,7 @@ class FakeServer:
             raise self._failure
 
     def names(self) -> list[str]:
-        """What it was asked for, in order."""
+        """The names in the queries so far, in order."""
         return [query.question[0].name.to_text() for query, _ in self.asked]
 
     def _run(self) -> None:
@@ -128,7 +128,7 @@ class FakeServer:
                     elif not self._answer_stream(each):
                         sockets.remove(each)
                         each.close()
-        except BaseException as error:  # noqa: BLE001 - told by the thread that waits
+        except BaseException as error:  # noqa: BLE001 - raised by the thread that waits
             self._failure = error
         finally:
             for each in sockets[own:]:
@@ -162,10 +162,10 @@ class FakeServer:
 
 
 class Policy:
-    """Allows ``*.test`` for any port, and blocks what it is told; the kernel that it admits to."""
+    """A policy that allows ``*.test`` for any port, and a stand-in for the kernel's map."""
 
     def __init__(self) -> None:
-        """Nothing is blocked yet, nothing admitted."""
+        """Block nothing; the map is empty."""
         self.ports: dict[str, frozenset[int]] = {"test": frozenset()}
         self.blocked: set[str] = set()
         self.admitted: list[tuple[tuple[bytes, ...], frozenset[int], float]] = []
@@ -174,7 +174,7 @@ class Policy:
         self.now = 1000.0
 
     def ports_of_name(self, name: str) -> frozenset[int] | None:
-        """The ports of the rule for the name or one that it is in."""
+        """The ports of the rule for the name or a parent domain."""
         if self.is_blocked_name(name):
             return None
         for suffix in suffixes(name):
@@ -183,17 +183,17 @@ class Policy:
         return None
 
     def is_blocked_name(self, name: str) -> bool:
-        """Whether the name or one that it is in is blocked."""
+        """Whether the name or a parent domain is blocked."""
         return not self.blocked.isdisjoint(suffixes(name))
 
     def admit(self, addresses: Iterable[bytes], ports: frozenset[int], lifetime: float) -> None:
-        """Take note; a table that is full takes no more."""
+        """Record addresses; a full map refuses them."""
         if self.is_full:
             raise OSError(7, "Argument list too long")
         self.admitted.append((tuple(addresses), ports, lifetime))
 
     def proxy(self, upstreams: Sequence[Server], *, is_log_only: bool = False) -> Proxy:
-        """A proxy for all that; its clock is ``now``."""
+        """A proxy with this policy, whose clock is ``now``."""
         return Proxy(
             ports_of_name=self.ports_of_name,
             is_blocked_name=self.is_blocked_name,
@@ -206,18 +206,18 @@ class Policy:
 
 
 def suffixes(name: str) -> list[str]:
-    """The name and all that it is in."""
+    """The name and its parent domains."""
     labels = name.split(".")
     return [".".join(labels[index:]) for index in range(len(labels))]
 
 
 class Running:
-    """A proxy that runs in a thread, in this thread's network namespace."""
+    """A proxy in a thread, whose network namespace is that of this thread."""
 
     def __init__(
         self, proxy: Proxy, sockets: tuple[socket.socket, socket.socket] | None = None
     ) -> None:
-        """Run it from here on; ``failure`` is what ``run`` raised."""
+        """Start the proxy; ``failure`` is the error that its ``run`` raised."""
         self.proxy = proxy
         self.failure: BaseException | None = None
         self.sockets = udp, tcp = sockets or bound_pair()
@@ -244,21 +244,21 @@ class Running:
             raise self.failure
 
     def stop(self) -> None:
-        """End it, and wait for that."""
+        """Stop the proxy, and wait until it has ended."""
         if self._loop is not None and self._thread.is_alive():
             self.call(self._stop.set)
         self._thread.join(PATIENCE)
         assert not self._thread.is_alive()
 
     def join(self) -> BaseException | None:
-        """Wait until it ends by itself: what it raised, which is nobody's else then."""
+        """Wait until the proxy ends by itself, and return its error."""
         self._thread.join(PATIENCE)
         assert not self._thread.is_alive()
         failure, self.failure = self.failure, None
         return failure
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Call something in the proxy's loop; it may have ended meanwhile."""
+        """Call a function in the proxy's event loop, unless that has ended."""
         assert self._loop is not None
         try:
             self._loop.call_soon_threadsafe(function, *arguments)
@@ -275,13 +275,13 @@ class Running:
 
         try:
             asyncio.run(run())
-        except BaseException as error:  # noqa: BLE001 - told by the thread that waits
+        except BaseException as error:  # noqa: BLE001 - raised by the thread that waits
             self.failure = error
 
     # A client
 
     def udp(self) -> socket.socket:
-        """A client's socket, connected."""
+        """A client's connected UDP socket."""
         family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
         made = socket.socket(family, socket.SOCK_DGRAM)
         made.settimeout(PATIENCE)
@@ -289,11 +289,11 @@ class Running:
         return made
 
     def tcp(self) -> socket.socket:
-        """A client's connection."""
+        """A client's TCP connection."""
         return socket.create_connection((self.address, self.port), PATIENCE)
 
     def ask(self, name: str, rdtype: str = "A", *, is_tcp: bool = False, **edns: Any) -> Message:
-        """The answer to a question, which matches it, says dnspython's client."""
+        """The answer to a question; dnspython checks that it matches the question."""
         query = dns.message.make_query(name, rdtype, **edns)
         return self.send(query, is_tcp=is_tcp)
 
@@ -303,14 +303,14 @@ class Running:
         return exchange(query, self.address, PATIENCE, self.port)
 
     def raw(self, data: bytes) -> bytes:
-        """The datagram that answers one."""
+        """The datagram that answers a query."""
         with self.udp() as udp:
             udp.send(data)
             return udp.recv(65535)
 
 
 def bound_pair(address: str = LOOPBACK, port: int = 0) -> tuple[socket.socket, socket.socket]:
-    """A UDP and a TCP socket on one port of an address, 0: a free one."""
+    """A UDP and a TCP socket on one port of an address; port 0 selects a free one."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     while True:
         tcp = socket.socket(family)
@@ -328,7 +328,7 @@ def bound_pair(address: str = LOOPBACK, port: int = 0) -> tuple[socket.socket, s
 
 
 def read_frames(stream: socket.socket, count: int) -> list[bytes]:
-    """That many messages off a TCP connection; fewer where it ends."""
+    """Read ``count`` messages from a TCP connection, fewer if it ends."""
     stream.settimeout(PATIENCE)
     found: list[bytes] = []
     while len(found) < count:
@@ -340,5 +340,5 @@ def read_frames(stream: socket.socket, count: int) -> list[bytes]:
 
 
 def framed(*messages: bytes) -> bytes:
-    """Messages as TCP carries them."""
+    """Messages with the lengths that TCP needs before them."""
     return b"".join(pack("!H", len(message)) + message for message in messages)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Random rules for a guard, where they have edges, and how the guard is told them."""
+"""Random rules for a guard, and their conversion to a policy and to entries of its maps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _HOUR = 3_600_000_000_000  # nanoseconds
 
-# The prefixes of a policy are around few addresses, so that they lie within each other.
+# All prefixes contain one of a few addresses, so that many lie within each other.
 _CENTRES: dict[int, tuple[Address, ...]] = {
     4: (IPv4Address("10.20.30.40"), IPv4Address("10.20.31.0"), IPv4Address("198.51.100.255")),
     6: (
@@ -44,7 +44,7 @@ PROXIES: dict[int, tuple[Address, tuple[int, ...]]] = {
 
 
 def number_to_address(family: int, number: int) -> Address:
-    """Counted round: the address after the last is the first."""
+    """An address plus a number; the address after the last one is the first."""
     return IPv4Address(number % 2**32) if family == 4 else IPv6Address(number % 2**128)
 
 
@@ -73,7 +73,7 @@ def _allowed(rng: Random) -> list[tuple[Network, int | None]]:
         chosen = {rng.choice(_PORTS) for _ in range(count)}
         while len(chosen) < count and count == MAX_PORTS:
             chosen.add(rng.randint(1, 65535))
-        # An element has room for the ports of all prefixes around it as well.
+        # An element also holds the ports of all prefixes that contain its own.
         near = {p for other, found in ports.items() if _overlap(network, other) for p in found}
         if len(near | chosen) <= MAX_PORTS:
             ports.setdefault(network, set()).update(chosen)
@@ -87,7 +87,7 @@ def _overlap(one: Network, other: Network) -> bool:
 
 
 def random_rules(rng: Random) -> Rules:
-    """A policy, with what was learnt from names and where the proxy is."""
+    """A policy, with resolved addresses and the address of the proxy."""
     rules = Rules(
         allow=_allowed(rng),
         block=_networks(rng, rng.choice((0, 0, 1, 3, 10))),
@@ -105,7 +105,7 @@ def random_rules(rng: Random) -> Rules:
 
 
 def edge(rng: Random, rules: Rules) -> tuple[Address, int]:
-    """An address and a port that the rules speak of, or that they miss by a hair."""
+    """An address and a port of a rule, or next to one."""
     draw = rng.random()
     port = rng.choice(_PORTS) if rng.random() < 0.8 else rng.randint(1, 65535)
     if draw < 0.13:
@@ -135,7 +135,7 @@ def _near(rng: Random, network: Network) -> Address:
     return number_to_address(network.version, rng.choice(numbers))
 
 
-# How the guard is told
+# Conversion
 
 
 def _text(network: Network, port: int | None, *, is_mapped: bool) -> str:
@@ -149,7 +149,7 @@ def _text(network: Network, port: int | None, *, is_mapped: bool) -> str:
 
 
 def policy_of(rng: Random, rules: Rules) -> Policy:
-    """The policy, read from text as a user writes it."""
+    """The policy, parsed from text as a user writes it."""
 
     def text(network: Network, port: int | None = None) -> str:
         return _text(network, port, is_mapped=rng.random() < 0.1)
@@ -166,7 +166,7 @@ def policy_of(rng: Random, rules: Rules) -> Policy:
 
 
 def proxy_of(rules: Rules) -> Proxy:
-    """What the map of the proxies has."""
+    """The entries of the map of proxies."""
     fields: dict[str, bytes | tuple[int, ...]] = {}
     for family, (address, ports) in rules.proxy.items():
         fields[f"ipv{family}"] = packed(address)
@@ -175,7 +175,7 @@ def proxy_of(rules: Rules) -> Proxy:
 
 
 def write_learnt(learnt: Map, rules: Rules) -> None:
-    """Put in the addresses of names, those that are forgotten as of an hour ago."""
+    """Write the addresses of names; expired ones have an expiry of an hour ago."""
     now = time.monotonic_ns()
     for (address, port), is_current in rules.learnt.items():
         until = now + _HOUR if is_current else max(now - _HOUR, 0)
@@ -183,5 +183,5 @@ def write_learnt(learnt: Map, rules: Rules) -> None:
 
 
 def packed(address: Address) -> bytes:
-    """As the maps have it: 16 bytes, IPv4 as IPv4-mapped."""
+    """An address as in the maps: 16 bytes, IPv4 as IPv4-mapped."""
     return address.packed if address.version == 6 else b"\0" * 10 + b"\xff\xff" + address.packed

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""io_uring by its system calls: one operation at a time, done by the kernel on our behalf.
+"""io_uring by its system calls: the kernel does one operation at a time for the caller.
 
 See io_uring(7), io_uring_setup(2), io_uring_enter(2).
 """
@@ -37,7 +37,7 @@ def _call(number: int, *arguments: object) -> int:
 
 
 class Ring:
-    """A ring. With ``is_polled`` a thread of the kernel takes what is submitted."""
+    """A ring. With ``is_polled`` a kernel thread polls for submissions."""
 
     def __init__(self, *, is_polled: bool = False) -> None:
         parameters = bytearray(120)
@@ -55,7 +55,7 @@ class Ring:
         self._entries = mmap.mmap(self._fd, _ENTRY.size * sq_entries, offset=_SQES)
 
     def close(self) -> None:
-        """Let go of it."""
+        """Unmap and close the ring."""
         self._entries.close()
         self._ring.close()
         os.close(self._fd)
@@ -95,11 +95,11 @@ class Ring:
         return int(result)
 
     def socket(self, family: int, kind: int) -> int:
-        """Make a socket; its descriptor."""
+        """socket(2): the descriptor."""
         return self._do(_OP_SOCKET, family, kind, 0, 0)
 
     def setsockopt(self, made: Socket, level: int, name: int, value: int) -> None:
-        """setsockopt(2) of a number."""
+        """setsockopt(2) with an int."""
         number = ctypes.c_int(value)
         option = (ctypes.sizeof(number), ctypes.addressof(number))
         self._do(_OP_COMMAND, made.fileno(), _SOCKET_SETSOCKOPT, name << 32 | level, 0, option)

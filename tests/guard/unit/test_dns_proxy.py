@@ -18,7 +18,6 @@ import dns.message
 import dns.rcode
 import pytest
 
-from tests.firewall.support.frames import until
 from tests.guard.support.resolving import (
     FakeServer,
     Policy,
@@ -28,6 +27,7 @@ from tests.guard.support.resolving import (
     read_frames,
     response,
 )
+from tests.support.waiting import wait_until
 from zfw_py.guard.dns import listening, proxy, upstream
 from zfw_py.guard.dns.upstream import Server
 
@@ -50,12 +50,6 @@ def proxied(
     upstreams = [each.server if isinstance(each, FakeServer) else each for each in servers]
     with Running(policy.proxy(upstreams, is_log_only=is_log_only)) as running:
         yield running, policy
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as made:
-        yield made
 
 
 @pytest.fixture
@@ -805,7 +799,7 @@ def test_a_client_that_goes_away_is_forgotten(running: Running, server: FakeServ
         read_frames(tcp, 1)
         tcp.close()  # resets it: there is more to read
     assert len(addresses(running.ask(WWW, is_tcp=True))) == 250
-    assert until(lambda: running.proxy._connections._connected == 0)
+    assert wait_until(lambda: running.proxy._connections._connected == 0)
 
 
 def test_connections_have_a_limit(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -815,7 +809,7 @@ def test_connections_have_a_limit(running: Running, monkeypatch: pytest.MonkeyPa
         for tcp in (first, second):
             tcp.sendall(framed(frame_of()))
             assert len(read_frames(tcp, 1)) == 1
-    assert until(lambda: running.proxy._connections._connected == 0)
+    assert wait_until(lambda: running.proxy._connections._connected == 0)
     assert addresses(running.ask(WWW, is_tcp=True)) == ["192.0.2.1"]
 
 
@@ -827,7 +821,7 @@ def test_other_sockets_can_come_later(running: Running, policy: Policy) -> None:
     address = udp.getsockname()
     running.call(running.proxy.serve, udp, tcp)
     query = dns.message.make_query(WWW, "A")
-    assert until(lambda: bool(dns.query.udp(query, "::1", 30, address[1]).answer))
+    assert wait_until(lambda: bool(dns.query.udp(query, "::1", 30, address[1]).answer))
     assert dns.query.tcp(query, "::1", 30, address[1]).answer
     assert policy.events[0].client[0] == "::1"
     assert addresses(running.ask(WWW)) == ["192.0.2.1"]
@@ -841,7 +835,7 @@ def test_all_sockets_are_closed_at_the_end(server: FakeServer) -> None:
         tcp.sendall(framed(frame_of("a.test.")))
         with running.udp() as udp:
             udp.send(frame_of("b.test."))
-            assert until(lambda: len(server.asked) == 2)
+            assert wait_until(lambda: len(server.asked) == 2)
         running.stop()
         with contextlib.suppress(ConnectionResetError):
             assert read_frames(tcp, 1) == []

@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from typing import Any, get_args
 from unicodedata import normalize
 
 import dns.name
 import msgspec
 import pytest
-import tomli_w
 
+from tests.support.documents import forms, refusal, written
 from zfw_py.errors import UsageError
 from zfw_py.guard import codec as guard_codec
 from zfw_py.guard import document as policy_file
@@ -30,7 +30,7 @@ from zfw_py.guard.model import (
 )
 from zfw_py.values.endpoint import Server, parse_server
 from zfw_py.values.prefix import Prefix
-from zfw_py.values.structured import DocumentError, Format
+from zfw_py.values.structured import Format
 
 
 def entries(*texts: str) -> tuple[Entry, ...]:
@@ -586,19 +586,7 @@ MEANT = Policy(
     ),
 )
 
-forms = pytest.mark.parametrize("form", ["toml", "json"])
-
-
-def written(raw: dict[str, Any], form: Format) -> bytes:
-    return (tomli_w.dumps(raw) if form == "toml" else json.dumps(raw)).encode()
-
-
-def error_of(data: bytes, form: Format) -> DocumentError:
-    with pytest.raises(DocumentError) as raised:
-        decode(data, form)
-    assert "\n" not in raised.value.message
-    assert raised.value.exit_code == 2
-    return raised.value
+error_of = partial(refusal, decode)
 
 
 BAD: dict[str, tuple[str, object, str]] = {

@@ -10,7 +10,6 @@ import select
 import signal
 import subprocess
 import threading
-import time
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,18 +18,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.cgroups import cgroup_of, enter, is_empty_within, private_cgroup
-from tests.support.children import child, in_child
+from tests.support.children import child, drop_privileges, in_child
+from tests.support.waiting import wait_until
 from zfw_py.errors import Conflict, KernelError, NotFound, UsageError, ZfwError
 from zfw_py.kernel import cgroup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = [
-    pytest.mark.kernel,
-    # Python 3.12 and later: the threads of earlier tests have ended when we fork.
-    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
-]
+pytestmark = pytest.mark.kernel
 
 CLONE_NEWNS, CLONE_NEWCGROUP = 0x00020000, 0x02000000
 MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
@@ -382,9 +378,7 @@ def test_a_cgroup_in_use_is_not_removed(own: str) -> None:
 
 def test_without_privilege_it_is_said_what_was_refused(own: str) -> None:
     def as_nobody(verb: str) -> None:
-        os.setgroups([])
-        os.setgid(65534)
-        os.setuid(65534)
+        drop_privileges()
         if verb == "create":
             cgroup.create(own, "made")
         elif verb == "remove":
@@ -546,7 +540,5 @@ def test_no_descriptor_is_left_open(own: str) -> None:
                 ask(f"{own}/none")
         with pytest.raises(ZfwError):
             cgroup.resolve("/dev")
-    deadline = time.monotonic() + LONG
-    while descriptors() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: descriptors() <= before, LONG)
     assert descriptors() == before

@@ -30,32 +30,21 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.cgroups import enter, private_cgroup
-from tests.support.children import child, in_child
+from tests.support.children import child, drop_privileges, in_child
 from tests.support.netns import CLONE_NEWNET, Namespace
 from zfw_py.errors import NotFound
 from zfw_py.kernel import cgroup, sock_diag
 from zfw_py.kernel.sock_diag import IPPROTO_MPTCP, Socket, sockets, sockets_near, sockets_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
-pytestmark = [
-    pytest.mark.kernel,
-    # Python 3.12 and later: the threads that make namespaces have ended when we fork.
-    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
-]
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("namespace")]
 
 SO_COOKIE, SO_BINDTOIFINDEX = 57, 62
 LOOPBACK = {AF_INET: "127.0.0.1", AF_INET6: "::1"}
 ANY = {AF_INET: "0.0.0.0", AF_INET6: "::"}
 families = pytest.mark.parametrize("family", [AF_INET, AF_INET6])
-
-
-@pytest.fixture
-def stack(namespace: Namespace) -> Iterator[ExitStack]:
-    """Closes the sockets of a test, in its network namespace."""
-    with ExitStack() as made:
-        yield made
 
 
 def inode(made: socket.socket) -> int:
@@ -275,9 +264,7 @@ def test_a_process_that_is_gone_is_not_found(namespace: Namespace) -> None:
 
 def test_other_people_s_processes_are_root_s_to_see(namespace: Namespace) -> None:
     def as_nobody() -> object:
-        os.setgroups([])
-        os.setgid(65534)
-        os.setuid(65534)
+        drop_privileges()
         return sockets_of(os.getppid())
 
     told = in_child(as_nobody)

@@ -44,10 +44,7 @@ if TYPE_CHECKING:
 
 IPV4 = Network.gateway_ipv4
 
-pytestmark = [
-    pytest.mark.kernel,
-    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
-]
+pytestmark = pytest.mark.kernel
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,7 @@ to repeat one that failed.
 
 from __future__ import annotations
 
-import os
 import socket
-import time
 from collections import Counter
 from contextlib import contextmanager
 from random import Random
@@ -27,6 +25,7 @@ from tests.steer.support.packets import (
     random_packet,
 )
 from tests.steer.support.reference import State, decide
+from tests.support.seeds import new_seeds
 from zfw_py.kernel import bpf_run
 from zfw_py.steer import codec, layout
 
@@ -55,13 +54,8 @@ def test_program_and_model_agree(namespace: Namespace, seed: int) -> None:
 
 @pytest.mark.timeout(0)
 def test_program_and_model_agree_on_a_new_seed(namespace: Namespace) -> None:
-    seed = int(os.environ.get("ZFW_DIFFERENTIAL_SEED", time.time_ns() // 1000))
-    comparisons = int(os.environ.get("ZFW_DIFFERENTIAL_COMPARISONS", PACKETS_PER_SEED))
-    print(f"ZFW_DIFFERENTIAL_SEED={seed}")
-    while comparisons > 0:
-        _compare(namespace, seed, min(comparisons, PACKETS_PER_SEED))
-        comparisons -= PACKETS_PER_SEED
-        seed += 1
+    for seed, comparisons in new_seeds(PACKETS_PER_SEED):
+        _compare(namespace, seed, comparisons)
 
 
 def _compare(namespace: Namespace, seed: int, count: int) -> Counter[str]:
@@ -126,7 +120,7 @@ def _prepare(namespace: Namespace) -> tuple[int, ...]:
     """Addresses to bind to, and devices; the indexes of these."""
     first, second = INTERFACES[1:]
     if first not in [name for _, name in socket.if_nameindex()]:
-        namespace.run("ip", "link", "add", first, "type", "veth", "peer", "name", second)
+        namespace.add_veth(first, second)
         for name in (first, second):
             namespace.run("ip", "link", "set", name, "up")
     for address in BINDABLE[6]:

@@ -22,7 +22,6 @@ import pytest
 from tests.steer.support.gateway import managed, mapping
 from tests.support.netns import Network
 from tests.support.waiting import PATIENCE, wait_until
-from zfw_py.errors import NotInstalled
 from zfw_py.steer.service import Steering
 
 if TYPE_CHECKING:
@@ -30,25 +29,11 @@ if TYPE_CHECKING:
 
     from tests.support.netns import Namespace
 
-pytestmark = [
-    pytest.mark.kernel,
-    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
-    pytest.mark.timeout(300),
-]
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
 
 IPV4 = Network.gateway_ipv4
 RESTARTS = 3
 WRONG = b"WRONG"
-
-
-@pytest.fixture
-def steering(network: Network) -> Iterator[Steering]:
-    made = Steering()
-    yield made
-    try:
-        made.detach()
-    except NotInstalled:
-        pass
 
 
 @contextmanager

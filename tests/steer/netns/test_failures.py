@@ -7,7 +7,6 @@ import errno
 import os
 import signal
 import socket
-import sysconfig
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -23,14 +22,14 @@ from tests.steer.support.gateway import (
     managed,
     mapping,
 )
-from tests.support.children import child, in_child
+from tests.support.children import child, drop_privileges, in_child
+from tests.support.command import ZFW
 from tests.support.killed import killed_at
 from tests.support.netns import Network
 from tests.support.waiting import wait_until
 from zfw_py.errors import (
     KernelError,
     LayoutMismatch,
-    NotInstalled,
     PermissionDenied,
     ZfwError,
 )
@@ -46,31 +45,11 @@ from zfw_py.steer.service import Steering
 from zfw_py.systemd.steer import CAPABILITIES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-pytestmark = [
-    pytest.mark.kernel,
-    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
-]
+pytestmark = pytest.mark.kernel
 
 IPV4 = Network.gateway_ipv4
-ZFW = Path(sysconfig.get_path("scripts")) / "zfw"
-
-
-@pytest.fixture
-def steering(network: Network) -> Iterator[Steering]:
-    made = Steering()
-    yield made
-    try:
-        made.detach()
-    except NotInstalled:
-        pass
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as made:
-        yield made
 
 
 def keys(steering: Steering) -> list[str]:
@@ -436,9 +415,7 @@ def as_user(group: int, action: Callable[[], object]) -> object:
     """What a process without privileges is told."""
 
     def drop_and_act() -> object:
-        os.setgroups([])
-        os.setgid(group)
-        os.setuid(65534)
+        drop_privileges(group)
         try:
             return action()
         except ZfwError as error:

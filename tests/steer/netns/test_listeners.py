@@ -210,15 +210,12 @@ def test_a_socket_that_is_bound_to_a_device_listens_there(programs: Steered, pro
 
 
 def test_another_namespace_is_another_affair(programs: Steered) -> None:
-    other = Namespace()
-    try:
+    with Namespace() as other:
         with other.entered():
             held = [_open("127.0.0.5", 22), _open("127.0.0.5", 53, UDP)]
         assert programs.listeners() == {}
         for made in held:
             made.close()
-    finally:
-        other.close()
 
 
 def test_those_who_were_there_before_are_scanned_once(namespace: Namespace) -> None:

@@ -28,10 +28,7 @@ from zfw_py.steer.sockets import Surroundings, chosen
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = [
-    pytest.mark.kernel,
-    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
-]
+pytestmark = pytest.mark.kernel
 
 
 @pytest.fixture

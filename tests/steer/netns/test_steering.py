@@ -25,7 +25,7 @@ from tests.support.children import child, in_child
 from tests.support.netns import Namespace, Network
 from tests.support.pids import needs_told_pids
 from tests.support.waiting import wait_until
-from zfw_py.errors import Conflict, MapFull, NotFound, NotInstalled, UsageError
+from zfw_py.errors import Conflict, MapFull, NotFound, UsageError
 from zfw_py.kernel import process_sockets
 from zfw_py.kernel.cgroup import systemd_mounts
 from zfw_py.kernel.process import start_time
@@ -34,33 +34,11 @@ from zfw_py.steer.model import UnitTarget, decode, make_mapping, parse_key
 from zfw_py.steer.service import Steering
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from zfw_py.steer.listing import Listed
 
-pytestmark = [
-    pytest.mark.kernel,
-    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
-]
+pytestmark = pytest.mark.kernel
 
 IPV4, IPV6 = Network.gateway_ipv4, Network.gateway_ipv6
-
-
-@pytest.fixture
-def steering(network: Network) -> Iterator[Steering]:
-    """Of the gateway, in which the test is."""
-    made = Steering()
-    yield made
-    try:
-        made.detach()
-    except NotInstalled:
-        pass
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as made:
-        yield made
 
 
 def only(steering: Steering) -> Listed:
@@ -519,9 +497,8 @@ def test_many_mappings_and_targets(network: Network, steering: Steering, stack: 
 
 
 def test_namespaces_are_apart(network: Network, steering: Steering, stack: ExitStack) -> None:
-    other = Namespace()
-    stack.callback(other.close)
-    path = f"/proc/{os.getpid()}/fd/{other.fd}"
+    other = stack.enter_context(Namespace())
+    path = other.path
     there = Steering(path)
     assert there.cookie != steering.cookie
     with other.entered():
@@ -551,12 +528,10 @@ def test_what_is_left_of_a_namespace_that_is_gone_is_removed(
 
     def is_removed() -> bool:
         # The kernel takes a while to end it; the next one that begins to steer cleans up.
-        new = Namespace()
-        with new.entered():
+        with Namespace() as new, new.entered():
             made = Steering()
             made.add([])
             made.detach()
-        new.close()
         return not Path(STORE.directory(cookie)).exists()
 
     assert wait_until(is_removed)
@@ -614,7 +589,7 @@ def test_sockets_for_each_client_do_not_push_out_the_one_for_all(
 
 
 def test_a_manager_of_another_namespace(network: Network, steering: Steering) -> None:
-    path = f"/proc/{os.getpid()}/fd/{network.gateway.fd}"
+    path = network.gateway.path
     steering.add([mapping("udp", "any", "53", "127.0.0.5:53")])
     with (
         network.client.entered(),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.steer.support.elements import flow_key, flow_parts, flow_value
+from tests.steer.support.gateway import datagrams
 from tests.steer.support.installed import cookie_of, packed, steered
 from tests.steer.support.packets import context_of
 from tests.steer.support.reference import Mapping, Packet
@@ -43,13 +44,6 @@ def programs(network: Network) -> Iterator[Steered]:
     with steered() as made:
         yield made
         assert made.troubles() == {}
-
-
-def _bound(address: str, port: int) -> socket.socket:
-    made = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
-    made.bind((address, port))
-    made.settimeout(20)
-    return made
 
 
 def _client(network: Network, address: str, port: int) -> socket.socket:
@@ -90,7 +84,7 @@ def test_an_answer_comes_from_where_was_asked(
     programs: Steered, network: Network, daemon: str, asked: str
 ) -> None:
     programs.apply([_mapping(1, DNS, 53)])
-    with _bound(daemon, 53) as server, _client(network, asked, 53) as client:
+    with datagrams(daemon, 53) as server, _client(network, asked, 53) as client:
         programs.put(DNS, server)
         for question in (b"first", b"second"):
             client.send(question)
@@ -105,7 +99,7 @@ def test_without_the_hook_a_daemon_on_loopback_cannot_answer(
     """Why it is there."""
     programs.apply([_mapping(1, DNS, 53)])
     os.close(programs.links.pop("sendmsg4"))
-    with _bound("127.0.0.5", 53) as server, _client(network, "10.9.0.1", 53) as client:
+    with datagrams("127.0.0.5", 53) as server, _client(network, "10.9.0.1", 53) as client:
         programs.put(DNS, server)
         client.send(b"question")
         assert error_of(lambda: _answer(server)) == "EINVAL"
@@ -114,7 +108,7 @@ def test_without_the_hook_a_daemon_on_loopback_cannot_answer(
 def test_two_clients_and_two_addresses_are_told_apart(programs: Steered, network: Network) -> None:
     programs.apply([_mapping(1, DNS, 53)])
     with (
-        _bound("127.0.0.5", 53) as server,
+        datagrams("127.0.0.5", 53) as server,
         _client(network, "10.9.0.1", 53) as one,
         _client(network, "10.9.0.11", 53) as other,
     ):
@@ -132,7 +126,7 @@ def test_who_asks_a_daemon_at_its_own_address_is_answered_from_there(
 ) -> None:
     programs.apply([_mapping(1, DNS, 53)])
     network.client.run("ip", "route", "add", "fd00::7/128", "via", network.gateway_ipv6)
-    with _bound("fd00::7", 53) as server, _client(network, "fd09::11", 53) as client:
+    with datagrams("fd00::7", 53) as server, _client(network, "fd09::11", 53) as client:
         programs.put(DNS, server)
         for asked in ("fd09::11", "fd09::1", "fd00::7", "fd09::1", "fd00::7"):
             client.connect((asked, 53))
@@ -147,7 +141,7 @@ def test_who_asked_a_daemon_of_all_addresses_long_ago_is_no_client(
     """It may have asked elsewhere since; one of a daemon with an address of its own has not."""
     programs.apply([_mapping(1, DNS, 53)])
     for bound, is_forgotten in (("0.0.0.0", True), ("127.0.0.5", False)):
-        server = _bound(bound, 53)
+        server = datagrams(bound, 53)
         programs.put(DNS, server)
         with network.client.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
             client.settimeout(20)
@@ -167,7 +161,7 @@ def test_what_a_daemon_sends_unasked_leaves_as_it_always_did(
     programs: Steered, network: Network
 ) -> None:
     programs.apply([_mapping(1, DNS, 53)])
-    with _bound("0.0.0.0", 53) as server, _client(network, "10.9.0.11", 53) as client:
+    with datagrams("0.0.0.0", 53) as server, _client(network, "10.9.0.11", 53) as client:
         programs.put(DNS, server)
         client.send(b"question")
         _answer(server)
@@ -201,7 +195,7 @@ def test_a_daemon_may_say_itself_from_where(
     """With IP_PKTINFO, as unbound and dnsmasq do: steer then leaves the address alone."""
     programs.apply([_mapping(1, DNS, 53)])
     daemon, asked, own, says = PKTINFO[family]
-    with _bound(daemon, 53) as server:
+    with datagrams(daemon, 53) as server:
         with network.client.entered():
             client = socket.socket(server.family, socket.SOCK_DGRAM)
         with client:
@@ -217,9 +211,9 @@ def test_connected_sockets_keep_what_is_theirs(programs: Steered, network: Netwo
     """They are found before any look-up, whatever a mapping says."""
     programs.apply([_mapping(1, DNS, None, is_override=True)])
     with (
-        _bound("127.0.0.5", 53) as server,
+        datagrams("127.0.0.5", 53) as server,
         _client(network, "10.9.0.1", 7000) as client,
-        _bound("10.9.0.1", 7000) as theirs,
+        datagrams("10.9.0.1", 7000) as theirs,
     ):
         programs.put(DNS, server)
         theirs.connect((network.client_ipv4, client.getsockname()[1]))
@@ -254,8 +248,8 @@ def test_a_socket_that_was_connected_leaves_others_to_the_one_before(
 def test_whoever_is_bound_there_exactly_keeps_it(programs: Steered, network: Network) -> None:
     programs.apply([_mapping(1, DNS, None)])
     with (
-        _bound("127.0.0.5", 53) as server,
-        _bound("10.9.0.1", 7000) as exact,
+        datagrams("127.0.0.5", 53) as server,
+        datagrams("10.9.0.1", 7000) as exact,
         _client(network, "10.9.0.1", 7000) as client,
         _client(network, "10.9.0.11", 7000) as elsewhere,
     ):
@@ -270,7 +264,7 @@ def test_whoever_is_bound_there_exactly_keeps_it(programs: Steered, network: Net
 def test_without_its_daemon_a_client_is_told_so(programs: Steered, network: Network) -> None:
     """By ICMP; and whoever is bound to all addresses does not get it instead."""
     programs.apply([_mapping(1, DNS, 7000)])
-    with _bound("0.0.0.0", 7000) as wild, _client(network, "10.9.0.1", 7000) as client:
+    with datagrams("0.0.0.0", 7000) as wild, _client(network, "10.9.0.1", 7000) as client:
         client.send(b"anybody?")
         assert error_of(lambda: client.recv(100)) == "ECONNREFUSED"
         wild.setblocking(False)
@@ -306,7 +300,7 @@ def test_a_group_of_sockets_is_balanced_and_answers(programs: Steered, network: 
 def test_a_flood_of_clients_costs_answers_and_no_more(programs: Steered, network: Network) -> None:
     """What is kept of clients has an end; whoever asks again is known again."""
     programs.apply([_mapping(1, DNS, 53)])
-    with _bound("127.0.0.5", 53) as server, _client(network, "10.9.0.1", 53) as client:
+    with datagrams("127.0.0.5", 53) as server, _client(network, "10.9.0.1", 53) as client:
         programs.put(DNS, server)
         client.send(b"before")
         _answer(server)
@@ -338,7 +332,7 @@ def test_a_daemon_that_comes_is_told_of(programs: Steered, network: Network) -> 
     programs.name_target(DNS, UDP, "127.0.0.5", 53)
     programs.apply([_mapping(1, DNS, 53)])
     for _ in range(3):
-        with _bound("127.0.0.5", 53) as server, _client(network, "10.9.0.1", 53) as client:
+        with datagrams("127.0.0.5", 53) as server, _client(network, "10.9.0.1", 53) as client:
             (event,) = programs.take_events()
             assert (event.kind, event.target, event.is_adopted) == ("came", DNS, False)
             assert event.cookie == cookie_of(server)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A steered gateway, its daemons and its clients; a manager in a process of its own."""
+"""Daemons and clients of a steered gateway, and ``zfw steer run`` in a process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def mapping(protocol: str, address: str, port: str, to: str, **options: object) -> Mapping:
-    """One to an address."""
+    """A mapping to an address."""
     key = parse_key(protocol, address, port)
     return make_mapping(key, parse_address_target(to), **options)  # type: ignore[arg-type]
 
@@ -52,7 +52,7 @@ def datagrams(address: str, port: int) -> socket.socket:
 
 
 def is_refused(client: Namespace, address: str, port: int) -> bool:
-    """Whether a connection is refused; anything else but a connection is an error."""
+    """Whether a connection is refused; raises an error if it fails in another way."""
     with client.entered():
         try:
             socket.create_connection((address, port), timeout=PATIENCE).close()
@@ -71,7 +71,7 @@ def connected(client: Namespace, address: str, port: int) -> Iterator[socket.soc
 
 
 def lands_on(client: Namespace, address: str, port: int, listener: socket.socket) -> bool:
-    """Whether a connection comes to a listener, with both ends' addresses true."""
+    """Whether a listener accepts a connection that shows both ends their real addresses."""
     with connected(client, address, port) as ours:
         theirs, source = listener.accept()
         with theirs:
@@ -85,26 +85,26 @@ def _plain(end: tuple[str, int]) -> tuple[str, int]:
 
 
 class Managed(NamedTuple):
-    """A ``zfw steer run`` in a process of its own."""
+    """A ``zfw steer run`` in a process, and the lines that it logs."""
 
     pid: int
     lines: Iterator[str]
 
     def wait_for(self, text: str) -> str:
-        """The next line with this in it."""
+        """Wait for the next line that contains a text."""
         seen = []
         for line in self.lines:
             seen.append(line)
             if text in line:
                 return line
-        raise AssertionError(f"{text!r} was not told, but {seen}")
+        raise AssertionError(f"{text!r} was not logged, but {seen}")
 
 
 @contextmanager
 def managed(
     mappings: Sequence[Mapping] = (), *, is_first: bool = True, netns: str | None = None
 ) -> Iterator[Managed]:
-    """A manager in the network namespace that the caller is in; ended by SIGTERM."""
+    """A manager of the caller's network namespace, for the length of a with block."""
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:

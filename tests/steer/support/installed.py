@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Steer's programs in a network namespace and a cgroup of the test's own, without zfw's half."""
+"""Steer's BPF programs and maps in a namespace and a new cgroup, without zfw's own code."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ _TABLE_SIZE = 1 << 20
 
 
 def packed(address: Address | str) -> bytes:
-    """As the maps have it: IPv4 as ::ffff:a.b.c.d."""
+    """An address as in the maps: 16 bytes, IPv4 as ::ffff:a.b.c.d."""
     one = ip_address(address)
     return one.packed if isinstance(one, IPv6Address) else bytes(10) + b"\xff\xff" + one.packed
 
 
 def cookie_of(made: socket.socket) -> int:
-    """What the kernel calls a socket, for good."""
+    """The socket's cookie: SO_COOKIE."""
     return int.from_bytes(made.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8), "little")
 
 
@@ -73,7 +73,7 @@ def _key(mapping: Mapping, network: Network, mapping_class: int, port: int) -> c
 def flatten(
     mappings: Iterable[Mapping],
 ) -> tuple[dict[codec.MappingKey, Mapping], dict[int, list[int]]]:
-    """The elements of a table, and of each protocol the segments of all ports."""
+    """The elements of a table of mappings, and for each protocol the segment of every port."""
     elements = {}
     ranges: dict[int, list[Mapping]] = {protocol: [] for protocol in codec.PROTOCOLS}
     for mapping in mappings:
@@ -86,7 +86,7 @@ def flatten(
                 ranges[mapping.protocol].append(mapping)
     segments = {}
     for protocol, some in ranges.items():
-        # The widest first: what a narrower one says of the same prefix replaces it.
+        # The widest range first: for the same prefix a narrower one replaces it.
         some.sort(key=lambda one: (one.ports[0] - one.ports[1], -one.ports[0]))  # type: ignore[index]
         of_port = [0] * (1 << 16)
         cuts = sorted({edge for one in some for edge in (one.ports[0], one.ports[1] + 1)})  # type: ignore[index]
@@ -105,7 +105,7 @@ class Steered:
     """The programs and their maps."""
 
     def __init__(self, loaded: BpfObject) -> None:
-        """Of an object that was loaded; the maps know this namespace."""
+        """Wrap a loaded object, and write this namespace to its config."""
         self.programs = loaded.programs()
         self.maps = {name: bpf_maps.Map(os.dup(fd)) for name, fd in loaded.maps().items()}
         self.links: dict[str, int] = {}
@@ -113,14 +113,14 @@ class Steered:
         self.tell(is_all=False)
 
     def tell(self, *, is_all: bool) -> None:
-        """Set which listeners' events there are."""
+        """Select whether all listeners cause events, or only those of targets."""
         config = codec.Config(netns_cookie(), layout.ABI_VERSION, layout.TELL_ALL * is_all)
         self.maps["config"].update(codec.ZERO, config.encode())
 
     # Attaching
 
     def attach_listening(self, place: Path) -> None:
-        """Everything but the look-up; ``place`` is the cgroup."""
+        """Attach everything but the look-up; ``place`` is the cgroup."""
         self.links["set_state"] = bpf_links.attach_tracing(self.programs["set_state"])
         directory = cgroup.open_directory(str(place))
         try:
@@ -130,7 +130,7 @@ class Steered:
             os.close(directory)
 
     def attach_lookup(self) -> None:
-        """Last: to the namespace that the caller is in."""
+        """Attach the look-up to the caller's namespace, last."""
         namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
             link = bpf_links.create_link(self.programs["lookup"], namespace, bpf_links.SK_LOOKUP)
@@ -139,20 +139,20 @@ class Steered:
         self.links["lookup"] = link
 
     def detach(self) -> None:
-        """Whatever was attached."""
+        """Close all links, which detaches their programs."""
         for link in self.links.values():
             os.close(link)
         self.links.clear()
 
     def scan(self) -> None:
-        """What has listened before."""
+        """Run the iterators over the sockets that existed before the programs were attached."""
         for name in ("scan_tcp", "scan_udp"):
             assert bpf_run.run_iterator(self.programs[name]) == b""
 
     # Mappings
 
     def apply(self, mappings: Iterable[Mapping]) -> None:
-        """These and no others, in one step."""
+        """Replace all mappings in one step."""
         elements, segments = flatten(mappings)
         old = codec.Active.decode(self.maps["active"].lookup(codec.ZERO) or b"")
         number = 1 - old.table
@@ -177,19 +177,19 @@ class Steered:
         self.maps["tables"].delete(codec.number_key(old.table))
 
     def counter(self, mapping: int) -> codec.Counter:
-        """What was counted of a mapping."""
+        """The counters of a mapping."""
         data = self.maps["counters"].lookup(codec.number_key(mapping))
         return codec.Counter.total(data) if data else codec.Counter(0, 0, 0)
 
     # Sockets
 
     def name_target(self, target: int, protocol: int, address: Address | str, port: int) -> None:
-        """From now on a daemon that comes there is adopted."""
+        """Give an address a target id: new sockets that listen there are adopted."""
         key = codec.Address(packed(address), 0, port, protocol)
         self.maps["target_ids"].update(key.encode(), codec.number_key(target))
 
     def put(self, target: int, made: socket.socket) -> None:
-        """A socket that is there already becomes a target's newest."""
+        """Make an existing socket a target's newest."""
         result, answer = bpf_run.call(self.programs["take_slot"], codec.slot_request(target))
         assert result == 0
         self.maps["sockets"].update(
@@ -206,25 +206,25 @@ class Steered:
         return [codec.cookie_of(data) for data in found if data]
 
     def listeners(self) -> dict[codec.Address, int]:
-        """How many sockets listen where."""
+        """The number of listeners by address."""
         return {
             codec.Address.decode(key): listener_count(value)
             for key, value in self.maps["listeners"].items()
         }
 
     def listening(self) -> dict[int, codec.Listener]:
-        """By cookie who listens."""
+        """The listeners by cookie."""
         return {
             codec.cookie_of(key): codec.Listener.decode(value)
             for key, value in self.maps["listening"].items()
         }
 
     def device_listeners(self) -> int:
-        """How many are bound to a device."""
+        """The number of listeners that are bound to a device."""
         return codec.cookie_of(self.maps["device_listeners"].lookup(codec.ZERO) or b"")
 
     def troubles(self) -> dict[str, int]:
-        """What did not work."""
+        """The error counters."""
         return codec.trouble_counts(
             [
                 self.maps["troubles"].lookup(codec.number_key(place)) or b""
@@ -233,7 +233,7 @@ class Steered:
         )
 
     def take_events(self) -> list[codec.Event]:
-        """Those that came since the last time."""
+        """Read the events since the last call."""
         taken: list[codec.Event] = []
         with RingBuffer(
             self.maps["events"].fd, lambda data: taken.append(codec.Event.decode(data))
@@ -244,7 +244,7 @@ class Steered:
 
 @contextmanager
 def loaded() -> Iterator[Steered]:
-    """Programs that are attached to nothing, for the length of a with block."""
+    """Loaded programs that are not attached, for the length of a with block."""
     with BpfObject(OBJECT) as made:
         made.load()
         steered = Steered(made)
@@ -256,7 +256,7 @@ def loaded() -> Iterator[Steered]:
 
 @contextmanager
 def steered() -> Iterator[Steered]:
-    """In force in the namespace and for this process and its children, in a cgroup of its own."""
+    """Attached programs; this process is in their cgroup for the length of the with block."""
     with private_cgroup() as place, within(place), loaded() as made:
         made.attach_listening(place)
         made.attach_lookup()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Random mappings, sockets and look-ups for steer, where they have edges."""
+"""Random mappings, sockets and look-ups for steer, close to each other's edges."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
 PROTOCOLS = (TCP, UDP)
 
-# Around few addresses, so that prefixes lie within each other; the host has the first two
-# of each family, and sockets may be bound to them.
+# Few addresses, so that many prefixes lie within each other. The host has the first two of
+# each family, and sockets may be bound to them.
 ADDRESSES: dict[int, tuple[Address, ...]] = {
     4: (
         IPv4Address("127.0.0.5"),
@@ -36,13 +36,13 @@ ADDRESSES: dict[int, tuple[Address, ...]] = {
         IPv6Address("fd00::1:7"),
         IPv6Address("2001:db8::7"),
         IPv6Address("::1"),
-        # What IPv4 looks like from here: no packet of IPv6 comes to it, and prefixes do.
+        # IPv4-mapped: no packet has such an IPv6 destination, but a prefix may contain it.
         IPv6Address("::ffff:127.0.0.5"),
         IPv6Address("::7f00:5"),
     ),
 }
 BINDABLE = {family: some[:2] for family, some in ADDRESSES.items()}
-# Of sockets and packets: edges of ports, of segments' elements, and of each other.
+# Ports of sockets and packets: the edges of ranges and segments, and their neighbours.
 PORTS = (1, 22, 53, 63, 64, 80, 127, 128, 443, 5555, 32767, 32768, 65534, 65535)
 _EDGES = (0, 1, 22, 63, 64, 65, 80, 128, 1023, 1024, 5000, 5555, 32768, 65534, 65535)
 
@@ -52,7 +52,7 @@ _CONTEXT = struct.Struct("=QII4s16s2s2x4s16sII4x")
 
 
 def context_of(packet: Packet) -> bytes:
-    """As BPF_PROG_TEST_RUN takes it."""
+    """The context for BPF_PROG_TEST_RUN."""
     is_ipv4 = packet.local.version == 4
     none = (bytes(4), bytes(16))
 
@@ -72,7 +72,7 @@ def context_of(packet: Packet) -> bytes:
 
 
 def cookie_chosen(context: bytes) -> int:
-    """Of the socket that was chosen; 0 is none."""
+    """The cookie of the selected socket, 0 for none."""
     return int(_CONTEXT.unpack(context)[0])
 
 
@@ -100,7 +100,7 @@ def _ports(rng: Random) -> tuple[int, int] | None:
 
 
 def random_mappings(rng: Random, targets: int) -> list[Mapping]:
-    """Some; no two say different things of the same addresses and ports."""
+    """Random mappings, no two for the same addresses and ports."""
     mappings = []
     seen: set[object] = set()
     for number in range(rng.choice((0, 1, 3, 10, 30, 60))):
@@ -128,7 +128,7 @@ def random_mappings(rng: Random, targets: int) -> list[Mapping]:
 
 
 def random_packet(rng: Random, state: State) -> Packet:
-    """Often to what a mapping is about or somebody listens on.
+    """A packet, often to an address and port of a mapping or a listener.
 
     It came in nowhere: BPF_PROG_TEST_RUN has no interface, so that what is bound to a
     device never takes it.
@@ -163,7 +163,7 @@ def random_packet(rng: Random, state: State) -> Packet:
 
 
 def random_bound(rng: Random, name: int, interfaces: tuple[int, ...]) -> Bound:
-    """What a socket might be bound to; not all can be, at once."""
+    """Random addresses and ports to bind; some of them may conflict."""
     family = rng.choice((4, 6))
     address: Address | None = rng.choice(BINDABLE[family])
     kind = rng.random()

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What steer decides, a second time: plain and slow, to compare the program with.
+"""Steer's reference model: its decisions in plain Python, to compare the program with.
 
-Written from the description, without sharing a line or an idea with the C or with how
-mappings are flattened for it. What it decides is meant to be right: where the two
-differ, one of them has a bug.
+It is written from the description, and shares no code and no idea with the C or with the code
+that flattens mappings. Where the model and the program differ, one of them has a bug.
 """
 
 from __future__ import annotations
@@ -16,17 +15,17 @@ Network = IPv4Network | IPv6Network
 
 
 def is_mapped(address: Address) -> bool:
-    """Is it an IPv4 address, as a socket of IPv6 has it?"""
+    """Is it an IPv4-mapped address?"""
     return isinstance(address, IPv6Address) and address.ipv4_mapped is not None
 
 
 @dataclass(frozen=True)
 class Mapping:
-    """Which packets go to a target.
+    """A mapping: the packets that go to a target.
 
-    ``network`` None is any address of both families, ``ports`` None any port; one port
-    is a range of one. Of the two that are equally specific otherwise the narrower range
-    decides, and of equally wide ones that which begins first.
+    ``network`` None means any address of both families, ``ports`` None any port; one port is a
+    range of one. Of two equally specific mappings the narrower range decides, and of two equally
+    wide ranges the one that begins first.
     """
 
     id: int
@@ -38,7 +37,7 @@ class Mapping:
     is_fallthrough: bool = False
 
     def matches(self, packet: Packet) -> bool:
-        """Is it about this packet at all?"""
+        """Does it match this packet?"""
         if self.protocol != packet.protocol:
             return False
         if self.network is not None and (
@@ -49,10 +48,10 @@ class Mapping:
 
     @property
     def specificity(self) -> tuple[int, int, int, int]:
-        """The more, the earlier it decides, among those that match one packet."""
+        """Its precedence: of the mappings that match a packet the greatest decides."""
         length = -1 if self.network is None else self.network.prefixlen
         if self.network is not None and length == 0:
-            length = -1  # all of a family is no more than all of both
+            length = -1  # all addresses of one family are as specific as those of both
         if self.ports is None:
             return (0, length, 0, 0)
         low, high = self.ports
@@ -63,9 +62,9 @@ class Mapping:
 
 @dataclass(frozen=True)
 class Bound:
-    """A socket: what it is bound to and takes.
+    """A socket: its address, and the packets that it accepts.
 
-    ``address`` is None for any; ``is_v6only`` counts for sockets of IPv6.
+    ``address`` is None for any; ``is_v6only`` matters only for sockets of IPv6.
     """
 
     name: int
@@ -77,19 +76,19 @@ class Bound:
     is_v6only: bool = False
 
     def can_take(self, packet: Packet) -> bool:
-        """Would the kernel let it have the packet at all, whatever its address?"""
+        """Would the kernel deliver the packet to it, whatever its address?"""
         if self.protocol != packet.protocol or self.ifindex not in (0, packet.ifindex):
             return False
         if packet.local.version == 6:
             return self.family == 6
         if self.family == 4:
             return True
-        # inet6_bind() makes a socket of IPv6 alone of what is bound to an address of it.
+        # inet6_bind() makes a socket that is bound to an IPv6 address IPv6 only.
         is_of_both = self.address is None or is_mapped(self.address)
         return is_of_both and not self.is_v6only
 
     def is_exactly_at(self, packet: Packet) -> bool:
-        """Does it listen on exactly that address and port, where the packet came in?"""
+        """Does it listen on exactly the packet's address, port and device?"""
         if self.address is None or self.ifindex not in (0, packet.ifindex):
             return False
         own = self.address
@@ -100,7 +99,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class Packet:
-    """What is looked up."""
+    """The look-up of a packet."""
 
     protocol: int
     local: Address
@@ -112,7 +111,7 @@ class Packet:
 
 @dataclass
 class State:
-    """Mappings; who listens; each target's sockets, the newest first."""
+    """The mappings, the listeners, and each target's sockets, the newest first."""
 
     mappings: list[Mapping] = field(default_factory=list)
     listening: list[Bound] = field(default_factory=list)
@@ -121,7 +120,7 @@ class State:
 
 @dataclass(frozen=True)
 class Decision:
-    """Which mapping, if any, and what came of it.
+    """The decision: the mapping that matched, and its result.
 
     ``outcome`` is "untouched", "kept", "steered", "refused" or "fallen through";
     ``socket`` has the name of the one that was chosen.
@@ -133,7 +132,7 @@ class Decision:
 
 
 def decide(packet: Packet, state: State) -> Decision:
-    """What becomes of a packet for which there is no connection."""
+    """Decide a packet that belongs to no connection."""
     matching = [mapping for mapping in state.mappings if mapping.matches(packet)]
     if not matching:
         return Decision("untouched")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Ways for bytes to leave a socket: those that a guard has to stop, and those that it has to let.
+"""Ways for bytes to leave a socket: a guard must drop some of them and let others pass.
 
-Each is a function that sends its own name, and knows nothing of the guard. Run as a
-program, the package goes all ways. What got out is for others to say.
+Each way is a function that sends its own name, without any knowledge of the guard. The package
+run as a program tries every way; the tests capture outside what has left.
 
-OPEN may be reached on all ports, PORTED on port 80, DENIED on none.
+The policy allows OPEN on all ports, PORTED on port 80, and DENIED on none.
 """
 
 from tests.guard.support.ways import makers, packets, reflections, sockets

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Go all ways, and tell what became of each: "" or the name of the error, as JSON."""
+"""Try every way, and print the result of each, "" or the name of the error, as JSON."""
 
 from __future__ import annotations
 

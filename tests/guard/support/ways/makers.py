@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""By others than the program itself: its threads, its children, the kernel on its behalf."""
+"""Ways by others than the program's main thread: threads, children, io_uring."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def thread(data: bytes, family: int) -> None:
 
 
 def _in_child(action: Callable[[], None]) -> None:
-    """Do it in a child; an error of it is ours."""
+    """Call a function in a child, and raise its error here."""
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -66,7 +66,7 @@ def child(data: bytes, family: int) -> None:
 
 @way(4, 6)
 def daemon(data: bytes, family: int) -> None:
-    """Forks twice, in a session of its own."""
+    """Fork twice, in a new session."""
 
     def first() -> None:
         os.setsid()
@@ -111,7 +111,7 @@ def ring_connect(data: bytes, family: int) -> None:
 
 @way(4, 6)
 def ring_socket(data: bytes, family: int) -> None:
-    """A socket that a ring has made belongs to the cgroup as well."""
+    """A socket that a ring creates belongs to the cgroup as well."""
     with closing(Ring(is_polled=True)) as ring:
         made = socket.socket(fileno=ring.socket(FAMILY[family], socket.SOCK_DGRAM))
     made.sendto(data, (DENIED[family], 80))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""By ping sockets and raw sockets.
+"""Ways by ping sockets and raw sockets.
 
-What raw sockets send is built from the RFCs: nothing that the kernel or a library would
-set right is.
+The payload of raw sockets is built from the RFCs by hand: a library or the kernel would correct
+its errors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _IP_RETOPTS, _IPV6_HDRINCL = 7, 36
 
 
 def echo(data: bytes, family: int) -> bytes:
-    """A request. Of a raw ICMPv6 and of a ping socket the kernel makes the checksum."""
+    """An echo request. The kernel fills in the checksum for raw ICMPv6 and ping sockets."""
     kind = 8 if family == 4 else 128
     message = struct.pack("!BBHHH", kind, 0, 0, 0x1234, 1) + data
     if family == 4:
@@ -137,7 +137,7 @@ def _datagram(family: int, address: str, port: int, data: bytes) -> bytes:
 
 
 def send_whole(packet: bytes, to: str = "") -> None:
-    """Send a packet with its header; ``to`` is where it is routed to, if that is not within."""
+    """Send a packet with its IP header; it is routed to ``to``, by default its destination."""
     if packet[0] >> 4 == 6 or ":" in to:
         to = to or socket.inet_ntop(socket.AF_INET6, packet[24:40])
         with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_RAW) as s:
@@ -168,7 +168,7 @@ def raw_udp_ported_elsewhere(data: bytes, family: int) -> None:
 
 @way(4, 6)
 def raw_udp_53(data: bytes, family: int) -> None:
-    """Even where all ports are open: whoever is asked there is nobody that we know."""
+    """Denied even if all ports are open: only the guard's own servers may be asked."""
     with socket.socket(FAMILY[family], socket.SOCK_RAW, socket.IPPROTO_UDP) as s:
         s.sendto(udp_header(53, data) + data, (OPEN[family], 0))
 
@@ -260,13 +260,13 @@ def version_4_as_ipv6(data: bytes) -> None:
 
 @way()
 def ipv4_as_ipv6(data: bytes) -> None:
-    """An IPv4 packet, by an IPv6 socket: what its bytes would be as IPv6 is nothing."""
+    """An IPv4 packet on an IPv6 socket: its bytes are no valid IPv6 packet."""
     send_whole(_datagram(4, OPEN[4], 80, data.ljust(40, b".")), to=OPEN[6])
 
 
 @way()
 def mapped_address_in_an_ipv6_packet(data: bytes) -> None:
-    """There it is not the IPv4 address that it has in it: RFC 4942, section 2.2."""
+    """In a packet it does not stand for the IPv4 address: RFC 4942, section 2.2."""
     send_whole(_datagram(6, OPEN["mapped"], 80, data))
 
 
@@ -324,13 +324,13 @@ def source_route_of_an_ipv6_socket(data: bytes) -> None:
 def source_route_of_a_stream(data: bytes) -> None:
     s = tcp_socket(4)
     s.setsockopt(_IP, socket.IP_OPTIONS, _route_option(_LOOSE, OPEN[4]))
-    # Nobody answers: what the first segment has is all that there is.
+    # No host answers: only the first segment is sent.
     s.sendto(data, MSG_FASTOPEN, (DENIED[4], 80))
 
 
 @way()
 def source_route_to_where_one_may_go(data: bytes) -> None:
-    """Where it goes between is nobody's business to choose either."""
+    """A program may not choose the hops either."""
     _by_option(data, _route_option(_LOOSE, DENIED[4]), OPEN[4])
 
 
@@ -359,7 +359,7 @@ def source_route_that_is_used_up(data: bytes) -> None:
 
 @way()
 def option_longer_than_the_header(data: bytes) -> None:
-    """One whose length leads past the header is skipped by some and not by others."""
+    """Some hosts skip an option whose length leads past the header, others do not."""
     _with_options(data, b"\x44\x28\x05\x00" + _route_option(_LOOSE, DENIED[4]), DENIED[4])
 
 
@@ -395,7 +395,7 @@ def record_route_open(data: bytes) -> None:
 
 @way(is_open=True)
 def options_that_end_open(data: bytes) -> None:
-    """What follows the end is no option, though it looks like one."""
+    """Bytes after End of Option List are no option, though they look like one."""
     _with_options(data, _END + _route_option(_LOOSE, DENIED[4])[:-1])
 
 
@@ -405,14 +405,14 @@ _HOP_BY_HOP, _ROUTING, _FRAGMENT, _AUTHENTICATION, _DESTINATION = 0, 43, 44, 51,
 
 
 def _padding(next_header: int, words: int = 0) -> bytes:
-    """Hop-by-hop or destination options that say nothing."""
+    """Hop-by-hop or destination options that are only padding."""
     body = 6 + 8 * words
     return struct.pack("!BBBB", next_header, words, 1, body - 2) + bytes(body - 2)
 
 
 def _routing(next_header: int, kind: int, left: int, *addresses: str) -> bytes:
     header = struct.pack("!BBBB", next_header, 2 * len(addresses), kind, left)
-    # Of type 4, the segment routing header, RFC 8754: the last entry, counted from 0.
+    # Type 4, the segment routing header (RFC 8754), has the number of its last entry.
     header += struct.pack("!BBH", len(addresses) - 1, 0, 0) if kind == 4 else bytes(4)
     return header + b"".join(socket.inet_pton(socket.AF_INET6, each) for each in addresses)
 
@@ -480,7 +480,7 @@ def _segments(*addresses: str) -> bytes:
 
 @way()
 def segment_routing_of_a_socket(data: bytes) -> None:
-    """Nobody needs a capability for it. The kernel sends to the first segment."""
+    """It needs no capability. The kernel sends to the first segment."""
     s = udp_socket(6)
     s.setsockopt(_IPV6, socket.IPV6_RTHDR, _segments("::", OPEN[6]))
     s.sendto(data, (DENIED[6], 80))
@@ -545,7 +545,7 @@ def headers_to_an_open_port(data: bytes) -> None:
     _extended(data, _HOP_BY_HOP, _padding(_DESTINATION) + _padding(17), PORTED[6], 80)
 
 
-# Fragments that are made by hand
+# Fragments that the program builds
 
 _MORE = 0x2000
 
@@ -577,7 +577,7 @@ def first_fragment_to_an_open_port_4(data: bytes) -> None:
 
 @way()
 def later_fragment_4(data: bytes) -> None:
-    """It has no port, so a rule for a port says nothing of it."""
+    """A later fragment has no port, so that no rule for a port matches."""
     _ipv4_fragment(data, PORTED[4], None, 1 | _MORE)
 
 
@@ -645,7 +645,7 @@ def later_fragment_open_6(data: bytes) -> None:
 
 @way()
 def atomic_fragment_to_another_port(data: bytes) -> None:
-    """The only one there is, RFC 6946: a whole packet."""
+    """A fragment that is the whole packet (RFC 6946)."""
     _ipv6_fragment(data, PORTED[6], 81, 0, is_more=False)
 
 
@@ -661,7 +661,7 @@ def atomic_fragment_to_an_open_port(data: bytes) -> None:
 
 @way()
 def headers_in_the_first_fragment_and_the_port_in_the_next(data: bytes) -> None:
-    """Forbidden by RFC 7112, since nobody on the way could tell the port."""
+    """Forbidden by RFC 7112, since no host on the path could read the port."""
     first = _fragment(_DESTINATION, 0, is_more=True) + _padding(17)
     send_whole(ipv6(OPEN[6], _FRAGMENT, first))
     later = _fragment(_DESTINATION, 8, is_more=False) + udp_header(53, data) + data

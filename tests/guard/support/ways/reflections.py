@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""By somebody who answers: what says that it came from elsewhere is answered there.
+"""Ways by a host that answers: it sends the answer to a source that the program has forged.
 
-This host answers what it sends to itself: errors that quote it, echoes, resets. These
-packets are the kernel's, and no longer those of a socket that is guarded.
+This host answers packets to itself: with errors that quote them, echoes and resets. Those
+answers come from the kernel, and not from a guarded socket.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SOMEBODY = 0x7A66
 
 
 def _socket(kind: socket.SocketKind, protocol: int = 0, port: int = 0) -> socket.socket:
-    """One with an address of somebody else's; of IPv6 anybody may have it."""
+    """A socket bound to an address of another host; for IPv6 no privilege is needed."""
     made = socket.socket(socket.AF_INET6, kind, protocol)
     made.settimeout(1)
     made.setsockopt(_IPV6, _IPV6_FREEBIND, 1)
@@ -51,7 +51,7 @@ def quoted_by_loopback_for_a_transparent_socket(data: bytes) -> None:
 
 @way()
 def quoted_by_loopback_for_one_message(data: bytes) -> None:
-    """The source of a single datagram, once the socket may have any. IP_FREEBIND will do."""
+    """A source for one datagram, which IP_FREEBIND allows for IPv6 too."""
     s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
     s.setsockopt(socket.SOL_IP, _IP_FREEBIND, 1)
     info = socket.inet_pton(socket.AF_INET6, DENIED[6]) + struct.pack("=i", 0)
@@ -69,7 +69,7 @@ def quoted_by_loopback_for_what_a_ring_has_set(data: bytes) -> None:
 
 @way(sign=struct.pack("!HH", _NOBODY, _SOMEBODY))
 def reset_by_loopback(_: bytes) -> None:
-    """Whom it would connect hears of it, on a port that the program chooses."""
+    """The RST reaches the forged source, on a port that the program chooses."""
     _socket(socket.SOCK_STREAM, port=_SOMEBODY).connect((LOOPBACK[6], _NOBODY))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""By sockets of UDP and TCP, and of what is like them."""
+"""Ways by sockets of UDP, TCP and similar protocols."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def udp_connected_but_sent_elsewhere(data: bytes, family: int) -> None:
 
 @way(4, 6)
 def udp_after_leave_to_go_elsewhere(data: bytes, family: int) -> None:
-    """What a socket was let to says nothing of another port or another address."""
+    """An allowed destination says nothing about another port or address."""
     s = udp_socket(family)
     s.sendto(b"let", (PORTED[family], 80))
     with suppress(PermissionError):
@@ -114,7 +114,7 @@ def udp_connected_to_ipv4_on_an_ipv6_socket(data: bytes, _: int) -> None:
 
 @way(4)
 def udp_to_an_address_of_no_family(data: bytes, _: int) -> None:
-    """Old programs leave it out, and the kernel takes it for IPv4."""
+    """Old programs leave the family 0, and the kernel takes that for IPv4."""
     sendto(
         udp_socket(4), data, struct.pack("=H", socket.AF_UNSPEC) + ipv4_sockaddr(DENIED[4], 80)[2:]
     )
@@ -150,7 +150,7 @@ def udp_from_a_redirected_socket(data: bytes, family: int | str) -> None:
 
 @way()
 def udp_turned_into_ipv4(data: bytes) -> None:
-    """A mapped socket may become one of IPv4: ipv6(7)."""
+    """A socket with a mapped address may become one of IPv4: ipv6(7)."""
     s = udp_socket("mapped")
     s.connect((OPEN["mapped"], 80))
     s.setsockopt(_IPV6, _IPV6_ADDRFORM, socket.AF_INET)
@@ -159,7 +159,7 @@ def udp_turned_into_ipv4(data: bytes) -> None:
 
 @way(4, 6)
 def udp_sendmmsg(data: bytes, family: int) -> None:
-    """Two datagrams by one call, the first to where one may go."""
+    """Two datagrams by one call, the first to an allowed destination."""
     to = [sockaddr(family, each, 80) for each in (OPEN[family], DENIED[family])]
     sendmmsg(udp_socket(family), [(b"let", to[0]), (data, to[1])])
 
@@ -213,7 +213,7 @@ def udp_spliced(data: bytes, family: int) -> None:
 
 @way(4, 6)
 def udp_large(data: bytes, family: int) -> None:
-    """In fragments, which the kernel makes."""
+    """A datagram that the kernel fragments."""
     udp_socket(family).sendto(data.ljust(5000, b"."), (DENIED[family], 80))
 
 
@@ -264,7 +264,7 @@ def link_local(data: bytes) -> None:
     udp_socket(6).sendto(data, (LINK_LOCAL, 80, 0, socket.if_nametoindex(INTERFACE)))
 
 
-# What an IPv4 address in it is good for, nobody can tell from outside.
+# A host cannot know which IPv4 address a network maps these to.
 
 
 @way()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a way out is, and where it may lead."""
+"""The type of a way out, its registry, and the destinations of the ways."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOOPBACK = {4: "127.0.0.1", "mapped": "::ffff:127.0.0.1", 6: "::1"}
 NAME_SERVER = {4: UPSTREAM, "mapped": f"::ffff:{UPSTREAM}", 6: UPSTREAM6}
 INTERFACE = "eth0"
 MSG_FASTOPEN = 0x20000000
-# What makes them so. Ours may be reached as well: whoever opens a network opens himself.
+# The policy for these destinations. OWN is allowed too: an open subnet includes the host.
 POLICY = [
     *("--allow", OPEN[4], "--allow", OPEN[6]),
     *("--allow", f"{PORTED[4]}:80", "--allow", f"[{PORTED[6]}]:80"),
@@ -28,9 +28,9 @@ POLICY = [
 
 
 class Way(NamedTuple):
-    """A way out, gone with a payload. ``is_open``: it leads where one may go.
+    """A way out: ``go`` sends a payload. ``is_open``: the policy allows its destination.
 
-    A packet that has gone it has ``sign`` within.
+    A packet that has left by this way contains ``sign``.
     """
 
     go: Callable[[bytes], None]
@@ -46,9 +46,9 @@ def _go(function: Callable[[bytes, int | str], None], family: int | str, data: b
 
 
 def way(*families: int | str, is_open: bool = False, sign: bytes = b"") -> Callable[[Any], Any]:
-    """Register a function of a payload, or one of payload and family for each of these.
+    """Register a function of a payload, or a function of payload and family for each family.
 
-    ``sign`` is for one whose payload does not get far.
+    ``sign`` is for a way whose packets do not contain the payload.
     """
 
     def register(function: Any) -> Any:
@@ -67,5 +67,5 @@ def way(*families: int | str, is_open: bool = False, sign: bytes = b"") -> Calla
 
 
 def payload(name: str) -> bytes:
-    """What a way sends: told from all others wherever it is found."""
+    """The payload of a way, which differs from that of every other way."""
     return f"<{name}>".encode()

@@ -16,7 +16,7 @@ import pytest
 from bpf import build
 from tests.guard.support.installed import installed
 from tests.guard.support.world import NAMES, UNNAMED
-from tests.kernels.test_smoke import COMPILERS
+from tests.older_kernels.test_smoke import COMPILERS
 from zfw_py.guard import programs
 from zfw_py.guard.model import Policy
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.kernel
 
 # Nobody is there: who answers from it is the proxy, under its name.
 SERVER = ("192.0.2.53", "2001:db8::53")
-NAMED, NAMED6 = NAMES["both.example"]
+NAMED, _ = NAMES["both.example"]
 FORBIDDEN = "other.example"
 
 # Tells on one line of JSON what a guarded program sees.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A terminal with somebody at it: types, and reads what a program writes there."""
+"""A pseudo-terminal: types at it, and reads what a program writes to it."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Terminal:
         self._read_to = 0
 
     def type(self, text: str) -> None:
-        """Type."""
+        """Write text as the terminal's keyboard."""
         os.write(self.master, text.encode())
 
     def expect(self, text: str) -> str:
-        """Wait until this is written, after what was expected before; what came until then."""
+        """Wait for text after what was expected before; the output between the two."""
         deadline = time.monotonic() + _PATIENCE
         while (found := self.seen.find(text, self._read_to)) < 0:
             left = max(deadline - time.monotonic(), 0)
@@ -41,22 +41,22 @@ class Terminal:
                 raise AssertionError(f"{text!r} does not come after {self.seen!r}")
             try:
                 self.seen += os.read(self.master, 65536).decode(errors="replace")
-            except OSError:  # nobody has it open any more
+            except OSError:  # no process has the terminal open any longer
                 raise AssertionError(f"{text!r} does not come, at the end: {self.seen!r}") from None
         came = self.seen[self._read_to : found]
         self._read_to = found + len(text)
         return came
 
     def foreground(self) -> int:
-        """The process group that it signals, and that may read from it."""
+        """The process group in the foreground, which the terminal signals."""
         return os.tcgetpgrp(self.master)
 
     def resize(self, rows: int, columns: int) -> None:
-        """Another size, of which the foreground is told by SIGWINCH."""
+        """Change the size; the kernel sends SIGWINCH to the foreground."""
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def hang_up(self) -> None:
-        """Whoever sat there has gone."""
+        """Close the master: the kernel sends SIGHUP."""
         os.close(self.master)
         self.master = -1
 
@@ -65,14 +65,14 @@ class Terminal:
 def terminal(
     start: Callable[..., subprocess.Popen[str]], *command: str
 ) -> Iterator[tuple[Terminal, subprocess.Popen[str]]]:
-    """A command at a terminal of its own, in a session of its own; killed at the end.
+    """A command in a new session with a new terminal; killed at the end.
 
     ``start`` is like subprocess.Popen, with the command's words as its arguments.
     """
     master, slave = pty.openpty()
     at = Terminal(master)
     try:
-        # Of util-linux: the session's terminal is its stdin.
+        # setsid(1) of util-linux makes stdin the session's terminal.
         process = start(
             "/usr/bin/setsid", "--ctty", *command, stdin=slave, stdout=slave, stderr=slave
         )

@@ -13,7 +13,8 @@ import pytest
 
 from bpf import build
 from tests.docker_dns.support.world import ANY_ANSWER, BUILTIN_ANSWER, CONTAINER, RESOLVER, SERVER
-from tests.kernels.test_smoke import COMPILERS, MODE, ZFW
+from tests.older_kernels.test_smoke import COMPILERS, MODE
+from tests.support.command import ZFW
 from zfw_py.docker_dns import programs
 from zfw_py.docker_dns import service as redirects
 
@@ -40,7 +41,7 @@ def test_the_verifier_takes_what_each_compiler_of_this_machine_makes(
 
 def test_the_installed_command_redirects_and_leaves_nothing(docker: World) -> None:
     def zfw(*arguments: str) -> str:
-        return docker.network.host.run(ZFW, "docker-dns", *arguments).stdout
+        return docker.network.host.run(str(ZFW), "docker-dns", *arguments).stdout
 
     def qdiscs() -> str:
         return docker.container.run("tc", "qdisc").stdout

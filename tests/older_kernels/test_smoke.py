@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,9 +21,10 @@ from tests.firewall.support.frames import (
     SERVICE,
     Gateway,
     listening,
-    until,
 )
+from tests.support.command import ZFW
 from tests.support.netns import Network
+from tests.support.waiting import wait_until
 from zfw_py import Firewall, NotInstalled
 from zfw_py.firewall import programs
 from zfw_py.firewall.maps import STORE
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kernel
 
-ZFW = str(Path(sys.executable).with_name("zfw"))
 COMPILERS = sorted({path.resolve() for path in build.CLANGS if path.is_file()})
 # TCX came with Linux 6.6; before it there is clsact.
 MODE = "tcx" if tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 6) else "clsact"
@@ -46,14 +45,10 @@ ATTACHED = rf"attached {Network.interface} ingress by {MODE} \(program (\d+)\)\n
 @pytest.fixture
 def unarmed(_private_bpffs: None) -> Iterator[Gateway]:
     """The test is inside a gateway of its own, without a firewall."""
-    made = Gateway()
-    try:
-        with made.gateway.entered():
-            made.firewall.detach_all()
-            yield made
-            made.firewall.attach(made.interface)  # which close() takes off
-    finally:
-        made.close()
+    with Gateway() as made, made.gateway.entered():
+        made.firewall.detach_all()
+        yield made
+        made.firewall.attach(made.interface)  # which close() takes off
 
 
 @pytest.mark.parametrize("compiler", COMPILERS, ids=lambda path: path.parts[-3] + path.name)
@@ -75,7 +70,7 @@ def test_the_installed_command_attaches_intercepts_deletes_and_leaves_nothing(
     unarmed: Gateway,
 ) -> None:
     def zfw(*arguments: str) -> str:
-        return unarmed.gateway.run(ZFW, *arguments).stdout
+        return unarmed.gateway.run(str(ZFW), *arguments).stdout
 
     def is_loaded(program: str) -> bool:
         asked = ("bpftool", "prog", "show", "id", program)
@@ -103,7 +98,7 @@ def test_the_installed_command_attaches_intercepts_deletes_and_leaves_nothing(
     with pytest.raises(NotInstalled):
         Firewall().rules()
     # Which it stays as long as anything has it: a filter, a link, a pin.
-    assert until(lambda: not is_loaded(attached[1]))
+    assert wait_until(lambda: not is_loaded(attached[1]))
     with (
         listening("tcp", 4, 5000, GATEWAY[4]) as service,
         unarmed.client_socket("tcp", 4) as client,

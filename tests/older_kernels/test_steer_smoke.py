@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bpf import build
-from tests.kernels.test_smoke import COMPILERS
+from tests.older_kernels.test_smoke import COMPILERS
 from tests.steer.support import installed
 from tests.steer.support.reference import Mapping
 from zfw_py.steer.codec import Counter
