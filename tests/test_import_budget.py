@@ -22,8 +22,8 @@ ROOT = Path(zfw_py.__file__).parent.parent
 # ctypes is the way into the kernel; the rest is built into the interpreter or small.
 STANDARD_LIBRARY = {
     "__future__",
-    "_bisect",
     "_ctypes",
+    "_operator",
     "_socket",
     "_struct",
     "ctypes",
@@ -39,7 +39,6 @@ OURS = {
     "zfw_py",
     "zfw_py.firewall.codec",
     "zfw_py.firewall.layout",
-    "zfw_py.firewall.port_index",
     "zfw_py.cli",
     "zfw_py.cli.classic",
     "zfw_py.cli.classic.grammar",
@@ -50,6 +49,8 @@ OURS = {
     "zfw_py.firewall.service",
     "zfw_py.firewall.interfaces",
     "zfw_py.firewall.rules",
+    "zfw_py.firewall.rules.commit",
+    "zfw_py.firewall.rules.edit",
     "zfw_py.firewall.maps",
     "zfw_py.kernel",
     "zfw_py.kernel.bpf_maps",

@@ -22,7 +22,7 @@ from tests.bench.traffic import Drain, Sender, StreamSender, checksum, mac_of
 from tests.support.netns import RoutedNetwork
 from zfw_py import Firewall, Prefix, Rule, RuleKey
 from zfw_py.firewall import layout
-from zfw_py.firewall.maps import STORE, Tables
+from zfw_py.firewall.maps import STORE, Maps
 from zfw_py.kernel import bpf_maps
 from zfw_py.kernel.netns_cookie import netns_cookie
 
@@ -173,8 +173,8 @@ def million_flows(section: Section, count: int) -> None:
                 sender.send_once()
             seconds += time.monotonic() - started
         with network.gateway.entered():
-            with Tables(is_writer=False) as tables:
-                table = tables.inner("flows", layout.FLOWS_OPEN_DATAGRAMS)
+            with Maps(is_writer=False) as maps:
+                table = maps.inner("flows", layout.FLOWS_OPEN_DATAGRAMS)
                 kept = sum(1 for _ in table.items()) if table else 0
             memory = kernel_memory() / 1e6
     section.rows.append(

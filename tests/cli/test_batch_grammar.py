@@ -9,7 +9,7 @@ from unittest.mock import patch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zfw_py import Delete, Firewall, Insert, UsageError
+from zfw_py import Delete, Firewall, Insert, Rule, RuleKey, UsageError
 from zfw_py.cli import batch
 from zfw_py.cli.app import main
 from zfw_py.cli.commands.rule_options import OPTIONS
@@ -70,11 +70,17 @@ def by_command(verb: str, words: list[str]) -> tuple[Any, ...] | None:
     """What the command would hand to the firewall, None if it refuses."""
     asked = []
 
-    def apply(self: Firewall, edits: list[Insert | Delete]) -> Any:
-        asked.extend(edits)
+    def insert(self: Firewall, rule: Rule, *, route: bool = False) -> Any:
+        asked.append(Insert(rule, route=route))
         raise UsageError("that is all that this test wants to know")
 
-    with patch.object(Firewall, "apply", apply):
+    def delete(
+        self: Firewall, key: RuleKey, interfaces: tuple[str, ...] = (), *, route: bool = True
+    ) -> Any:
+        asked.append(Delete(key, interfaces, route=route))
+        raise UsageError("that is all that this test wants to know")
+
+    with patch.object(Firewall, "insert", insert), patch.object(Firewall, "delete", delete):
         assert main([verb, *words]) == 2
     return fields(asked[0]) if asked else None
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from zfw_py.firewall.maps import Tables
+from zfw_py.firewall.maps import Maps
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Zfw
@@ -17,10 +17,10 @@ SSH = ("-c", "100.72.0.4", "-m", "32", "-p", "tcp", "-l", "22")
 
 @pytest.fixture(autouse=True)
 def _no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    def entered(self: Tables) -> None:
+    def entered(self: Maps) -> None:
         pytest.fail("the kernel is entered")
 
-    monkeypatch.setattr(Tables, "__init__", entered)
+    monkeypatch.setattr(Maps, "__init__", entered)
 
 
 @pytest.mark.parametrize(

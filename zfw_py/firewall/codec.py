@@ -1,22 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The model to bytes and back, by the formats of the generated layout. Pure.
+"""Keys and values of the firewall's maps as Python values, and back. Pure.
 
-Hot: imported for every rule that a router inserts.
+The only module of the firewall that knows bytes and offsets. The formats are the generated
+layout's: numbers in host byte order, addresses in network byte order, 16 bytes each, IPv4
+mapped into IPv6. Hot: imported for every rule that a router inserts.
 """
 
 from __future__ import annotations
 
+from _operator import itemgetter
 from struct import Struct
 
 from zfw_py.firewall import layout
 from zfw_py.firewall.model import ACTIONS, DIRECTIONS, PROTOCOLS, RuleKey
-from zfw_py.values.prefix import Prefix
+from zfw_py.values.prefix import IPV4_MAPPED, Prefix
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from zfw_py.firewall.port_index import Interval, PortRule
+    from zfw_py.firewall.model import Rule
+    from zfw_py.firewall.port_index import Interval
 
 _prefix_key = Struct(layout.PREFIX_KEY)
 _port_rule = Struct(layout.PORT_RULE)
@@ -24,8 +28,18 @@ _prefix = Struct(layout.PREFIX)
 _interval = Struct(layout.INTERVAL)
 _length_key = Struct(layout.LENGTH_KEY)
 _lengths = Struct(layout.LENGTHS)
+_record = Struct(layout.RULE_RECORD)
+_counter = Struct(layout.COUNTER)
+_interface_name = Struct(layout.INTERFACE_NAME)
+_interface = Struct(layout.INTERFACE)
+_interface_set = Struct(f"={layout.INTERFACE_SET_SIZE // 8}Q")
+_address = Struct(layout.ADDRESS)
+_route = Struct(layout.ROUTE)
 _state = Struct(layout.STATE)
 _u32 = Struct("=I")
+
+# Offsets within struct zfw_prefix_key, which struct zfw_prefix begins with.
+_SOURCE, _DESTINATION_LENGTH, _SOURCE_LENGTH, _TABLE = 16, 32, 33, 34
 
 PORTS = {
     layout.SIZE_MEDIUM: (
@@ -37,15 +51,24 @@ PORTS = {
 }
 
 
-def u32(value: int) -> bytes:
-    """A key or value that is one number in host order."""
-    return _u32.pack(value)
+# A key or value that is one number in host byte order.
+u32: Callable[[int], bytes] = _u32.pack
 
 
 def from_u32(data: bytes) -> int:
     """The inverse of ``u32``."""
     value: int = _u32.unpack(data)[0]
     return value
+
+
+def encode_text(text: str) -> bytes:
+    """Text as the maps have it, before it is padded with NULs."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def decode_text(data: bytes) -> str:
+    """The inverse of ``encode_text``, of bytes that may be padded with NULs."""
+    return data.rstrip(b"\0").decode("utf-8", "surrogateescape")
 
 
 # Prefixes
@@ -66,13 +89,12 @@ def table_of(direction: str, family: int, protocol: str) -> int:
     return _TABLES[direction, family, protocol]
 
 
+_PARTS = {table: parts for parts, table in _TABLES.items()}
+
+
 def table_parts(table: int) -> tuple[str, int, str]:
     """The inverse of ``table_of``: direction, family, protocol."""
-    return (
-        DIRECTIONS[table // layout.TABLE_EGRESS],
-        6 if table & layout.TABLE_IPV6 else 4,
-        PROTOCOLS[table & layout.TABLE_UDP],
-    )
+    return _PARTS[table]
 
 
 def encode_prefix_key(key: RuleKey) -> bytes:
@@ -91,7 +113,7 @@ def encode_prefix_key(key: RuleKey) -> bytes:
 def decode_prefix_key(data: bytes) -> tuple[str, str, Prefix, Prefix]:
     """Direction, protocol, destination and source of a struct zfw_prefix_key."""
     destination, source, destination_length, source_length, table = _prefix_key.unpack(data)
-    direction, family, protocol = table_parts(table)
+    direction, family, protocol = _PARTS[table]
     return (
         direction,
         protocol,
@@ -100,23 +122,83 @@ def decode_prefix_key(data: bytes) -> tuple[str, str, Prefix, Prefix]:
     )
 
 
-def length_key_of(prefix_key: bytes) -> bytes:
+def table_parts_of(key: bytes) -> tuple[str, int, str]:
+    """Direction, family and protocol of a struct zfw_prefix_key."""
+    return _PARTS[key[_TABLE]]
+
+
+# By table: its direction and family, without the protocol.
+_GROUPS = [bytes([table & ~layout.TABLE_UDP]) for table in range(layout.TABLES)]
+
+
+def sort_key_of(key: bytes) -> bytes:
+    """What a listing is sorted by: direction, family, destination, source, protocol.
+
+    ``key`` is a struct zfw_prefix_key, or a struct zfw_prefix, which begins with one.
+    """
+    return (
+        _GROUPS[key[_TABLE]]
+        + key[:_SOURCE]
+        + key[_DESTINATION_LENGTH:_SOURCE_LENGTH]
+        + key[_SOURCE:_DESTINATION_LENGTH]
+        + key[_SOURCE_LENGTH : _TABLE + 1]
+    )
+
+
+def length_key_of(key: bytes) -> bytes:
     """struct zfw_length_key of a struct zfw_prefix_key."""
-    return prefix_key[34:35] + prefix_key[32:34] + b"\0"
+    return key[_TABLE : _TABLE + 1] + key[_DESTINATION_LENGTH:_TABLE] + b"\0"
 
 
-def decode_length_key(data: bytes) -> tuple[int, int, int]:
-    """Table, destination length, source length."""
+def decode_length_key(data: bytes) -> tuple[int, tuple[int, int]]:
+    """The table, and the pair of destination length and source length."""
     table, destination_length, source_length = _length_key.unpack(data)
-    return table, destination_length, source_length
+    return table, (destination_length, source_length)
 
 
 # Port rules
 
 
-def action_number(action: str) -> int:
-    """The number of an action (enum zfw_action)."""
-    return ACTIONS.index(action)
+def _field(number: int) -> int:
+    return property(itemgetter(number))  # type: ignore[return-value]
+
+
+class PortRule(tuple[int, int, int, int, int, int, int]):
+    """struct zfw_port_rule: a rule without its prefix. A tuple, since there may be a million."""
+
+    __slots__ = ()
+
+    low_port = _field(0)
+    high_port = _field(1)
+    tproxy_port = _field(2)
+    interface_set = _field(3)
+    slot = _field(4)
+    action = _field(5)
+    flags = _field(6)
+
+    @classmethod
+    def of(cls, rule: Rule, interface_set: int, slot: int, *, is_routed: bool) -> PortRule:
+        """From a rule of the model, and what the maps have in place of its names."""
+        return cls(
+            (
+                rule.key.low_port,
+                rule.high_port,
+                rule.tproxy_port,
+                interface_set,
+                slot,
+                ACTIONS.index(rule.action),
+                layout.RULE_ROUTED if is_routed else 0,
+            )
+        )
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether the rule holds a local route for its destination."""
+        return bool(self.flags & layout.RULE_ROUTED)
+
+    def with_interface_set(self, number: int) -> PortRule:
+        """The same rule with other interfaces."""
+        return PortRule((*self[:3], number, *self[4:]))
 
 
 def size_class_of(rule_count: int, interval_count: int) -> int | None:
@@ -129,6 +211,9 @@ def size_class_of(rule_count: int, interval_count: int) -> int | None:
     return None
 
 
+low_port_of: Callable[[PortRule], int] = itemgetter(0)
+
+
 def encode_port_rule(rule: PortRule) -> bytes:
     """struct zfw_port_rule."""
     return _port_rule.pack(*rule)
@@ -136,11 +221,14 @@ def encode_port_rule(rule: PortRule) -> bytes:
 
 def decode_port_rule(data: bytes) -> PortRule:
     """The inverse of ``encode_port_rule``."""
-    rule: PortRule = _port_rule.unpack(data)
-    return rule
+    return PortRule(_port_rule.unpack(data))
 
 
-def encode_sole_prefix(key: bytes, stamp: int, rule: bytes) -> bytes:
+def _port_rules(data: bytes, count: int) -> list[PortRule]:
+    return list(map(PortRule, _port_rule.iter_unpack(data[: count * layout.PORT_RULE_SIZE])))
+
+
+def encode_single_prefix(key: bytes, stamp: int, rule: bytes) -> bytes:
     """struct zfw_prefix with one rule, a struct zfw_port_rule."""
     return _prefix.pack(key, stamp, 1, layout.SIZE_INLINE, rule)
 
@@ -153,13 +241,12 @@ def encode_prefix(key: bytes, stamp: int, size_class: int, rules: Sequence[PortR
     )
 
 
-def decode_prefix(data: bytes) -> tuple[int, int, list[PortRule]]:
-    """Size class, number of rules, and the rules if they stand inside."""
-    _, _, count, size_class, inline = _prefix.unpack(data)
+def decode_prefix(data: bytes) -> tuple[bytes, int, list[PortRule]]:
+    """Key, size class, and the rules if the size class is the inline one."""
+    key, _, count, size_class, inline = _prefix.unpack(data)
     if size_class != layout.SIZE_INLINE:
-        return size_class, count, []
-    size = layout.PORT_RULE_SIZE
-    return size_class, count, list(_port_rule.iter_unpack(inline[: count * size]))
+        return key, size_class, []
+    return key, size_class, _port_rules(inline, count)
 
 
 def encode_ports(
@@ -183,7 +270,30 @@ def encode_ports(
 def decode_ports(data: bytes, size_class: int) -> list[PortRule]:
     """The rules of a struct zfw_ports_medium or zfw_ports_large, in order of entry."""
     _, _, count, _, rules, _ = PORTS[size_class][0].unpack(data)
-    return list(_port_rule.iter_unpack(rules[: count * layout.PORT_RULE_SIZE]))
+    return _port_rules(rules, count)
+
+
+# Records and counters
+
+
+def encode_record(service_id: str, next_free: int = layout.NO_SLOT) -> bytes:
+    """struct zfw_rule_record; of a slot without a rule, ``next_free`` is the next such slot."""
+    return _record.pack(encode_text(service_id), next_free)
+
+
+# The padded service id, and the next free slot or NO_SLOT.
+decode_record: Callable[[bytes], tuple[bytes, int]] = _record.unpack
+
+
+def counter_sum(value: bytes) -> tuple[int, int]:
+    """Packets and bytes of all CPUs: a per-CPU map's value, a struct zfw_counter a CPU."""
+    if not value.strip(b"\0"):
+        return 0, 0
+    packets = octets = 0
+    for some_packets, some_bytes in _counter.iter_unpack(value):
+        packets += some_packets
+        octets += some_bytes
+    return packets, octets
 
 
 # Lengths
@@ -212,13 +322,132 @@ def decode_lengths(data: bytes) -> list[tuple[int, int]]:
     return list(zip(flat[::2], flat[1::2], strict=True))
 
 
+# Interfaces
+
+
+def encode_name(name: str) -> bytes:
+    """struct zfw_name: an interface's name, padded with NULs."""
+    return encode_text(name).ljust(layout.NAME_LENGTH, b"\0")
+
+
+# struct zfw_interface_name: the name's id, its settings, and the interface's index or 0.
+encode_interface_name: Callable[[int, int, int], bytes] = _interface_name.pack
+decode_interface_name: Callable[[bytes], tuple[int, int, int]] = _interface_name.unpack
+
+# struct zfw_interface: its index, settings, name's id, and bits LINK_*.
+encode_interface: Callable[[int, int, int, int], bytes] = _interface.pack
+decode_interface: Callable[[bytes], tuple[int, int, int, int]] = _interface.unpack
+
+# struct zfw_address: an interface's index and one of its addresses.
+encode_address: Callable[[int, bytes], bytes] = _address.pack
+decode_address: Callable[[bytes], tuple[int, bytes]] = _address.unpack
+
+
+def encode_interface_set(members: int) -> bytes:
+    """struct zfw_interface_set; bit n of ``members`` stands for the name with the id n."""
+    return _interface_set.pack(
+        *(members >> start & 0xFFFFFFFFFFFFFFFF for start in range(0, 8 * _interface_set.size, 64))
+    )
+
+
+def decode_interface_set(data: bytes) -> int:
+    """The inverse of ``encode_interface_set``."""
+    return sum(word << 64 * i for i, word in enumerate(_interface_set.unpack(data)) if word)
+
+
+# Local routes
+
+# struct zfw_route: how many rules hold it, how often it is bound, its owner (OWNER_*).
+encode_route: Callable[[int, int, int], bytes] = _route.pack
+decode_route: Callable[[bytes], tuple[int, int, int]] = _route.unpack
+
+
+def encode_route_key(prefix: Prefix) -> bytes:
+    """struct zfw_route_key."""
+    return Struct(layout.ROUTE_KEY).pack(*prefix.mapped)
+
+
+def decode_route_key(data: bytes) -> Prefix:
+    """The inverse of ``encode_route_key``."""
+    address, length = Struct(layout.ROUTE_KEY).unpack(data)
+    family = 4 if length >= 96 and address.startswith(IPV4_MAPPED) else 6
+    return Prefix.from_mapped(family, address, length)
+
+
+# Flows
+
+
+_flow_key = Struct(layout.FLOW_KEY)
+_flow_ports = Struct("!HH")
+_flow = Struct(layout.FLOW)
+_flow_limits = Struct(layout.FLOW_LIMITS)
+_FLOW_PROTOCOL = 36  # offset within struct zfw_flow_key
+_SECOND = 1_000_000_000
+
+
+def flow_protocol(key: bytes) -> int:
+    """The protocol's number of a struct zfw_flow_key."""
+    return key[_FLOW_PROTOCOL]
+
+
+def decode_flow_key(data: bytes) -> tuple[tuple[bytes, bytes], tuple[int, int], int]:
+    """Both ends' addresses and ports, and the protocol's number."""
+    addresses, ports, protocol = _flow_key.unpack(data)
+    port, other_port = _flow_ports.unpack(ports)
+    return (addresses[:16], addresses[16:]), (port, other_port), protocol
+
+
+def decode_flow(data: bytes) -> tuple[int, int, int, int]:
+    """Nanoseconds of CLOCK_MONOTONIC of its last packet, its initiator (0, 1), flags, stage."""
+    seen, _, _, initiator, flags, stage, _ = _flow.unpack(data)
+    return seen, initiator, flags, stage
+
+
+def last_seen(flow: bytes) -> int:
+    """When a struct zfw_flow had its last packet."""
+    return decode_flow(flow)[0]
+
+
+def encode_flow_limits(udp_idle: int, tcp_idle: int, max_flows: int) -> bytes:
+    """struct zfw_flow_limits, of seconds and a number of flows."""
+    return _flow_limits.pack(udp_idle * _SECOND, tcp_idle * _SECOND, max_flows)
+
+
+def decode_flow_limits(data: bytes) -> tuple[int, int, int]:
+    """The inverse of ``encode_flow_limits``."""
+    udp_idle, tcp_idle, max_flows = _flow_limits.unpack(data)
+    return udp_idle // _SECOND, tcp_idle // _SECOND, max_flows
+
+
+# Test runs
+
+# struct __sk_buff, include/uapi/linux/bpf.h: its size, and offsets of what a test may set.
+_SK_BUFF_SIZE = 192
+_INGRESS_IFINDEX, _IFINDEX, _CB = 36, 40, 48
+
+
+def encode_test_context(ifindex: int, ingress_ifindex: int) -> bytes:
+    """struct __sk_buff for a test run of a packet at an interface."""
+    context = bytearray(_SK_BUFF_SIZE)
+    _u32.pack_into(context, _IFINDEX, ifindex)
+    _u32.pack_into(context, _INGRESS_IFINDEX, ingress_ifindex)
+    return bytes(context)
+
+
+def decode_decision(context: bytes) -> tuple[int, int, int, int]:
+    """Verdict, reason, slot and tracking that a test run left in its struct __sk_buff."""
+    verdict, reason, slot, track = Struct(layout.DECISION).unpack_from(context, _CB)
+    return verdict, reason, slot, track
+
+
 # State
 
 
 class State:
-    """struct zfw_state."""
+    """struct zfw_state: what writers agree on."""
 
-    __slots__ = ("abi_version", "free_slot", "in_progress", "next_slot", "object_digest", "stamp")
+    # In the order of the struct.
+    __slots__ = ("abi_version", "in_progress", "stamp", "next_slot", "free_slot", "object_digest")
 
     abi_version: int
     in_progress: int
@@ -227,36 +456,20 @@ class State:
     free_slot: int
     object_digest: bytes
 
+    def __init__(self, *fields: object) -> None:
+        for name, field in zip(self.__slots__, fields, strict=True):
+            setattr(self, name, field)
+
     @classmethod
     def new(cls, object_digest: bytes) -> State:
-        """What an empty firewall starts from."""
-        return cls._of(layout.ABI_VERSION, 0, 1, 0, layout.NO_SLOT, object_digest)
+        """The state of an empty firewall."""
+        return cls(layout.ABI_VERSION, 0, 1, 0, layout.NO_SLOT, object_digest)
 
     @classmethod
     def decode(cls, data: bytes) -> State:
         """From the map's bytes."""
-        return cls._of(*_state.unpack(data))
-
-    @classmethod
-    def _of(cls, *values: object) -> State:
-        self = cls.__new__(cls)
-        (
-            self.abi_version,
-            self.in_progress,
-            self.stamp,
-            self.next_slot,
-            self.free_slot,
-            self.object_digest,
-        ) = values  # type: ignore[assignment]
-        return self
+        return cls(*_state.unpack(data))
 
     def encode(self) -> bytes:
         """To the map's bytes."""
-        return _state.pack(
-            self.abi_version,
-            self.in_progress,
-            self.stamp,
-            self.next_slot,
-            self.free_slot,
-            self.object_digest,
-        )
+        return _state.pack(*(getattr(self, name) for name in self.__slots__))

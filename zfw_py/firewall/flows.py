@@ -3,27 +3,19 @@
 
 from __future__ import annotations
 
-from struct import Struct
 from time import monotonic_ns
 from typing import TYPE_CHECKING, NamedTuple
 
-from zfw_py.firewall import layout
+from zfw_py.firewall import codec, layout
 from zfw_py.firewall.flow_limits import FlowLimits
 from zfw_py.firewall.maps import ZERO
-from zfw_py.kernel.bpf_maps import create_map
 from zfw_py.values.prefix import address_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from zfw_py.firewall.maps import Tables
+    from zfw_py.firewall.maps import Maps
     from zfw_py.kernel.bpf_maps import Map
-
-_key = Struct(layout.FLOW_KEY)
-_flow = Struct(layout.FLOW)
-_limits = Struct(layout.FLOW_LIMITS)
-_ports = Struct("!HH")
-_seen = Struct("=Q")  # leads a flow
 
 _SECOND = 1_000_000_000
 _TCP = 6
@@ -38,12 +30,12 @@ _STAGES = {
 
 
 class Flow(NamedTuple):
-    """A tracked flow: who began it and with whom, addresses as text.
+    """A tracked flow: its initiator and its responder, addresses as text.
 
-    ``state`` is "started" (nobody has answered), "answered", "open", "closing" (both
-    ends have sent FIN) or "reset". ``is_admitted_in`` and ``is_admitted_out`` say
-    whether packets of the initiator were let in and out. ``idle`` is in seconds. An ICMP
-    echo has its identifier for both ports.
+    ``state`` is "started" (no answer yet), "answered", "open", "closing" (both ends have sent
+    FIN) or "reset". ``is_admitted_in`` and ``is_admitted_out`` say whether packets of the
+    initiator passed ingress and egress. ``idle``: seconds since the last packet. Both ports of
+    an ICMP echo are its identifier.
     """
 
     protocol: str
@@ -57,74 +49,67 @@ class Flow(NamedTuple):
     idle: float
 
 
-def read_limits(tables: Tables) -> FlowLimits:
-    """The limits that hold."""
-    udp_idle, tcp_idle, max_flows = _limits.unpack(tables.map("flow_limits").lookup(ZERO) or b"")
-    return FlowLimits(udp_idle // _SECOND, tcp_idle // _SECOND, max_flows)
+def read_limits(maps: Maps) -> FlowLimits:
+    """The limits in force."""
+    return FlowLimits(*codec.decode_flow_limits(maps.map("flow_limits").lookup(ZERO) or b""))
 
 
-def write_limits(tables: Tables, limits: FlowLimits) -> None:
-    """Make these the limits; tables that are there keep their size."""
-    value = _limits.pack(limits.udp_idle * _SECOND, limits.tcp_idle * _SECOND, limits.max_flows)
-    tables.map("flow_limits").update(ZERO, value)
+def write_limits(maps: Maps, limits: FlowLimits) -> None:
+    """Write the limits; tables that exist keep their size."""
+    maps.map("flow_limits").update(ZERO, codec.encode_flow_limits(*limits))
 
 
-def set_limits(tables: Tables, limits: FlowLimits) -> None:
-    """Make these the limits. Raises UsageError for one out of bounds."""
-    old = read_limits(tables)
+def set_limits(maps: Maps, limits: FlowLimits) -> None:
+    """Change the limits, and the size of tables. Raises UsageError for one out of bounds."""
+    old = read_limits(maps)
     if limits.check().max_flows != old.max_flows:
         for index in _OPEN:
-            table = tables.inner("flows", index)
+            table = maps.inner("flows", index)
             if table is not None:
-                _replace(tables, index, table, limits.max_flows)
+                _replace(maps, index, table, limits.max_flows)
     if limits != old:
-        write_limits(tables, limits)
+        write_limits(maps, limits)
 
 
-def _create(entries: int) -> Map:
-    kind, key_size, value_size, _, flags = layout.INNER_MAPS["flows"]
-    return create_map((kind, key_size, value_size, entries, flags), "flows")
-
-
-def make_tables(tables: Tables) -> None:
-    """Before a program tracks: make the tables if there are none."""
-    max_flows = read_limits(tables).max_flows
+def make_tables(maps: Maps) -> None:
+    """Before a program tracks: create the tables that are missing."""
+    max_flows = read_limits(maps).max_flows
     for index in range(layout.FLOW_TABLES):
-        if tables.inner("flows", index) is None:
+        if maps.inner("flows", index) is None:
             entries = max_flows if index in _OPEN else layout.OPENING_FLOWS
-            tables.put_inner("flows", index, _create(entries))
+            maps.put_inner("flows", index, maps.create_inner("flows", entries))
 
 
-def drop_tables(tables: Tables) -> None:
-    """When nothing tracks any more: forget all flows, and free their memory."""
+def drop_tables(maps: Maps) -> None:
+    """After the last program that tracks: forget all flows, and free their memory."""
     for index in range(layout.FLOW_TABLES):
-        if tables.inner("flows", index) is not None:
-            tables.drop_inner("flows", index)
+        if maps.inner("flows", index) is not None:
+            maps.drop_inner("flows", index)
 
 
-def _replace(tables: Tables, index: int, old: Map, max_flows: int) -> None:
-    """A table of another size in the place of one of open flows, with what is in it."""
-    new = _create(max_flows)
-    # Twice: a packet may have made or renewed an entry before the programs saw the new.
+def _replace(maps: Maps, index: int, old: Map, max_flows: int) -> None:
+    """Replace a table of open flows by one of another size with the same entries."""
+    new = maps.create_inner("flows", max_flows)
+    # Twice: packets change entries of the old table until the programs use the new one.
     _copy(old, new)
-    tables.put_inner("flows", index, new)
+    maps.put_inner("flows", index, new)
     _copy(old, new)
 
 
 def _copy(old: Map, new: Map) -> None:
     newest: list[tuple[int, bytes, bytes]] = []
     for key, value in old.items():
-        (seen,) = _seen.unpack_from(value)
+        seen = codec.last_seen(value)
         present = new.lookup(key)
-        if present is None or _seen.unpack_from(present)[0] < seen:
+        if present is None or codec.last_seen(present) < seen:
             newest.append((seen, key, value))
-    # What was seen last is written last, and pushed out last where there is less room.
+    # Oldest first: where there is less room, the table drops what was written first.
     newest.sort()
     new.update_many([key for _, key, _ in newest], [value for _, _, value in newest])
 
 
 def _lifetime(protocol: int, flags: int, table: int, limits: FlowLimits) -> int:
-    """Seconds, as fw_is_expired() in bpf/include/firewall/flows.h has them."""
+    """Seconds, as fw_is_expired() in bpf/include/firewall/flows.h computes them."""
     if protocol != _TCP:
         return limits.udp_idle
     if flags & layout.FLOW_RESET:
@@ -134,30 +119,29 @@ def _lifetime(protocol: int, flags: int, table: int, limits: FlowLimits) -> int:
     return layout.TCP_OPENING_IDLE if table == layout.FLOWS_OPENING else limits.tcp_idle
 
 
-def _entries(tables: Tables) -> Iterator[tuple[int, bytes, bytes, bool]]:
-    """Table, key, value, and whether it is forgotten."""
-    limits = read_limits(tables)
+def _entries(maps: Maps) -> Iterator[tuple[int, bytes, bytes, bool]]:
+    """Table, key, value, and whether the programs count the entry as forgotten."""
+    limits = read_limits(maps)
     for table in range(layout.FLOW_TABLES):
-        inner = tables.inner("flows", table)
+        inner = maps.inner("flows", table)
         if inner is None:
             continue
         now = monotonic_ns()
         for key, value in inner.items():
-            seen, _, _, _, flags, *_ = _flow.unpack(value)
-            life = _lifetime(key[36], flags, table, limits)
+            seen, _, flags, _ = codec.decode_flow(value)
+            life = _lifetime(codec.flow_protocol(key), flags, table, limits)
             yield table, key, value, seen + life * _SECOND < now
 
 
-def read_flows(tables: Tables) -> Iterator[Flow]:
+def read_flows(maps: Maps) -> Iterator[Flow]:
     """Every flow that is not forgotten."""
     now = monotonic_ns()
-    for _, key, value, is_forgotten in _entries(tables):
+    for _, key, value, is_forgotten in _entries(maps):
         if is_forgotten:
             continue
-        addresses, port_bytes, protocol = _key.unpack(key)
-        ports = _ports.unpack(port_bytes)
-        seen, _, _, initiator, flags, stage, _ = _flow.unpack(value)
-        ends = [address_text(addresses[:16]), address_text(addresses[16:])]
+        addresses, ports, protocol = codec.decode_flow_key(key)
+        seen, initiator, flags, stage = codec.decode_flow(value)
+        ends = [address_text(address) for address in addresses]
         if flags & layout.FLOW_RESET:
             state = "reset"
         elif flags & _FINS == _FINS:
@@ -177,13 +161,13 @@ def read_flows(tables: Tables) -> Iterator[Flow]:
         )
 
 
-def expire(tables: Tables) -> int:
+def expire(maps: Maps) -> int:
     """Remove the entries of forgotten flows; how many there were."""
-    doomed = [(table, key) for table, key, _, is_forgotten in _entries(tables) if is_forgotten]
+    doomed = [(table, key) for table, key, _, is_forgotten in _entries(maps) if is_forgotten]
     count = 0
     for table, key in doomed:
-        inner = tables.inner("flows", table)
-        # The programs may have replaced or dropped it meanwhile.
+        inner = maps.inner("flows", table)
+        # The programs may have replaced or dropped the entry meanwhile.
         if inner is not None and inner.delete(key):
             count += 1
     return count

@@ -1,33 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Interfaces by name: their settings, the sets that rules name, their addresses. Hot.
 
-Rules and settings belong to names and outlive the interface; what the programs
-read, by index, follows from the names and is brought up to date by every writer.
+Rules and settings belong to names and outlive the interface. The programs read tables by
+interface index; these follow from the names, and every writer brings them up to date.
 """
 
 from __future__ import annotations
 
 from _socket import if_indextoname, if_nameindex, if_nametoindex
-from struct import Struct
 
 from zfw_py.errors import MapFull, NotFound
-from zfw_py.firewall import layout
-from zfw_py.firewall.codec import u32
+from zfw_py.firewall import codec, layout
 from zfw_py.kernel.netdevice import ETHERNET_TYPES, interface_addresses, link_type
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
-    from zfw_py.firewall.maps import Tables
+    from zfw_py.firewall.maps import Maps
 
-_name_value = Struct(layout.INTERFACE_NAME)
-_interface = Struct(layout.INTERFACE)
-_address = Struct(layout.ADDRESS)
 _EMPTY_ROW = bytes(layout.INTERFACE_SIZE)
-
-_SET_WORDS = layout.MAX_INTERFACE_NAMES // 64
-_set = Struct(f"={_SET_WORDS}Q")
 
 _LOOPBACK_IFINDEX = 1  # lo comes first in every network namespace
 
@@ -45,19 +37,19 @@ def primary_name(name: str) -> str:
     return if_indextoname(index_of(name))
 
 
+def own_name(name: str) -> str:
+    """As ``primary_name``; a name that no interface has stays as it is."""
+    try:
+        return primary_name(name)
+    except NotFound:
+        return name
+
+
 def names_of(name: str) -> list[str]:
-    """What a name stands for: all is every interface here but lo, else it is that one."""
+    """The interfaces that a name stands for: for "all" every one but lo, else that one."""
     if name != "all":
         return [name]
     return [found for ifindex, found in if_nameindex() if ifindex != _LOOPBACK_IFINDEX]
-
-
-def _key(name: str) -> bytes:
-    return name.encode("utf-8", "surrogateescape").ljust(layout.NAME_LENGTH, b"\0")
-
-
-def _text(key: bytes) -> str:
-    return key.rstrip(b"\0").decode("utf-8", "surrogateescape")
 
 
 def _link_flags(name: str, ifindex: int) -> int:
@@ -67,21 +59,17 @@ def _link_flags(name: str, ifindex: int) -> int:
 
 
 class Interfaces:
-    """The names that rules and settings know. Changes are written as they are made."""
+    """The names that rules and settings mention. Each change is written at once."""
 
-    def __init__(self, tables: Tables, sets_in_use: Callable[[], set[int]]) -> None:
-        """Read the names; the sets are read when a rule needs them.
-
-        ``sets_in_use`` is asked when there is no number left for a new set.
-        """
-        self._tables = tables
-        self._sets_in_use = sets_in_use
-        # What this edit uses: nothing in the kernel may refer to it yet.
+    def __init__(self, maps: Maps) -> None:
+        """Read the names; the sets are read when a rule needs them."""
+        self._maps = maps
+        # Sets and names that this edit uses: perhaps no rule in the maps refers to them yet.
         self._sets_given: set[int] = set()
         self._names_given: set[str] = set()
         self._names: dict[str, tuple[int, int, int]] = {
-            _text(key): _name_value.unpack(value)
-            for key, value in tables.map("interface_names").items()
+            codec.decode_text(key): codec.decode_interface_name(value)
+            for key, value in maps.map("interface_names").items()
         }
         self._sets: list[int] | None = None
 
@@ -96,7 +84,7 @@ class Interfaces:
         return {name: settings_of(bits) for name, (_, bits, _) in sorted(self._names.items())}
 
     def add(self, name: str) -> int:
-        """Make a name known; its number."""
+        """Give a name an id if it has none; the id. Raises MapFull."""
         self._names_given.add(name)
         if name in self._names:
             return self._names[name][0]
@@ -115,7 +103,10 @@ class Interfaces:
 
     def _collect(self) -> None:
         """Drop sets that no rule refers to, and names that nothing mentions any more."""
-        in_use = self._sets_in_use() | self._sets_given
+        from zfw_py.firewall.rules.find import port_rules
+
+        in_use = {rule.interface_set for _, _, rules in port_rules(self._maps) for rule in rules}
+        in_use |= self._sets_given
         mentioned = 0
         for number, members in enumerate(self._loaded_sets()):
             if members and number not in in_use:
@@ -124,7 +115,7 @@ class Interfaces:
                 mentioned |= members
         for name, (name_id, bits, ifindex) in list(self._names.items()):
             if not (bits or ifindex or name in self._names_given or mentioned >> name_id & 1):
-                self._tables.map("interface_names").delete(_key(name))
+                self._maps.map("interface_names").delete(codec.encode_name(name))
                 del self._names[name]
 
     def set(self, name: str, setting: str, on: bool) -> None:
@@ -136,8 +127,8 @@ class Interfaces:
         self._write(name, name_id, SETTINGS[setting].applied(bits, on), ifindex)
 
     def _write(self, name: str, name_id: int, settings: int, ifindex: int) -> None:
-        self._tables.map("interface_names").update(
-            _key(name), _name_value.pack(name_id, settings, ifindex)
+        self._maps.map("interface_names").update(
+            codec.encode_name(name), codec.encode_interface_name(name_id, settings, ifindex)
         )
         self._names[name] = (name_id, settings, ifindex)
 
@@ -146,8 +137,8 @@ class Interfaces:
     def _loaded_sets(self) -> list[int]:
         if self._sets is None:
             self._sets = [
-                sum(word << 64 * i for i, word in enumerate(_set.unpack(value)) if word)
-                for _, value in self._tables.map("interface_sets").items()
+                codec.decode_interface_set(value)
+                for _, value in self._maps.map("interface_sets").items()
             ]
         return self._sets
 
@@ -163,9 +154,9 @@ class Interfaces:
         return tuple(sorted(n for n, (i, _, _) in self._names.items() if members >> i & 1))
 
     def number_of(self, names: Iterable[str]) -> int:
-        """The number of the set of these names; made if there is none.
+        """The number of the set of these names, of a new one if need be.
 
-        A set is never changed once it has a number: rules may refer to it.
+        A set is never changed once it has a number: rules may refer to it. Raises MapFull.
         """
         members = 0
         for name in names:
@@ -185,8 +176,9 @@ class Interfaces:
         return free
 
     def _write_set(self, number: int, members: int) -> None:
-        words = [members >> 64 * i & 0xFFFFFFFFFFFFFFFF for i in range(_SET_WORDS)]
-        self._tables.map("interface_sets").update(u32(number), _set.pack(*words))
+        self._maps.map("interface_sets").update(
+            codec.u32(number), codec.encode_interface_set(members)
+        )
         self._loaded_sets()[number] = members
 
     # What the programs read
@@ -200,10 +192,10 @@ class Interfaces:
             if ifindex:
                 known[name] = ifindex
             if ifindex != recorded:
-                # All old rows go before a new one is written: names may have been swapped.
+                # Remove all old rows before writing new ones: names may have been swapped.
                 self._write(name, name_id, bits, ifindex)
-                if recorded and _row_of(self._tables, recorded):
-                    self._tables.map("interfaces").update(_row_key(recorded), _EMPTY_ROW)
+                if recorded and _row_of(self._maps, recorded):
+                    self._maps.map("interfaces").update(_row_key(recorded), _EMPTY_ROW)
         is_tracked = any(
             bits & layout.SETTING_OUTBOUND_FILTER for _, bits, _ in self._names.values()
         )
@@ -215,8 +207,8 @@ class Interfaces:
     def _refresh_row(self, name: str, ifindex: int, flags: int) -> None:
         name_id, bits, _ = self._names[name]
         new = (ifindex, bits, name_id, _link_flags(name, ifindex) | flags)
-        if _row_of(self._tables, ifindex) != new:
-            self._tables.map("interfaces").update(_row_key(ifindex), _interface.pack(*new))
+        if _row_of(self._maps, ifindex) != new:
+            self._maps.map("interfaces").update(_row_key(ifindex), codec.encode_interface(*new))
 
     def _alternative_index(self, name: str) -> int:
         try:
@@ -227,14 +219,14 @@ class Interfaces:
     def _refresh_addresses(self, names: dict[int, str], known: dict[str, int]) -> None:
         found = interface_addresses()
         wanted = {
-            _address.pack(ifindex, address)
+            codec.encode_address(ifindex, address)
             for ifindex in known.values()
             for address in found.get(names.get(ifindex, ""), ())
         }
-        table = self._tables.map("addresses")
+        table = self._maps.map("addresses")
         present = {key for key, _ in table.items()}
         for key in wanted - present:
-            table.update(key, u32(1))
+            table.update(key, codec.u32(1))
         for key in present - wanted:
             table.delete(key)
 
@@ -246,27 +238,30 @@ def settings_of(bits: int) -> dict[str, bool]:
     return {name: setting.is_on(bits) for name, setting in SETTINGS.items()}
 
 
-def addresses_by_index(tables: Tables) -> dict[int, list[bytes]]:
-    """What the programs know of addresses: by interface index, 16 bytes each."""
+def addresses_by_index(maps: Maps) -> dict[int, list[bytes]]:
+    """The addresses that the programs know, by interface index: 16 bytes each."""
     found: dict[int, list[bytes]] = {}
-    for key, _ in tables.map("addresses").items():
-        ifindex, address = _address.unpack(key)
+    for key, _ in maps.map("addresses").items():
+        ifindex, address = codec.decode_address(key)
         found.setdefault(ifindex, []).append(address)
     return found
 
 
-def settings_by_index(tables: Tables, ifindex: int) -> int:
+def settings_by_index(maps: Maps, ifindex: int) -> int:
     """The bits of an interface's settings, as the programs read them."""
-    row = _row_of(tables, ifindex)
-    return row[1] if row else 0
+    row = _row_of(maps, ifindex)
+    if row is None:
+        return 0
+    _, settings, _, _ = row
+    return settings
 
 
 def _row_key(ifindex: int) -> bytes:
-    return u32(ifindex % layout.INTERFACE_ROWS)
+    return codec.u32(ifindex % layout.INTERFACE_ROWS)
 
 
-def _row_of(tables: Tables, ifindex: int) -> tuple[int, int, int, int] | None:
-    """The row of an index, None if another's index, or none, is in its place."""
-    data = tables.map("interfaces").lookup(_row_key(ifindex)) or _EMPTY_ROW
-    row: tuple[int, int, int, int] = _interface.unpack(data)
-    return row if row[0] == ifindex else None
+def _row_of(maps: Maps, ifindex: int) -> tuple[int, int, int, int] | None:
+    """The row of an index; None if it is empty or belongs to another index."""
+    row = codec.decode_interface(maps.map("interfaces").lookup(_row_key(ifindex)) or _EMPTY_ROW)
+    owner, _, _, _ = row
+    return row if owner == ifindex else None

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 ZERO = u32(0)
 _MAX_ENTRIES = 3  # index into a map's five numbers
 
+
 STORE = Store(
     ROOT,
     layout.MAPS,
@@ -31,8 +32,8 @@ STORE = Store(
 )
 
 
-class Tables:
-    """The maps, opened as they are asked for, under the lock for as long as it is entered."""
+class Maps:
+    """The maps, each opened at its first use, under the lock while the object is entered."""
 
     def __init__(
         self,
@@ -43,21 +44,21 @@ class Tables:
     ) -> None:
         """For the caller's network namespace. Nothing is opened yet.
 
-        ``build`` makes and publishes the directory if there is none, under the lock.
+        ``build`` creates and publishes the directory if there is none, under the lock.
         """
         self.directory = directory or STORE.directory(netns_cookie())
         self._build = build
         self._is_writer = is_writer
-        # Whether ``build`` made it just now.
+        # Whether ``build`` has just created the directory.
         self.is_new = False
         self._lock = STORE.lock(is_exclusive=is_writer)
         self._maps: dict[str, bpf_maps.Map] = {}
         self._inner: dict[tuple[str, int], bpf_maps.Map] = {}
 
-    def __enter__(self) -> Tables:
+    def __enter__(self) -> Maps:
         """Take the lock. Raises NotInstalled, PermissionDenied, LayoutMismatch or Busy.
 
-        A writer has every map checked before it changes the first.
+        A writer checks every map before it changes the first.
         """
         try:
             self._lock.__enter__()
@@ -86,13 +87,13 @@ class Tables:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Let go of the lock; an OSError that got here becomes one of ours."""
+        """Release the lock; an OSError of the block is raised as a ZfwError."""
         self._lock.__exit__(kind, error, trace)
         if isinstance(error, OSError):
             raise_expected(error)
 
     def mismatch(self, name: str, what: str) -> LayoutMismatch:
-        """The error for a pin that is not what this version makes."""
+        """The error for a pin that this version would not have created."""
         return LayoutMismatch(
             f"{self.directory}/{name} is of another version of zfw: {what}",
             hint=STORE.remedy,
@@ -111,12 +112,16 @@ class Tables:
                 raise self.mismatch(name, "it is a directory") from None
             raise PermissionDenied(f"cannot open {self.directory}/{name}: needs root") from None
         except OSError as error:
-            # EINVAL and the like: something is pinned there that is no map.
+            # EINVAL and the like: what is pinned there is no map.
             raise self.mismatch(name, error.strerror or str(error)) from None
         if opened.spec != layout.MAPS[name]:
             raise self.mismatch(name, f"{opened.spec}, not {layout.MAPS[name]}")
         self._maps[name] = opened
         return opened
+
+    def ports(self, size_class: int) -> bpf_maps.Map:
+        """The map with the port indexes of a size class, which is not the inline one."""
+        return self.map("ports_medium" if size_class == layout.SIZE_MEDIUM else "ports_large")
 
     def inner(self, name: str, index: int = 0) -> bpf_maps.Map | None:
         """The map at this index of a map of maps, or None if there is none yet."""
@@ -128,7 +133,10 @@ class Tables:
         return opened
 
     def open_inner(self, name: str, index: int) -> bpf_maps.Map | None:
-        """The same, but not kept open: many rules have more maps than a process may."""
+        """As ``inner``, but the caller's alone: many rules need more maps than a process may open.
+
+        It is closed when the caller drops it.
+        """
         number = self.map(name).lookup(u32(index))
         if number is None:
             return None
@@ -138,15 +146,18 @@ class Tables:
             raise self.mismatch(name, f"{opened.spec}, not {expected}")
         return opened
 
-    def new_inner(self, name: str, index: int = 0, max_entries: int | None = None) -> bpf_maps.Map:
-        """A new map put at this index; what was there is gone for programs and for us.
+    @staticmethod
+    def create_inner(name: str, max_entries: int | None = None) -> bpf_maps.Map:
+        """A new map for a map of maps, of the usual size or another."""
+        kind, key_size, value_size, usual, flags = layout.INNER_MAPS[name]
+        return bpf_maps.create_map((kind, key_size, value_size, max_entries or usual, flags), name)
+
+    def new_inner(self, name: str, index: int = 0) -> bpf_maps.Map:
+        """Put a new map at this index; the programs and this object drop the old one.
 
         The kernel waits until no program uses the old one: about 10 ms.
         """
-        spec = list(layout.INNER_MAPS[name])
-        if max_entries is not None:
-            spec[_MAX_ENTRIES] = max_entries
-        created = bpf_maps.create_map((spec[0], spec[1], spec[2], spec[3], spec[4]), name)
+        created = self.create_inner(name)
         self.put_inner(name, index, created)
         return created
 
@@ -156,7 +167,7 @@ class Tables:
         self._inner[name, index] = inner
 
     def drop_inner(self, name: str, index: int) -> None:
-        """Take away the map at this index, for programs and for us."""
+        """Remove the map at this index."""
         self.map(name).delete(u32(index))
         self._inner.pop((name, index), None)
 
@@ -167,10 +178,8 @@ class Tables:
             raise self.mismatch("state", "it is empty")
         return State.decode(data)
 
-    def set_in_progress(self, value: bool) -> None:
-        """Mark that a change began, or that it is done; see struct zfw_state."""
-        state = self.state()
-        state.in_progress = int(value)
+    def write_state(self, state: State) -> None:
+        """Write what writers agree on."""
         self.map("state").update(ZERO, state.encode())
 
     @property

@@ -168,6 +168,16 @@ class RuleKey:
         self.protocol = check_protocol(protocol, names["protocol"])
         self.low_port = check_port(low_port, names["low_port"])
 
+    @classmethod
+    def trusted(
+        cls, direction: str, destination: Prefix, source: Prefix, protocol: str, low_port: int
+    ) -> RuleKey:
+        """From values that were checked before, as those in the maps."""
+        self = cls.__new__(cls)
+        self.direction, self.destination, self.source = direction, destination, source
+        self.protocol, self.low_port = protocol, low_port
+        return self
+
     @property
     def family(self) -> int:
         """4 or 6."""
@@ -253,6 +263,25 @@ class Rule:
         self.is_routed = False
         self.packets = 0
         self.bytes = 0
+
+    @classmethod
+    def trusted(
+        cls,
+        key: RuleKey,
+        high_port: int,
+        action: str,
+        tproxy_port: int,
+        service_id: str,
+        interfaces: tuple[str, ...],
+        is_routed: bool,
+    ) -> Rule:
+        """From values that were checked before, as those in the maps; counters are 0."""
+        self = cls.__new__(cls)
+        self.key, self.high_port, self.action = key, high_port, action
+        self.tproxy_port, self.service_id = tproxy_port, service_id
+        self.interfaces, self.is_routed = interfaces, is_routed
+        self.packets = self.bytes = 0
+        return self
 
     def __str__(self) -> str:
         last = "" if self.high_port == self.key.low_port else f"-{self.high_port}"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The firewall as a document, and the firewall made equal to a document.
+"""Save the firewall as a document, and make it equal to one.
 
-The caller holds the lock. Settings and rules first, programs last; an error
-anywhere undoes all of it.
+The caller holds the lock. A restore writes limits, settings and rules, then exchanges the
+attachments; an error anywhere undoes all of it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from msgspec.structs import asdict
 
 from zfw_py.errors import NotFound, UsageError
 from zfw_py.firewall import programs
-from zfw_py.firewall.codec import decode_prefix_key, encode_prefix_key
+from zfw_py.firewall.codec import encode_prefix_key
 from zfw_py.firewall.document import (
     VERSION,
     AttachmentEntry,
@@ -25,20 +25,23 @@ from zfw_py.firewall.document import (
 )
 from zfw_py.firewall.flow_limits import FlowLimits
 from zfw_py.firewall.flows import read_limits, set_limits
-from zfw_py.firewall.interfaces import index_of, primary_name
+from zfw_py.firewall.interfaces import index_of, own_name
 from zfw_py.firewall.listing import read_rules
-from zfw_py.firewall.rules import RuleEdit
+from zfw_py.firewall.routes import held, obstacle_to
+from zfw_py.firewall.rules import Transaction
+from zfw_py.firewall.rules.reconcile import Reconciled, reconcile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from zfw_py.firewall.interfaces import Interfaces
-    from zfw_py.firewall.maps import Tables
-    from zfw_py.firewall.model import Rule
+    from zfw_py.firewall.maps import Maps
     from zfw_py.firewall.programs import Attachment
+    from zfw_py.firewall.rules.edit import RuleEdit
+    from zfw_py.firewall.rules.reconcile import Wanted
     from zfw_py.values.prefix import Prefix
 
-# Progress is told once for so many rules.
+# Progress is reported once for so many prefixes.
 _STEP = 4096
 
 
@@ -51,7 +54,7 @@ class Restored(NamedTuple):
     deleted: int
     reordered: int  # prefixes whose rules stand in another order now
     settings: list[tuple[str, str, bool]]  # interface, setting, its new value
-    flow_limits: FlowLimits | None  # the new ones, if they were others
+    flow_limits: FlowLimits | None  # the new ones, if they differ
     attached: list[Attachment]
     detached: list[Attachment]
     missing: list[str]  # interfaces that do not exist, and so were not attached
@@ -59,90 +62,82 @@ class Restored(NamedTuple):
 
     @property
     def is_changed(self) -> bool:
-        """Whether the firewall was anything but equal to the document before."""
+        """Whether the firewall differed from the document before."""
         return any(self[:9])
 
 
-def take(tables: Tables, interfaces: Interfaces) -> Document:
-    """What the tables and the kernel hold. The same firewall gives the same document."""
+def snapshot(maps: Maps, interfaces: Interfaces) -> Document:
+    """The maps and the attachments as a document. The same firewall gives the same document."""
     settings = {name: Settings(**values) for name, values in interfaces.settings().items()}
     attached = []
-    for found in programs.attachments(tables):
+    for found in programs.attachments(maps):
         try:
             name = if_indextoname(found.ifindex)
         except OSError:
-            continue  # it has gone just now
+            continue  # it was deleted just now
         attached.append((name, found.direction, found.mode))
     return Document(
         version=VERSION,
-        flows=FlowEntry(**read_limits(tables)._asdict()),
+        flows=FlowEntry(**read_limits(maps)._asdict()),
         settings={name: value for name, value in settings.items() if value != Settings()},
         attachments=tuple(
             AttachmentEntry(interface=name, direction=direction, mode=mode)  # type: ignore[arg-type]
             for name, direction, mode in sorted(attached)
         ),
-        rules=tuple(RuleEntry.of(rule) for rule in read_rules(tables, interfaces)),
+        rules=tuple(RuleEntry.of(rule) for rule in read_rules(maps, interfaces)),
     )
 
 
-def restore(
-    tables: Tables, interfaces: Interfaces, document: Document, told: Callable[[int], None]
-) -> Restored:
-    """Make all equal to the document; what is equal already is not written."""
-    old_limits = read_limits(tables)
+def restore(maps: Maps, document: Document, on_progress: Callable[[int], None]) -> Restored:
+    """Make the firewall equal to the document; what is equal already is not written.
+
+    ``on_progress`` is called now and then with how many rules have been compared.
+    """
+    old_limits = read_limits(maps)
     limits = FlowLimits(**asdict(document.flows))
     settings = _by_own_name(document.settings)
     places, missing = _places(document)
-    edit = _Edit(tables, interfaces, document, told)
     changed: list[tuple[str, str, bool]] = []
     moved: tuple[list[Attachment], list[Attachment]] = ([], [])
 
     def go_live() -> None:
         nonlocal moved
-        # Here, because local routes are addresses of lo.
+        # After the routes, which are addresses of lo, and before the programs are attached.
         interfaces.refresh()
-        moved = programs.equate(tables, places)
+        moved = programs.equate(maps, places)
 
+    transaction = Transaction(maps, last=go_live)
+    interfaces = transaction.interfaces
     try:
-        set_limits(tables, limits)
-        for name, setting, on in _different(interfaces, settings):
-            interfaces.set(name, setting, on)
-            changed.append((name, setting, on))
-        for _, name, _, _ in places:
-            interfaces.add(name)
-        edit.commit(go_live)
+        with transaction as edit:
+            counts, warnings = _reconcile(maps, edit, document, on_progress)
+            set_limits(maps, limits)
+            for name, setting, on in _different(interfaces, settings):
+                interfaces.set(name, setting, on)
+                changed.append((name, setting, on))
+            for _, name, _, _ in places:
+                interfaces.add(name)
     except BaseException:
         for name, setting, on in changed:
             interfaces.set(name, setting, not on)
         interfaces.refresh()
-        set_limits(tables, old_limits)
+        set_limits(maps, old_limits)
         raise
     return Restored(
-        tables.is_new,
-        edit.inserted,
-        edit.changed,
-        edit.deleted,
-        edit.reordered,
+        maps.is_new,
+        *counts,
         changed,
         limits if limits != old_limits else None,
         *moved,
         missing,
-        edit.warnings(),
+        warnings + [text for inserted in edit.inserted for text in inserted.warnings()],
     )
-
-
-def _own_name(name: str) -> str:
-    """An interface's own name; a name that no interface has yet stays as it is."""
-    try:
-        return primary_name(name)
-    except NotFound:
-        return name
 
 
 def _by_own_name(settings: dict[str, Settings]) -> dict[str, Settings]:
     found: dict[str, Settings] = {}
     for name, values in settings.items():
-        own = _own_name(name)
+        own = own_name(name)
         if own in found:
             raise UsageError(f"settings.{name}: another name of {own}, which has settings as well")
         found[own] = values
@@ -166,7 +161,7 @@ def _places(document: Document) -> tuple[list[tuple[int, str, str, str]], list[s
     places: list[tuple[int, str, str, str]] = []
     missing: dict[str, None] = {}
     for number, entry in enumerate(document.attachments):
-        name, direction = _own_name(entry.interface), entry.direction
+        name, direction = own_name(entry.interface), entry.direction
         try:
             ifindex = index_of(name)
         except NotFound:
@@ -178,114 +173,39 @@ def _places(document: Document) -> tuple[list[tuple[int, str, str, str]], list[s
     return places, list(missing)
 
 
-class _Edit:
-    """The rules of a document against those that there are, and the local routes of both."""
-
-    def __init__(
-        self,
-        tables: Tables,
-        interfaces: Interfaces,
-        document: Document,
-        told: Callable[[int], None],
-    ) -> None:
-        """Compare; nothing is written but names of interfaces."""
-        self.inserted = self.changed = self.deleted = self.reordered = 0
-        self._tables = tables
-        self._edit = RuleEdit(tables, interfaces)
-        # How many more rules, or fewer, hold the route of a destination.
-        self._held: dict[Prefix, int] = {}
-        self._released: dict[Prefix, int] = {}
-        self._warnings: list[str] = []
-
-        wanted: dict[bytes, list[tuple[Rule, tuple[str, ...], bool]]] = {
-            key: [] for key in self._edit.read_all()
-        }
-        obstacles = _Obstacles(tables)
-        own_names: dict[str, str] = {}
-        for rule in document.parsed_rules:
-            names: tuple[str, ...] = ()
-            if rule.interfaces:
-                for name in rule.interfaces:
-                    if name not in own_names:
-                        own_names[name] = _own_name(name)
-                names = tuple(sorted({own_names[name] for name in rule.interfaces}))
-            is_routed = rule.is_routed
-            if is_routed and (obstacle := obstacles.of(rule.key.destination)):
-                self._warnings.append(f"rule {rule}: no local route is made: {obstacle}")
+def _reconcile(
+    maps: Maps, edit: RuleEdit, document: Document, on_progress: Callable[[int], None]
+) -> tuple[Reconciled, list[str]]:
+    """Collect what makes the rules equal to the document's; the counts, and the warnings."""
+    wanted: dict[bytes, list[Wanted]] = {key: [] for key in edit.finder.read_all()}
+    # Why destinations must not be made local; none for those that rules hold already.
+    obstacles: dict[Prefix, str | None] = dict.fromkeys(held(maps))
+    own_names: dict[str, str] = {}
+    warnings = []
+    for rule in document.parsed_rules:
+        names: tuple[str, ...] = ()
+        if rule.interfaces:
+            for name in rule.interfaces:
+                if name not in own_names:
+                    own_names[name] = own_name(name)
+            names = tuple(sorted({own_names[name] for name in rule.interfaces}))
+        is_routed, destination = rule.is_routed, rule.key.destination
+        if is_routed:
+            if destination not in obstacles:
+                obstacles[destination] = obstacle_to(destination)
+            if obstacle := obstacles[destination]:
+                warnings.append(f"rule {rule}: no local route is made: {obstacle}")
                 is_routed = False
-            key = encode_prefix_key(rule.key)
-            wanted.setdefault(key, []).append((rule, names, is_routed))
-        done = 0
-        for number, (key, rules) in enumerate(wanted.items()):
-            if number % _STEP == 0:
-                told(done)
-            self._equate(key, rules)
-            done += len(rules)
-
-    def _equate(self, key: bytes, rules: list[tuple[Rule, tuple[str, ...], bool]]) -> None:
-        equated = self._edit.equate(key, rules)
-        self.inserted += equated.inserted
-        self.changed += equated.changed
-        self.deleted += equated.deleted
-        self.reordered += equated.is_reordered
-        if equated.held or equated.released:
-            destination = decode_prefix_key(key)[2]
-            for counts, count in ((self._held, equated.held), (self._released, equated.released)):
-                if count:
-                    counts[destination] = counts.get(destination, 0) + count
-
-    def commit(self, last: Callable[[], None]) -> None:
-        """Routes and rules, then ``last``; an error leaves all as it was."""
-        if self._edit.is_empty():
-            last()
-            return
-        from zfw_py.firewall import routes
-
-        tables = self._tables
-        held: list[Prefix] = []
-        released: list[Prefix] = []
-
-        def release_and_end() -> None:
-            for destination, count in self._released.items():
-                for _ in range(count):
-                    routes.release(tables, destination)
-                    released.append(destination)
-            last()
-
-        tables.set_in_progress(True)
-        try:
-            for destination, count in self._held.items():
-                for _ in range(count):
-                    routes.hold(tables, destination)
-                    held.append(destination)
-            self._edit.commit(release_and_end)
-        except BaseException:
-            for destination in released:
-                routes.hold(tables, destination)
-            for destination in held:
-                routes.release(tables, destination)
-            raise
-        finally:
-            tables.set_in_progress(False)
-
-    def warnings(self) -> list[str]:
-        """What whoever wrote the document should know; after ``commit``."""
-        shadowed = [text for inserted in self._edit.shadowed() for text in inserted.warnings()]
-        return self._warnings + shadowed
-
-
-class _Obstacles:
-    """Why destinations must not be made local; each is looked at once."""
-
-    def __init__(self, tables: Tables) -> None:
-        from zfw_py.firewall.routes import held
-
-        self._known: dict[Prefix, str | None] = dict.fromkeys(held(tables))
-
-    def of(self, destination: Prefix) -> str | None:
-        """The obstacle, or None; a destination that is held already has none."""
-        if destination not in self._known:
-            from zfw_py.firewall.routes import obstacle
-
-            self._known[destination] = obstacle(destination)
-        return self._known[destination]
+        wanted.setdefault(encode_prefix_key(rule.key), []).append((rule, names, is_routed))
+    inserted = changed = deleted = reordered = done = 0
+    for number, (key, rules) in enumerate(wanted.items()):
+        if number % _STEP == 0:
+            on_progress(done)
+        counts = reconcile(edit, key, rules)
+        if counts is not None:
+            inserted += counts.inserted
+            changed += counts.changed
+            deleted += counts.deleted
+            reordered += counts.reordered
+        done += len(rules)
+    return Reconciled(inserted, changed, deleted, reordered), warnings

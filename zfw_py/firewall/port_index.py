@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The rules of one prefix, overlaps resolved into disjoint port intervals. Pure.
-
-A port rule is a plain tuple, as struct zfw_port_rule has it:
-(low_port, high_port, tproxy_port, interface_set, slot, action, flags).
-"""
+"""The rules of one prefix, overlaps resolved into disjoint port intervals. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +9,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    PortRule = tuple[int, int, int, int, int, int, int]
+    from zfw_py.firewall.codec import PortRule
+
+    # Low port, high port, and the position of a rule.
     Interval = tuple[int, int, int]
 
 
@@ -29,13 +27,13 @@ def resolve(
     a bitmap of its names. Also returns the most candidates that an interval has.
     """
     if len(rules) == 1:
-        return [(rules[0][0], rules[0][1], 0)], 1
+        return [(rules[0].low_port, rules[0].high_port, 0)], 1
     changes: dict[int, tuple[list[int], list[int]]] = {}
     for index, rule in enumerate(rules):
-        changes.setdefault(rule[0], ([], []))[0].append(index)
-        changes.setdefault(rule[1] + 1, ([], []))[1].append(index)
+        changes.setdefault(rule.low_port, ([], []))[0].append(index)
+        changes.setdefault(rule.high_port + 1, ([], []))[1].append(index)
 
-    has_sets = any(rule[3] for rule in rules)
+    has_sets = any(rule.interface_set for rule in rules)
     intervals: list[Interval] = []
     open_candidates: tuple[int, ...] = ()
     open_low = 0
@@ -51,9 +49,9 @@ def resolve(
             candidates = tuple(active[:1])
         else:
             kept = active[:1]
-            named = members_of(rules[active[0]][3])
+            named = members_of(rules[active[0]].interface_set)
             for index in active[1:]:
-                members = members_of(rules[index][3])
+                members = members_of(rules[index].interface_set)
                 if members & ~named:
                     kept.append(index)
                     named |= members

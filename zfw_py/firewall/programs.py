@@ -17,7 +17,7 @@ from zfw_py.errors import KernelError, ZfwError
 from zfw_py.firewall.codec import State
 from zfw_py.firewall.flow_limits import FlowLimits
 from zfw_py.firewall.flows import drop_tables, make_tables, write_limits
-from zfw_py.firewall.maps import STORE, ZERO, Tables
+from zfw_py.firewall.maps import STORE, ZERO, Maps
 from zfw_py.firewall.model import DIRECTIONS
 from zfw_py.kernel import bpf_links, tc
 from zfw_py.kernel.namespaces import live_cookies
@@ -78,14 +78,14 @@ def _hooks(directory: str) -> list[Tcx | Clsact]:
 
 
 def _digest(directory: str) -> str:
-    return Tables(is_writer=True, directory=directory).state().object_digest.hex()
+    return Maps(is_writer=True, directory=directory).state().object_digest.hex()
 
 
 def _record(directory: str, digest: str) -> None:
-    tables = Tables(is_writer=True, directory=directory)
-    state = tables.state()
+    maps = Maps(is_writer=True, directory=directory)
+    state = maps.state()
     state.object_digest = bytes.fromhex(digest)
-    tables.map("state").update(ZERO, state.encode())
+    maps.map("state").update(ZERO, state.encode())
 
 
 def _abandoned() -> Iterator[str]:
@@ -114,10 +114,10 @@ SYSTEM = System(
 )
 
 
-def open_or_install() -> Tables:
-    """The tables, for writing; made and published first where there are none."""
+def open_or_install() -> Maps:
+    """The maps, for writing; made and published first where there are none."""
     programs.make_root(STORE)
-    return Tables(is_writer=True, build=_install)
+    return Maps(is_writer=True, build=_install)
 
 
 def _install(directory: str) -> None:
@@ -125,82 +125,82 @@ def _install(directory: str) -> None:
     programs.collect(SYSTEM)
 
     def prepare(built: str) -> Generator[kinds.Attachment]:
-        tables = Tables(is_writer=True, directory=built)
-        tables.new_inner("prefixes")
-        write_limits(tables, FlowLimits())
+        maps = Maps(is_writer=True, directory=built)
+        maps.new_inner("prefixes")
+        write_limits(maps, FlowLimits())
         digest = bytes.fromhex(programs.digest_of(SYSTEM))
-        tables.map("state").update(ZERO, State.new(digest).encode())
+        maps.map("state").update(ZERO, State.new(digest).encode())
         yield from ()
 
     programs.install(SYSTEM, directory.rpartition("/")[2], prepare)
 
 
-def upgrade(tables: Tables) -> bool:
+def upgrade(maps: Maps) -> bool:
     """Exchange programs of another build, as ``lifecycle.programs.upgrade`` does.
 
     Pins of links whose interface is gone are removed first.
     """
-    living = {link.pin for link in _pinned_links(tables.directory)}
-    for name in programs.link_pins(tables.directory):
-        if (pin := f"{tables.directory}/{kinds.PIN}{name}") not in living:
+    living = {link.pin for link in _pinned_links(maps.directory)}
+    for name in programs.link_pins(maps.directory):
+        if (pin := f"{maps.directory}/{kinds.PIN}{name}") not in living:
             unlink(pin)
-    return programs.upgrade(SYSTEM, tables.directory.rpartition("/")[2])
+    return programs.upgrade(SYSTEM, maps.directory.rpartition("/")[2])
 
 
-def attachments(tables: Tables) -> list[Attachment]:
+def attachments(maps: Maps) -> list[Attachment]:
     """Where our programs are, as read back from the kernel."""
     return sorted(
         Attachment(
             hook.ifindex, hook.direction, "tcx" if isinstance(hook, Tcx) else "clsact", number
         )
-        for hook, number in _found(tables.directory)
+        for hook, number in _found(maps.directory)
     )
 
 
 def attach_all(
-    tables: Tables, ifindex: int, name: str, directions: Iterable[str], mode: str
+    maps: Maps, ifindex: int, name: str, directions: Iterable[str], mode: str
 ) -> list[Attachment]:
     """Attach the programs of these directions: all of them, or on an error none anew."""
-    before = attachments(tables)
+    before = attachments(maps)
     try:
-        return [attach(tables, ifindex, name, direction, mode) for direction in directions]
+        return [attach(maps, ifindex, name, direction, mode) for direction in directions]
     except BaseException:
-        for attachment in attachments(tables):
+        for attachment in attachments(maps):
             if attachment not in before:
-                _detach(tables, attachment)
+                _detach(maps, attachment)
         raise
 
 
 def equate(
-    tables: Tables, wanted: Iterable[tuple[int, str, str, str]]
+    maps: Maps, wanted: Iterable[tuple[int, str, str, str]]
 ) -> tuple[list[Attachment], list[Attachment]]:
     """Make the attachments exactly these: what is new, and what was taken off.
 
     Each is (ifindex, name, direction, mode). On an error they are as before.
     """
-    before = attachments(tables)
+    before = attachments(maps)
     places = set()
     made = []
     try:
         for ifindex, name, direction, mode in wanted:
             places.add((ifindex, direction))
             with _told_as(f"attach to {name} ({direction})"):
-                attachment = attach(tables, ifindex, name, direction, mode)
+                attachment = attach(maps, ifindex, name, direction, mode)
             if attachment not in before:
                 made.append(attachment)
         taken = [a for a in before if (a.ifindex, a.direction) not in places]
         for attachment in taken:
             with _told_as(f"detach from interface {attachment.ifindex} ({attachment.direction})"):
-                _detach(tables, attachment)
-        _forget_flows(tables)
+                _detach(maps, attachment)
+        _forget_flows(maps)
     except BaseException:
-        now = attachments(tables)
+        now = attachments(maps)
         for old in before:
             if old not in now:
-                attach(tables, old.ifindex, str(old.ifindex), old.direction, old.mode)
+                attach(maps, old.ifindex, str(old.ifindex), old.direction, old.mode)
         for new in now:
             if not any((new.ifindex, new.direction) == (a.ifindex, a.direction) for a in before):
-                _detach(tables, new)
+                _detach(maps, new)
         raise
     return made, taken
 
@@ -216,13 +216,13 @@ def _told_as(operation: str) -> Iterator[None]:
         raise KernelError(operation, error.errno or 0) from error
 
 
-def attach(tables: Tables, ifindex: int, name: str, direction: str, mode: str) -> Attachment:
+def attach(maps: Maps, ifindex: int, name: str, direction: str, mode: str) -> Attachment:
     """Attach one direction's program; where it is attached already, that stays as it is.
 
     A mode other than "auto" that differs from the present one is changed to,
     the new way in place before the old one goes.
     """
-    present = [a for a in attachments(tables) if a.ifindex == ifindex and a.direction == direction]
+    present = [a for a in attachments(maps) if a.ifindex == ifindex and a.direction == direction]
     if mode == "auto":
         if present:
             return present[0]
@@ -235,14 +235,14 @@ def attach(tables: Tables, ifindex: int, name: str, direction: str, mode: str) -
         )
     if not any(a.mode == mode for a in present):
         if direction == "egress":
-            make_tables(tables)
-        with _opened_program(tables, direction) as program:
-            hook = _hook(tables, ifindex, direction, mode)
+            make_tables(maps)
+        with _opened_program(maps, direction) as program:
+            hook = _hook(maps, ifindex, direction, mode)
             programs.attach(hook, program, f"to {name} ({direction})")
     for old in present:
         if old.mode != mode:
-            _detach(tables, old)
-    for attachment in attachments(tables):
+            _detach(maps, old)
+    for attachment in attachments(maps):
         if (attachment.ifindex, attachment.direction, attachment.mode) == (
             ifindex,
             direction,
@@ -253,46 +253,46 @@ def attach(tables: Tables, ifindex: int, name: str, direction: str, mode: str) -
 
 
 @contextmanager
-def _opened_program(tables: Tables, name: str) -> Iterator[int]:
+def _opened_program(maps: Maps, name: str) -> Iterator[int]:
     """A pinned program. Raises LayoutMismatch for anything else in its place."""
     with ExitStack() as held:
         try:
-            program = held.enter_context(opened(f"{tables.directory}/{name}"))
+            program = held.enter_context(opened(f"{maps.directory}/{name}"))
         except OSError as error:
-            raise tables.mismatch(name, error.strerror or str(error)) from None
+            raise maps.mismatch(name, error.strerror or str(error)) from None
         if not bpf_links.is_program(program):
-            raise tables.mismatch(name, "it is no program")
+            raise maps.mismatch(name, "it is no program")
         yield program
 
 
-def _hook(tables: Tables, ifindex: int, direction: str, mode: str) -> Tcx | Clsact:
+def _hook(maps: Maps, ifindex: int, direction: str, mode: str) -> Tcx | Clsact:
     made = _tcx if mode == "tcx" else _clsact
-    return made(tables.directory, direction, ifindex)
+    return made(maps.directory, direction, ifindex)
 
 
-def _detach(tables: Tables, attachment: Attachment) -> None:
-    _hook(tables, attachment.ifindex, attachment.direction, attachment.mode).detach()
+def _detach(maps: Maps, attachment: Attachment) -> None:
+    _hook(maps, attachment.ifindex, attachment.direction, attachment.mode).detach()
 
 
-def detach(tables: Tables, ifindex: int | None, direction: str | None) -> list[Attachment]:
+def detach(maps: Maps, ifindex: int | None, direction: str | None) -> list[Attachment]:
     """Take our programs off an interface, or off all of them; what was taken off."""
     taken = [
         a
-        for a in attachments(tables)
+        for a in attachments(maps)
         if ifindex in (None, a.ifindex) and direction in (None, a.direction)
     ]
     for attachment in taken:
-        _detach(tables, attachment)
-    _forget_flows(tables)
+        _detach(maps, attachment)
+    _forget_flows(maps)
     return taken
 
 
-def _forget_flows(tables: Tables) -> None:
+def _forget_flows(maps: Maps) -> None:
     """Where no egress program is left nothing keeps up with flows any more."""
-    if not any(attachment.direction == "egress" for attachment in attachments(tables)):
-        drop_tables(tables)
+    if not any(attachment.direction == "egress" for attachment in attachments(maps)):
+        drop_tables(maps)
 
 
-def uninstall(tables: Tables) -> None:
+def uninstall(maps: Maps) -> None:
     """Detach all programs, and remove every pin of this network namespace."""
-    programs.remove(SYSTEM, tables.directory.rpartition("/")[2])
+    programs.remove(SYSTEM, maps.directory.rpartition("/")[2])

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the firewall is attached to, how it is set, and what it has counted."""
+"""Attachments, settings, numbers of rules, and counters by decision reason."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py import __version__
-from zfw_py.firewall.codec import table_parts
+from zfw_py.firewall.codec import table_parts_of
 from zfw_py.firewall.interfaces import addresses_by_index, settings_by_index, settings_of
 from zfw_py.firewall.listing import read_reasons
 from zfw_py.firewall.programs import attachments
-from zfw_py.firewall.rules import port_rules
+from zfw_py.firewall.rules.find import port_rules
 from zfw_py.values.prefix import address_text
 
 if TYPE_CHECKING:
     from zfw_py.firewall.interfaces import Interfaces
-    from zfw_py.firewall.maps import Tables
+    from zfw_py.firewall.maps import Maps
     from zfw_py.firewall.programs import Attachment
 
 
@@ -38,15 +38,15 @@ class Status(NamedTuple):
     reasons: dict[str, tuple[int, int]]
 
 
-def read_status(tables: Tables, interfaces: Interfaces) -> Status:
-    """Read all of it; the caller holds the lock."""
+def read_status(maps: Maps, interfaces: Interfaces) -> Status:
+    """Read it from the maps and the kernel; the caller holds the lock."""
     attached: dict[int, dict[str, Attachment]] = {}
-    for attachment in attachments(tables):
+    for attachment in attachments(maps):
         attached.setdefault(attachment.ifindex, {})[attachment.direction] = attachment
-    addresses = addresses_by_index(tables)
+    addresses = addresses_by_index(maps)
     rows = []
     for name, ifindex in interfaces.indexes().items():
-        bits = settings_by_index(tables, ifindex)
+        bits = settings_by_index(maps, ifindex)
         if ifindex not in attached and not bits:
             continue
         rows.append(
@@ -59,7 +59,7 @@ def read_status(tables: Tables, interfaces: Interfaces) -> Status:
             )
         )
     rules: dict[str, dict[int, int]] = {"ingress": {4: 0, 6: 0}, "egress": {4: 0, 6: 0}}
-    for key, _, some in port_rules(tables):
-        direction, family, _ = table_parts(key[34])
+    for key, _, some in port_rules(maps):
+        direction, family, _ = table_parts_of(key)
         rules[direction][family] += len(some)
-    return Status(__version__, rows, rules, read_reasons(tables))
+    return Status(__version__, rows, rules, read_reasons(maps))

@@ -19,7 +19,7 @@ from tests.support.command import ZFW
 from tests.support.netns import Network
 from zfw_py import Firewall
 from zfw_py.firewall import layout
-from zfw_py.firewall.maps import Tables
+from zfw_py.firewall.maps import Maps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -191,8 +191,8 @@ def test_case_52_an_interface_that_is_gone_is_pruned(gateway: Gateway) -> None:
     assert f"eth1: {index}\n" in gateway.ok("-L", "-E")
     gateway.gateway.run("ip", "link", "del", "eth1")
     assert "eth1" not in gateway.ok("-L", "-E")
-    with Tables(is_writer=False) as tables:
-        rows = {bytes(value[:4]) for _, value in tables.map("interfaces").items()}
+    with Maps(is_writer=False) as maps:
+        rows = {bytes(value[:4]) for _, value in maps.map("interfaces").items()}
     assert index.to_bytes(4, "little") not in rows
 
 
@@ -498,15 +498,15 @@ def test_the_monitor_says_that_it_is_not_there_yet(gateway: Gateway, tmp_path: P
 
 def contents() -> dict[str, list[tuple[bytes, bytes]]]:
     """All that is in the maps, but for what packets count."""
-    with Tables(is_writer=False) as tables:
+    with Maps(is_writer=False) as maps:
         found = {
-            name: sorted(tables.map(name).items(64))
+            name: sorted(maps.map(name).items(64))
             for name, spec in layout.MAPS.items()
             if spec[0] != ARRAY_OF_MAPS and name != "reasons"
         }
-        found["prefixes"] = sorted(tables.prefixes.items())
+        found["prefixes"] = sorted(maps.prefixes.items())
         for name in ("rule_records", "rule_counters"):
-            inner = tables.inner(name)
+            inner = maps.inner(name)
             found[name] = sorted(inner.items()) if inner else []
     return found
 

@@ -51,8 +51,8 @@ from tests.support.seeds import new_seeds
 from tests.support.waiting import wait_until
 from zfw_py import Delete, Firewall, Insert, Prefix, Rule, RuleKey
 from zfw_py.firewall.codec import decode_prefix_key
-from zfw_py.firewall.maps import Tables
-from zfw_py.firewall.rules import port_rules
+from zfw_py.firewall.maps import Maps
+from zfw_py.firewall.rules.find import port_rules
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -216,8 +216,8 @@ class _World:
         """The kernel has the model's rules, those of a prefix in the same order; note the slots."""
         self.keys.clear()
         found: dict[tuple[object, ...], list[int]] = {}
-        with Tables(is_writer=False) as tables:
-            for prefix, _, rules in port_rules(tables):
+        with Maps(is_writer=False) as maps:
+            for prefix, _, rules in port_rules(maps):
                 direction, protocol, destination, source = decode_prefix_key(prefix)
                 for low, _, _, _, slot, _, _ in rules:
                     assert slot not in self.keys
@@ -244,14 +244,14 @@ class _World:
         self.flows.flows.clear()
         self.flows.now = time.monotonic()
         scene = Scene(self.interfaces[0], list(self.model))
-        with Tables(is_writer=True) as tables:
+        with Maps(is_writer=True) as maps:
             for _ in range(FLOWS):
                 flow = random_flow(rng, scene, self.flows.now, AGES)
                 # The model would have it twice, the program once in each of its tables.
                 if flow.key in self.flows.flows or flow.initiator == flow.responder:
                     continue
                 self.flows.put(flow)
-                write_flow(tables, flow)
+                write_flow(maps, flow)
 
     def compare_one(self, rng: Random, direction: str) -> str | None:
         """Ask both about a frame; what is to be said if they differ."""

@@ -41,7 +41,7 @@ from zfw_py import (
 )
 from zfw_py.firewall import layout
 from zfw_py.firewall.explain import explain
-from zfw_py.firewall.maps import Tables
+from zfw_py.firewall.maps import Maps
 from zfw_py.kernel import bpf_links
 from zfw_py.lifecycle import programs as lifecycle
 from zfw_py.lifecycle.attachment import PIN, Clsact, Tcx
@@ -136,8 +136,8 @@ def test_an_interface_that_is_none_is_not_found(machine: Network) -> None:
     ):
         with pytest.raises(NotFound, match="Interface not found: nosuchif"):
             verb()
-    with Tables(is_writer=False) as tables:
-        names = [key.rstrip(b"\0").decode() for key, _ in tables.map("interface_names").items()]
+    with Maps(is_writer=False) as maps:
+        names = [key.rstrip(b"\0").decode() for key, _ in maps.map("interface_names").items()]
     assert names == [INTERFACE]
     assert firewall.status().interfaces == []
 
@@ -232,9 +232,9 @@ def test_rules_settings_and_addresses_are_there_before_the_program_is(
     answers = []
 
     def attach(attachment: Tcx | Clsact, *rest: Any) -> None:
-        tables = Tables(is_writer=False)  # the writer holds the lock
+        maps = Maps(is_writer=False)  # the writer holds the lock
         for some in (frame(ALLOWED), frame(22, "tcp"), frame(22, "tcp", "10.99.0.1")):
-            answers.append(explain(tables, some, attachment.ifindex).reason)
+            answers.append(explain(maps, some, attachment.ifindex).reason)
         original(attachment, *rest)
 
     original = lifecycle.attach
@@ -321,16 +321,16 @@ def test_an_index_that_is_given_again_to_an_interface_of_another_kind(
     made = socket.if_nametoindex("it0")
     if str(made) != index:
         # An index can be asked for, but not by ip tuntap: say that it was the same.
-        with Tables(is_writer=True) as tables:
-            rows = tables.map("interfaces")
+        with Maps(is_writer=True) as maps:
+            rows = maps.map("interfaces")
             row = rows.lookup(pack("=I", int(index))) or b""
             rows.update(pack("=I", made), pack("=I", made) + row[4:])
-            names = tables.map("interface_names")
+            names = maps.map("interface_names")
             value = names.lookup(b"it0".ljust(16, b"\0")) or b""
             names.update(b"it0".ljust(16, b"\0"), value[:8] + pack("=I4x", made))
     Firewall().attach("it0")
-    with Tables(is_writer=False) as tables:
-        row = tables.map("interfaces").lookup(pack("=I", made)) or b""
+    with Maps(is_writer=False) as maps:
+        row = maps.map("interfaces").lookup(pack("=I", made)) or b""
     assert unpack_from("=I", row, 12) == (layout.LINK_NO_ETHERNET,)
 
 

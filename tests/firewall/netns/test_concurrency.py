@@ -19,7 +19,7 @@ from tests.compat.support.fake_router import CommandLine
 from tests.firewall.support import frames
 from tests.support.waiting import wait_until
 from zfw_py import Busy, Firewall, Prefix, Rule, RuleKey
-from zfw_py.firewall.maps import Tables
+from zfw_py.firewall.maps import Maps
 from zfw_py.kernel import lock
 from zfw_py.lifecycle.store import ROOT
 
@@ -70,11 +70,11 @@ def ports(firewall: Firewall) -> list[int]:
 
 def derived_tables() -> list[object]:
     """What follows from the rules: it is as at the start when they are gone."""
-    with Tables(is_writer=False) as tables:
+    with Maps(is_writer=False) as maps:
         return [
-            sorted(tables.map(name).items(64))
+            sorted(maps.map(name).items(64))
             for name in ("length_counts", "ports_medium", "ports_large", "routes")
-        ] + [tables.state().in_progress]
+        ] + [maps.state().in_progress]
 
 
 def test_case_24_as_many_inserts_at_once_are_all_there(gateway: Gateway) -> None:

@@ -155,10 +155,10 @@ def test_case_53_expired_flows_go_and_live_ones_stay(
 
 def count_entries(router: Router) -> int:
     """Entries of the tables, forgotten or not."""
-    from zfw_py.firewall.maps import Tables
+    from zfw_py.firewall.maps import Maps
 
-    with Tables(is_writer=False) as tables:
-        inners = [tables.inner("flows", index) for index in range(layout.FLOW_TABLES)]
+    with Maps(is_writer=False) as maps:
+        inners = [maps.inner("flows", index) for index in range(layout.FLOW_TABLES)]
         return sum(len(list(inner.items())) for inner in inners if inner is not None)
 
 

@@ -56,7 +56,7 @@ from tests.firewall.support.tracked import (
 )
 from zfw_py import Delete, Firewall, Prefix, Rule, RuleKey
 from zfw_py.firewall import layout
-from zfw_py.firewall.maps import Tables
+from zfw_py.firewall.maps import Maps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -597,8 +597,8 @@ def test_an_interface_whose_row_another_one_took_has_the_strictest_settings(worl
     world.set(OUTSIDE, "outbound_filter", True)
     frame = conversations()[4].frame(0)
     assert world.explain(("egress", OUTSIDE, INSIDE), frame)[1] == "egress_no_rule"
-    with Tables(is_writer=True) as tables:
-        row = tables.map("interfaces")
+    with Maps(is_writer=True) as maps:
+        row = maps.map("interfaces")
         index = socket.if_nametoindex(OUTSIDE)
         taken = struct.pack("=I", index + layout.INTERFACE_ROWS)
         key = struct.pack("=I", index % layout.INTERFACE_ROWS)

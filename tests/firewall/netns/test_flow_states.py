@@ -16,7 +16,7 @@ from tests.firewall.support.flow_tables import clear_flows, encode, programs, ru
 from tests.firewall.support.tracked import ICMP, TCP, UDP, Segment, TrackedFlow, TrackedFlows
 from zfw_py import Firewall
 from zfw_py.firewall import layout
-from zfw_py.firewall.maps import Tables
+from zfw_py.firewall.maps import Maps
 
 if TYPE_CHECKING:
     from tests.support.netns import Network
@@ -53,8 +53,8 @@ def test_program_and_model_agree_in_each_state(network: Network, protocol: int) 
     Firewall().attach(OUTSIDE, "both")
     clear_flows()
     kinds = list(segments(protocol))
-    with programs() as running, Tables(is_writer=True) as tables:
-        maps = {index: tables.inner("flows", index) for index in range(layout.FLOW_TABLES)}
+    with programs() as running, Maps(is_writer=True) as maps:
+        maps = {index: maps.inner("flows", index) for index in range(layout.FLOW_TABLES)}
 
         def entries(key: bytes) -> dict[int, bytes]:
             found = {index: inner.lookup(key) for index, inner in maps.items() if inner}

@@ -39,7 +39,7 @@ from zfw_py.firewall.document import (
     encode,
 )
 from zfw_py.firewall.flow_limits import FlowLimits
-from zfw_py.firewall.maps import Tables
+from zfw_py.firewall.maps import Maps
 from zfw_py.lifecycle.attachment import Tcx
 from zfw_py.systemd.firewall import CAPABILITIES
 
@@ -79,23 +79,23 @@ def gateway(running: Gateway) -> Iterator[Gateway]:
 def raw() -> dict[str, object]:
     """All maps that hold what was asked for, byte for byte but for stamps, and the programs."""
     found: dict[str, object] = {}
-    with Tables(is_writer=False) as tables:
+    with Maps(is_writer=False) as maps:
         for name in layout.MAPS:
             if name in ("reasons", "fragments"):
                 continue
             if name not in layout.INNER_MAPS:
                 found[name] = {
-                    key: _without_stamp(name, value) for key, value in tables.map(name).items(64)
+                    key: _without_stamp(name, value) for key, value in maps.map(name).items(64)
                 }
                 continue
             for index in range(layout.MAPS[name][3]):
-                inner = tables.inner(name, index)
+                inner = maps.inner(name, index)
                 if inner is None:
                     break
                 found[f"{name} {index}"] = {
                     key: _without_stamp(name, value) for key, value in inner.items()
                 }
-        found["attachments"] = programs.attachments(tables)
+        found["attachments"] = programs.attachments(maps)
     return found
 
 
@@ -333,9 +333,9 @@ def test_a_mode_is_changed_without_a_gap(gateway: Gateway) -> None:
     seen = []
     detach = programs._detach
 
-    def watched(tables: Tables, attachment: programs.Attachment) -> None:
-        seen.append(sorted(a.mode for a in programs.attachments(tables) if a.ifindex == ifindex))
-        detach(tables, attachment)
+    def watched(maps: Maps, attachment: programs.Attachment) -> None:
+        seen.append(sorted(a.mode for a in programs.attachments(maps) if a.ifindex == ifindex))
+        detach(maps, attachment)
 
     for mode in ("clsact", "tcx"):
         with pytest.MonkeyPatch.context() as patched:
@@ -478,11 +478,11 @@ def test_a_program_that_was_taken_off_is_put_back(
     original = programs._detach
     calls: list[programs.Attachment] = []
 
-    def fails_once(tables: Tables, attachment: programs.Attachment) -> None:
+    def fails_once(maps: Maps, attachment: programs.Attachment) -> None:
         calls.append(attachment)
         if len(calls) == 2:
             raise OSError(errno.EIO, "broken")
-        original(tables, attachment)
+        original(maps, attachment)
 
     with monkeypatch.context() as patched:
         patched.setattr(programs, "_detach", fails_once)

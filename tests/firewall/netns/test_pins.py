@@ -28,7 +28,7 @@ from tests.support.netns import CLONE_NEWNS, Network
 from tests.support.waiting import wait_until
 from zfw_py import Firewall, LayoutMismatch, Prefix, Rule, RuleKey, ZfwError
 from zfw_py.firewall import layout
-from zfw_py.firewall.maps import ZERO, Tables
+from zfw_py.firewall.maps import ZERO, Maps
 from zfw_py.kernel import bpf_maps, bpffs
 from zfw_py.lifecycle.store import ROOT
 
@@ -298,9 +298,9 @@ def test_every_map_is_compared_with_the_compiled_layout(machine: Network, name: 
     with (
         in_place_of(name, other),
         pytest.raises(LayoutMismatch, match=name),
-        Tables(is_writer=False) as tables,
+        Maps(is_writer=False) as maps,
     ):
-        tables.map(name)
+        maps.map(name)
 
 
 @pytest.mark.parametrize("name", layout.INNER_MAPS)
@@ -311,8 +311,8 @@ def test_so_is_every_inner_map(
     Firewall().attach(INTERFACE, "egress")  # there are no tables of flows before
     map_type, key_size, value_size, *rest = layout.INNER_MAPS[name]
     monkeypatch.setitem(layout.INNER_MAPS, name, (map_type, key_size, value_size + 8, *rest))
-    with pytest.raises(LayoutMismatch, match=name), Tables(is_writer=False) as tables:
-        tables.inner(name)
+    with pytest.raises(LayoutMismatch, match=name), Maps(is_writer=False) as maps:
+        maps.inner(name)
 
 
 def test_a_state_of_another_version_is_refused_by_every_verb(machine: Network) -> None:

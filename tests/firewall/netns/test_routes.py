@@ -24,7 +24,7 @@ from zfw_py import (
     RuleKey,
     RuleNotFound,
 )
-from zfw_py.firewall.maps import Tables
+from zfw_py.firewall.maps import Maps
 from zfw_py.kernel import bpf_maps, local_delivery
 
 if TYPE_CHECKING:
@@ -57,10 +57,10 @@ def gateway(_gateway: Namespace) -> Iterator[Namespace]:
         start = local_prefixes(_gateway)
         yield _gateway
         Firewall().flush()
-        with Tables(is_writer=True) as tables:
-            left = [key for key, _ in tables.map("routes").items()]
+        with Maps(is_writer=True) as maps:
+            left = [key for key, _ in maps.map("routes").items()]
             for key in left:
-                tables.map("routes").delete(key)
+                maps.map("routes").delete(key)
         for prefix in local_prefixes(_gateway) - start:
             change_lo(_gateway, "del", prefix)
 
@@ -106,10 +106,10 @@ def rule(destination: str, port: int = 80, protocol: str = "tcp", **options: str
 
 def references() -> dict[str, int]:
     """How many rules hold each prefix, and those that none does."""
-    with Tables(is_writer=False) as tables:
+    with Maps(is_writer=False) as maps:
         return {
             key[:16].hex(): int.from_bytes(value[:4], "little")
-            for key, value in tables.map("routes").items()
+            for key, value in maps.map("routes").items()
         }
 
 
@@ -119,7 +119,6 @@ def test_a_rule_with_route_makes_its_destination_local_until_it_is_deleted(
 ) -> None:
     firewall = Firewall()
     inserted = firewall.insert(rule(destination), route=True)
-    assert inserted.is_newly_routed
     assert inserted.warnings() == []
     assert is_local(gateway, destination)
     assert firewall.rules()[0].is_routed
@@ -174,7 +173,10 @@ def test_a_rule_that_is_changed_holds_its_route_once(gateway: Namespace, destina
     firewall.delete(rule(destination).key)
     assert not is_local(gateway, destination)
     firewall.insert(rule(destination))
-    assert firewall.insert(rule(destination), route=True).is_newly_routed
+    assert not firewall.rules()[0].is_routed
+    firewall.insert(rule(destination), route=True)
+    assert firewall.rules()[0].is_routed
+    assert list(references().values()) == [1]
     assert is_local(gateway, destination)
 
 
@@ -289,7 +291,7 @@ def test_a_subnet_of_an_interface_is_not_made_local(gateway: Namespace, destinat
     (warning,) = inserted.warnings()
     assert destination in warning
     assert ("10.9.0.0/24" if "." in destination else "fd09::/64") in warning
-    assert not inserted.is_newly_routed
+    assert not Firewall().rules()[0].is_routed
     assert local_prefixes(gateway) == start
     assert references() == {}
     Firewall().delete(rule(destination).key)
@@ -374,6 +376,40 @@ def test_an_insert_that_fails_holds_no_route(
     assert Firewall().rules() == []
     assert local_prefixes(gateway) == start
     assert references() == {}
+
+
+def test_a_delete_whose_route_cannot_be_removed_changes_nothing(
+    gateway: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = rule("172.31.9.8/32"), rule("172.31.9.9/32")
+    Firewall().apply([Insert(first, route=True), Insert(second, route=True)])
+    before = references()
+    removed: list[object] = []
+
+    def remove_local(*arguments: object) -> None:
+        if removed:
+            raise KernelError("remove it", 12)
+        removed.append(arguments)
+        original(*arguments)
+
+    original = local_delivery.remove_local
+    with monkeypatch.context() as patched:
+        patched.setattr(local_delivery, "remove_local", remove_local)
+        with pytest.raises(KernelError):
+            Firewall().apply([Delete(first.key), Delete(second.key)])
+    assert removed
+    assert [(each.key, each.is_routed) for each in Firewall().rules()] == [
+        (first.key, True),
+        (second.key, True),
+    ]
+    assert references() == before
+    assert is_local(gateway, "172.31.9.8/32")
+    assert is_local(gateway, "172.31.9.9/32")
+    with Maps(is_writer=False) as maps:
+        assert maps.state().in_progress == 0
+    Firewall().apply([Delete(first.key), Delete(second.key)])
+    assert references() == {}
+    assert not is_local(gateway, "172.31.9.8/32")
 
 
 def killed_before(

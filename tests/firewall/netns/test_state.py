@@ -25,7 +25,7 @@ from tests.firewall.support.contents import (
 from tests.support.netns import Namespace
 from zfw_py import Delete, Deleted, Firewall, Insert, Inserted, Prefix, Rule, RuleKey, ZfwError
 from zfw_py.firewall.codec import u32
-from zfw_py.firewall.maps import ZERO, Tables
+from zfw_py.firewall.maps import ZERO, Maps
 from zfw_py.kernel import bpf_maps
 
 if TYPE_CHECKING:
@@ -234,11 +234,11 @@ def test_a_state_left_in_progress_is_made_good_by_every_writer_of_rules(gateway:
         gateway.firewall.flush,
     ]
     for verb in verbs:
-        with Tables(is_writer=True) as tables:
-            state = tables.state()
+        with Maps(is_writer=True) as maps:
+            state = maps.state()
             state.in_progress, state.free_slot, state.next_slot = 1, 12345, 0
-            tables.map("state").update(ZERO, state.encode())
-            tables.map("length_counts").update(b"\0\x60\x60\0", u32(99))
+            maps.map("state").update(ZERO, state.encode())
+            maps.map("length_counts").update(b"\0\x60\x60\0", u32(99))
         verb()
         Contents().check()
 

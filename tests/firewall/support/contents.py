@@ -15,7 +15,7 @@ from zfw_py import Firewall, Insert, Prefix, Rule, RuleKey
 from zfw_py.firewall import layout
 from zfw_py.firewall.codec import decode_lengths, decode_prefix_key, u32
 from zfw_py.firewall.explain import explain
-from zfw_py.firewall.maps import Tables
+from zfw_py.firewall.maps import Maps
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -54,29 +54,29 @@ class Contents:
     """Everything that is in the maps."""
 
     def __init__(self) -> None:
-        with Tables(is_writer=False) as tables:
-            self.prefixes = dict(tables.prefixes.items())
+        with Maps(is_writer=False) as maps:
+            self.prefixes = dict(maps.prefixes.items())
             self.ports = {
-                layout.SIZE_MEDIUM: dict(tables.map("ports_medium").items(64)),
-                layout.SIZE_LARGE: dict(tables.map("ports_large").items(64)),
+                layout.SIZE_MEDIUM: dict(maps.map("ports_medium").items(64)),
+                layout.SIZE_LARGE: dict(maps.map("ports_large").items(64)),
             }
             self.length_counts = {
                 bytes(k[:3]): int.from_bytes(v, "little")
-                for k, v in tables.map("length_counts").items()
+                for k, v in maps.map("length_counts").items()
             }
             self.lengths = [
-                decode_lengths(tables.map("lengths").lookup(u32(table)) or b"")
+                decode_lengths(maps.map("lengths").lookup(u32(table)) or b"")
                 for table in range(layout.TABLES)
             ]
-            self.state = tables.state()
-            self.names = dict(tables.map("interface_names").items())
-            self.sets = [value for _, value in tables.map("interface_sets").items()]
-            self.routes = dict(tables.map("routes").items())
+            self.state = maps.state()
+            self.names = dict(maps.map("interface_names").items())
+            self.sets = [value for _, value in maps.map("interface_sets").items()]
+            self.routes = dict(maps.map("routes").items())
             # The slots that were used since the last flush.
             self.records = [
                 value
                 for segment in range(-(-self.state.next_slot // layout.SEGMENT_SLOTS))
-                for inner in [tables.inner("rule_records", segment)]
+                for inner in [maps.inner("rule_records", segment)]
                 if inner
                 for _, value in inner.items()
             ][: self.state.next_slot]
@@ -180,13 +180,13 @@ def check_datapath() -> None:
         listed.setdefault(each.key.destination, []).append(each.key.low_port)
     assert listed == {prefix: [e.low for e in entries] for prefix, entries in by_prefix.items()}
     ifindex = if_nametoindex(INTERFACE)
-    with Tables(is_writer=False) as tables:
+    with Maps(is_writer=False) as maps:
         for prefix in {HERE, OTHER, *by_prefix}:
             entries = by_prefix.get(prefix, [])
             edges = {edge for e in entries for edge in (e.low, e.high, e.high + 1)} | {0, 7, 65535}
             for port in sorted(edge for edge in edges if edge <= 65535)[:40]:
                 hit = next((e for e in entries if e.low <= port <= e.high), None)
-                decision = explain(tables, datagram(port, prefix), ifindex)
+                decision = explain(maps, datagram(port, prefix), ifindex)
                 assert decision.slot == (hit.slot if hit else None), (prefix, port, decision)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from tests.firewall.support.tracked import TCP, End, TrackedFlow
 from zfw_py.firewall import layout
-from zfw_py.firewall.maps import Tables
+from zfw_py.firewall.maps import Maps
 from zfw_py.kernel import bpf_maps, bpf_run
 
 if TYPE_CHECKING:
@@ -80,17 +80,17 @@ def table_of(flow: TrackedFlow) -> int:
     return layout.FLOWS_OPEN if flow.protocol == TCP else layout.FLOWS_OPEN_DATAGRAMS
 
 
-def write_flow(tables: Tables, flow: TrackedFlow) -> None:
+def write_flow(maps: Maps, flow: TrackedFlow) -> None:
     """Write a flow to the table in which the programs look it up."""
-    inner = tables.inner("flows", table_of(flow))
+    inner = maps.inner("flows", table_of(flow))
     assert inner is not None
     inner.update(*encode(flow))
 
 
-def _entries(tables: Tables) -> Iterator[tuple[bpf_maps.Map, bytes, bytes]]:
+def _entries(maps: Maps) -> Iterator[tuple[bpf_maps.Map, bytes, bytes]]:
     """Map, key and value of every flow."""
     for index in range(layout.FLOW_TABLES):
-        inner = tables.inner("flows", index)
+        inner = maps.inner("flows", index)
         if inner is not None:
             for key, value in list(inner.items()):
                 yield inner, key, value
@@ -98,15 +98,15 @@ def _entries(tables: Tables) -> Iterator[tuple[bpf_maps.Map, bytes, bytes]]:
 
 def clear_flows() -> None:
     """Delete all flows."""
-    with Tables(is_writer=True) as tables:
-        for inner, key, _ in _entries(tables):
+    with Maps(is_writer=True) as maps:
+        for inner, key, _ in _entries(maps):
             inner.delete(key)
 
 
 def age_flows(seconds: float) -> None:
     """Make all flows older, at most as old as the machine's last boot."""
-    with Tables(is_writer=True) as tables:
-        for inner, key, value in _entries(tables):
+    with Maps(is_writer=True) as maps:
+        for inner, key, value in _entries(maps):
             (seen,) = struct.unpack_from("=Q", value)
             older = max(seen - round(seconds * SECOND), 0)
             inner.update(key, struct.pack("=Q", older) + value[8:])
@@ -115,9 +115,9 @@ def age_flows(seconds: float) -> None:
 @contextmanager
 def programs() -> Iterator[dict[str, int]]:
     """Descriptors of the attached programs, by direction."""
-    with Tables(is_writer=False) as tables:
+    with Maps(is_writer=False) as maps:
         opened = {
-            direction: bpf_maps.open_pin(f"{tables.directory}/{direction}")
+            direction: bpf_maps.open_pin(f"{maps.directory}/{direction}")
             for direction in ("ingress", "egress")
         }
     try:

@@ -9,8 +9,8 @@ import pytest
 
 from zfw_py.firewall import layout
 from zfw_py.firewall.codec import (
+    PortRule,
     State,
-    action_number,
     decode_length_key,
     decode_lengths,
     decode_port_rule,
@@ -22,7 +22,7 @@ from zfw_py.firewall.codec import (
     encode_ports,
     encode_prefix,
     encode_prefix_key,
-    encode_sole_prefix,
+    encode_single_prefix,
     from_u32,
     length_key_of,
     size_class_of,
@@ -30,7 +30,7 @@ from zfw_py.firewall.codec import (
     table_parts,
     u32,
 )
-from zfw_py.firewall.model import RuleKey
+from zfw_py.firewall.model import Rule, RuleKey
 from zfw_py.values.prefix import Prefix
 
 pytestmark = pytest.mark.skipif(sys.byteorder == "big", reason="the bytes here are little-endian")
@@ -53,9 +53,9 @@ KEY_IPV6_BYTES = bytes.fromhex(
 )
 
 # low_port, high_port, tproxy_port, interface_set, slot, action, flags
-RULE = (22, 0x1234, 43321, 7, 0x01020304, layout.ACTION_INTERCEPT, layout.RULE_ROUTED)
+RULE = PortRule((22, 0x1234, 43321, 7, 0x01020304, layout.ACTION_INTERCEPT, layout.RULE_ROUTED))
 RULE_BYTES = bytes.fromhex("1600 3412 39a9 0700 04030201 00 01 0000")
-DENY = (80, 80, 0, 0, 5, layout.ACTION_DENY, 0)
+DENY = PortRule((80, 80, 0, 0, 5, layout.ACTION_DENY, 0))
 DENY_BYTES = bytes.fromhex("5000 5000 0000 0000 05000000 02 00 0000")
 
 
@@ -95,7 +95,7 @@ def test_table(table: int, parts: tuple[str, int, str]) -> None:
 def test_length_key() -> None:
     data = length_key_of(KEY_BYTES)
     assert data == bytes.fromhex("05 78 70 00")
-    assert decode_length_key(data) == (5, 120, 112)
+    assert decode_length_key(data) == (5, (120, 112))
 
 
 def test_prefix_with_its_rules_inside() -> None:
@@ -105,13 +105,13 @@ def test_prefix_with_its_rules_inside() -> None:
         + bytes.fromhex("0d0c0b0a 0200 00 0000000000")  # stamp, rule_count, size_class
         + (RULE_BYTES + DENY_BYTES).ljust(64, b"\0")
     )
-    assert decode_prefix(data) == (layout.SIZE_INLINE, 2, [RULE, DENY])
+    assert decode_prefix(data) == (KEY_BYTES, layout.SIZE_INLINE, [RULE, DENY])
 
 
 def test_prefix_of_one_rule() -> None:
     assert encode_port_rule(RULE) == RULE_BYTES
     assert decode_port_rule(RULE_BYTES) == RULE
-    data = encode_sole_prefix(KEY_BYTES, 9, RULE_BYTES)
+    data = encode_single_prefix(KEY_BYTES, 9, RULE_BYTES)
     assert data == encode_prefix(KEY_BYTES, 9, layout.SIZE_INLINE, [RULE])
 
 
@@ -121,7 +121,7 @@ def test_prefix_with_its_rules_elsewhere(size_class: int) -> None:
     assert data == (
         KEY_BYTES + bytes.fromhex("01000000 2c01") + bytes([size_class]) + bytes(5 + 64)
     )
-    assert decode_prefix(data) == (size_class, 300, [])
+    assert decode_prefix(data) == (KEY_BYTES, size_class, [])
 
 
 @pytest.mark.parametrize(
@@ -215,9 +215,21 @@ def test_state() -> None:
     assert State.decode(data).encode() == data
 
 
-@pytest.mark.parametrize(("action", "number"), [("intercept", 0), ("pass", 1), ("deny", 2)])
-def test_action(action: str, number: int) -> None:
-    assert action_number(action) == number
+@pytest.mark.parametrize(
+    ("rule", "action"),
+    [
+        (Rule(KEY_IPV6, 30, tproxy_port=9), layout.ACTION_INTERCEPT),
+        (Rule(KEY_IPV6, 30), layout.ACTION_PASS),
+        (Rule(KEY_IPV6, 30, deny=True), layout.ACTION_DENY),
+    ],
+    ids=["intercept", "pass", "deny"],
+)
+def test_a_port_rule_of_a_rule(rule: Rule, action: int) -> None:
+    expected = (22, 30, rule.tproxy_port, 7, 5, action)
+    assert PortRule.of(rule, 7, 5, is_routed=False) == (*expected, 0)
+    assert PortRule.of(rule, 7, 5, is_routed=True) == (*expected, layout.RULE_ROUTED)
+    assert PortRule.of(rule, 7, 5, is_routed=True).is_routed
+    assert not PortRule.of(rule, 7, 5, is_routed=False).is_routed
 
 
 def test_u32() -> None:

@@ -5,18 +5,19 @@ from __future__ import annotations
 
 import pytest
 
+from zfw_py.firewall.codec import PortRule
 from zfw_py.firewall.port_index import resolve, shadowed
 
 # What interface sets stand for, as bitmaps; set 0 names none.
 MEMBERS = {0: 0b000, 1: 0b001, 2: 0b010, 3: 0b011, 4: 0b100, 7: 0b111}
 
 
-def rule(low: int, high: int, interface_set: int = 0) -> tuple[int, int, int, int, int, int, int]:
-    return (low, high, 0, interface_set, 0, 1, 0)
+def rule(low: int, high: int, interface_set: int = 0) -> PortRule:
+    return PortRule((low, high, 0, interface_set, 0, 1, 0))
 
 
-def intervals_of(*rules: tuple[int, ...]) -> list[tuple[int, int, int]]:
-    return resolve(rules, MEMBERS.__getitem__)[0]  # type: ignore[arg-type]
+def intervals_of(*rules: PortRule) -> list[tuple[int, int, int]]:
+    return resolve(rules, MEMBERS.__getitem__)[0]
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zfw_py.firewall.codec import PortRule
 from zfw_py.firewall.port_index import resolve, shadowed
 
 if TYPE_CHECKING:
-    from zfw_py.firewall.port_index import Interval, PortRule
+    from zfw_py.firewall.port_index import Interval
 
 INTERFACES = range(4)
 PORTS = [0, 1, 2, 3, 10, 11, 12, 20, 65533, 65534, 65535]
@@ -32,7 +33,7 @@ def rule_lists(draw: st.DrawFn, sets: st.SearchStrategy[int]) -> list[PortRule]:
     rules = []
     for slot in range(draw(st.integers(1, 8))):
         low, high = sorted((draw(st.sampled_from(PORTS)), draw(st.sampled_from(PORTS))))
-        rules.append((low, high, 0, draw(sets), slot, 1, 0))
+        rules.append(PortRule((low, high, 0, draw(sets), slot, 1, 0)))
     return rules
 
 
@@ -43,7 +44,9 @@ with_interfaces = rule_lists(st.integers(0, 2 ** len(INTERFACES) - 1))
 def wins(rules: list[PortRule], port: int, interface: int | None) -> int | None:
     """The model: the first rule in order of entry; lists count where there is an interface."""
     for index, rule in enumerate(rules):
-        if rule[0] <= port <= rule[1] and (interface is None or rule[3] >> interface & 1):
+        if rule.low_port <= port <= rule.high_port and (
+            interface is None or rule.interface_set >> interface & 1
+        ):
             return index
     return None
 
@@ -53,7 +56,9 @@ def found(
 ) -> int | None:
     """What the program does: it goes through the candidates of the port, in order."""
     for low, high, index in intervals:
-        if low <= port <= high and (interface is None or rules[index][3] >> interface & 1):
+        if low <= port <= high and (
+            interface is None or rules[index].interface_set >> interface & 1
+        ):
             return index
     return None
 
@@ -108,7 +113,7 @@ def test_a_rule_is_shadowed_if_and_only_if_it_wins_nowhere(rules: list[PortRule]
     winners = {
         wins(rules, port, interface)
         # A winner changes only where a rule begins or has ended.
-        for port in {p for rule in rules for p in (rule[0], rule[1] + 1)}
+        for port in {p for rule in rules for p in (rule.low_port, rule.high_port + 1)}
         for interface in (None, *INTERFACES)
     }
     assert shadowed(rules, intervals) == set(range(len(rules))) - winners
