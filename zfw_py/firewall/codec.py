@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from zfw_py.firewall.model import Rule
-    from zfw_py.firewall.port_index import Interval
+
+    # Low port, high port, and the position of a rule.
+    Interval = tuple[int, int, int]
 
 _prefix_key = Struct(layout.PREFIX_KEY)
 _port_rule = Struct(layout.PORT_RULE)

@@ -7,7 +7,7 @@ from os.path import exists, isdir
 
 from zfw_py.errors import LayoutMismatch, NotInstalled, PermissionDenied, raise_expected
 from zfw_py.firewall import layout
-from zfw_py.firewall.codec import State, from_u32, u32
+from zfw_py.firewall.codec import State, encode_lengths, from_u32, u32
 from zfw_py.kernel import bpf_maps
 from zfw_py.kernel.netns_cookie import netns_cookie
 from zfw_py.lifecycle.store import ROOT, Store
@@ -170,6 +170,13 @@ class Maps:
         """Remove the map at this index."""
         self.map(name).delete(u32(index))
         self._inner.pop((name, index), None)
+
+    def write_lengths(self, table: int, pairs: set[tuple[int, int]]) -> None:
+        """Make these the active pairs of prefix lengths of a table, longest first."""
+        lengths, number = self.map("lengths"), u32(table)
+        old = lengths.lookup(number) or bytes(layout.LENGTHS_SIZE)
+        for value in encode_lengths(old, sorted(pairs, reverse=True)):
+            lengths.update(number, value)
 
     def state(self) -> State:
         """What writers agree on."""

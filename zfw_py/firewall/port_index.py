@@ -9,10 +9,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from zfw_py.firewall.codec import PortRule
-
-    # Low port, high port, and the position of a rule.
-    Interval = tuple[int, int, int]
+    from zfw_py.firewall.codec import Interval, PortRule
 
 
 def resolve(

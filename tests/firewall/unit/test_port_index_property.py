@@ -17,7 +17,7 @@ from zfw_py.firewall.codec import PortRule
 from zfw_py.firewall.port_index import resolve, shadowed
 
 if TYPE_CHECKING:
-    from zfw_py.firewall.port_index import Interval
+    from zfw_py.firewall.codec import Interval
 
 INTERFACES = range(4)
 PORTS = [0, 1, 2, 3, 10, 11, 12, 20, 65533, 65534, 65535]

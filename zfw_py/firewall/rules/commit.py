@@ -244,18 +244,7 @@ def _change_lengths(maps: Maps, changes: dict[bytes, int], sign: int) -> None:
     for table, (appearing, vanishing) in changed.items():
         if appearing or vanishing:
             present = set(codec.decode_lengths(maps.map("lengths").lookup(codec.u32(table)) or b""))
-            write_lengths(maps, table, (present | appearing) - vanishing)
-
-
-def write_lengths(maps: Maps, table: int, pairs: set[tuple[int, int]]) -> None:
-    """Make these the active pairs of a table, longest first."""
-    lengths = maps.map("lengths")
-    number = codec.u32(table)
-    old = lengths.lookup(number)
-    for value in codec.encode_lengths(
-        old or bytes(layout.LENGTHS_SIZE), sorted(pairs, reverse=True)
-    ):
-        lengths.update(number, value)
+            maps.write_lengths(table, (present | appearing) - vanishing)
 
 
 # Prefixes

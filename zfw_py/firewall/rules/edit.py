@@ -9,11 +9,10 @@ from zfw_py.firewall.codec import PortRule
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from zfw_py.firewall.codec import State
+    from zfw_py.firewall.codec import Interval, State
     from zfw_py.firewall.interfaces import Interfaces
     from zfw_py.firewall.maps import Maps
     from zfw_py.firewall.model import Rule, RuleKey
-    from zfw_py.firewall.port_index import Interval
     from zfw_py.values.prefix import Prefix
 
 

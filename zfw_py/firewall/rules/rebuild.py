@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from zfw_py.firewall import codec, layout
-from zfw_py.firewall.rules.commit import write_lengths
 from zfw_py.firewall.rules.find import port_rules
 
 TYPE_CHECKING = False
@@ -33,7 +32,7 @@ def rebuild(maps: Maps) -> State:
         table, pair = codec.decode_length_key(length_key)
         pairs[table].add(pair)
     for table, wanted in pairs.items():
-        write_lengths(maps, table, wanted)
+        maps.write_lengths(table, wanted)
     length_counts = maps.map("length_counts")
     for key in [key for key, _ in length_counts.items()]:
         length_counts.delete(key)
