@@ -32,6 +32,12 @@ _HOMES = {
     "Restored": "zfw_py.firewall.persistence",
     "Status": "zfw_py.firewall.status",
     "InterfaceStatus": "zfw_py.firewall.status",
+    "EventSink": "zfw_py.guard.events",
+    "Guard": "zfw_py.guard.service",
+    "GuardEvent": "zfw_py.guard.events",
+    "GuardStatus": "zfw_py.guard.listing",
+    "GuardTarget": "zfw_py.guard.target",
+    "Policy": "zfw_py.guard.model",
     "Prefix": "zfw_py.values.prefix",
     "Rule": "zfw_py.firewall.model",
     "RuleKey": "zfw_py.firewall.model",
@@ -80,6 +86,12 @@ if TYPE_CHECKING:
     from zfw_py.firewall.service import Insert as Insert
     from zfw_py.firewall.status import InterfaceStatus as InterfaceStatus
     from zfw_py.firewall.status import Status as Status
+    from zfw_py.guard.events import EventSink as EventSink
+    from zfw_py.guard.events import GuardEvent as GuardEvent
+    from zfw_py.guard.listing import GuardStatus as GuardStatus
+    from zfw_py.guard.model import Policy as Policy
+    from zfw_py.guard.service import Guard as Guard
+    from zfw_py.guard.target import GuardTarget as GuardTarget
     from zfw_py.values.prefix import Prefix as Prefix
 
 

@@ -64,7 +64,7 @@ def run(installation: Installation, work: Path, *, quick: bool) -> Section:
             asked.measure(section, seconds * 2, order)
             _measure_commands(section, bed, order)
         section.add(ADMITTING, measured.admit_seconds / MANY * 1e6)
-        section.add(EVENTS_LOST, measured.guards[sockets.LOGGED].tables.lost())
+        section.add(EVENTS_LOST, measured.guards[sockets.LOGGED].maps.lost())
     _fill(section)
     return section
 
@@ -84,7 +84,7 @@ def _measure_attaching(section: Section, bed: Bed, times: int) -> None:
                 what = counted(count)
                 section.add(f"{what}; {ATTACHING}", made.seconds)
                 section.add(f"{what}; {KERNEL}", made.kernel_memory() / _MB)
-                section.add(f"{what}; {PROCESS}", made.keeper_memory() / _MB)
+                section.add(f"{what}; {PROCESS}", made.supervisor_memory() / _MB)
             finally:
                 detach(made)
 

@@ -19,7 +19,7 @@ from tests.support.cgroups import enter, private_cgroup, within
 from tests.support.netns import Network
 from zfw_py.guard import layout
 from zfw_py.guard import service as guard
-from zfw_py.guard.maps import STORE, Tables
+from zfw_py.guard.maps import STORE, Maps
 from zfw_py.kernel import bpf_maps
 
 if TYPE_CHECKING:
@@ -52,34 +52,34 @@ class Guard(NamedTuple):
     id: str
     cgroup: Path
     seconds: float
-    keeper_pid: int
-    tables: Tables
+    supervisor_pid: int
+    maps: Maps
     programs: dict[str, int]  # descriptors
 
     def admit(self, addresses: Sequence[str]) -> None:
         """Let these be reached as the addresses of names are, for an hour."""
         mapped = [_MAPPED + IPv4Address(address).packed for address in addresses]
-        self.tables.admit(mapped, frozenset(), 3600)
+        self.maps.admit(mapped, frozenset(), 3600)
 
     def decisions(self, hook: str) -> dict[str, int]:
         """How often was decided what at a hook, by reason."""
-        return self.tables.decisions().get(hook, {})
+        return self.maps.decisions().get(hook, {})
 
     def settle(self) -> None:
         """Wait until its process has dealt with what it was told of."""
         spent = -1.0
-        while spent != (spent := cpu_seconds(self.keeper_pid)):
+        while spent != (spent := cpu_seconds(self.supervisor_pid)):
             time.sleep(_QUIET)
 
     def kernel_memory(self) -> int:
         """Bytes of its maps and programs in the kernel."""
-        return sum(memory_of(self.tables.map(name).fd) for name in layout.MAPS) + sum(
+        return sum(memory_of(self.maps.map(name).fd) for name in layout.MAPS) + sum(
             map(memory_of, self.programs.values())
         )
 
-    def keeper_memory(self) -> int:
+    def supervisor_memory(self) -> int:
         """Bytes of the guard's process that are in memory."""
-        pages = int(Path(f"/proc/{self.keeper_pid}/statm").read_text().split()[1])
+        pages = int(Path(f"/proc/{self.supervisor_pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -117,7 +117,7 @@ class Bed:
         try:
             return _opened(identifier, cgroup, done.seconds)
         except BaseException:
-            guard.detach(identifier)
+            guard.Guard(identifier).detach()
             raise
 
     def stay(self, cgroup: Path, allow: Sequence[str], *log: str) -> Guard:
@@ -142,9 +142,9 @@ def cpu_seconds(pid: int) -> float:
 
 
 def _opened(identifier: str, cgroup: Path, seconds: float) -> Guard:
-    tables = Tables(STORE.directory(identifier))
+    maps = Maps(STORE.directory(identifier))
     programs: dict[str, int] = {}
-    for pin in Path(tables.directory).glob("link_*"):
+    for pin in Path(maps.directory).glob("link_*"):
         link = bpf_maps.open_pin(str(pin))
         try:
             (number,) = struct.unpack_from("=I", bpf_maps.object_info(link, 12), _PROGRAM_ID)
@@ -152,11 +152,11 @@ def _opened(identifier: str, cgroup: Path, seconds: float) -> Guard:
             os.close(link)
         attribute = bpf_maps.attribute(struct.pack("=III", number, 0, 0))
         programs[pin.name.removeprefix("link_")] = bpf_maps.bpf(_PROG_GET_FD_BY_ID, attribute)
-    return Guard(identifier, cgroup, seconds, tables.keeper().pid, tables, programs)
+    return Guard(identifier, cgroup, seconds, maps.supervisor().pid, maps, programs)
 
 
 def detach(made: Guard) -> None:
     """Take a guard away."""
     for program in made.programs.values():
         os.close(program)
-    guard.detach(made.id)
+    guard.Guard(made.id).detach()

@@ -53,7 +53,7 @@ class Dns:
         self._program = str(build(work, "questions"))
         self._asking = {
             DNSMASQ: (bed.free, server.pid),
-            PROXY: (guard.cgroup, guard.keeper_pid),
+            PROXY: (guard.cgroup, guard.supervisor_pid),
         }
 
     def measure(self, section: Section, seconds: float, order: int) -> None:

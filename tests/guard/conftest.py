@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.guard.support import world as worlds
-from zfw_py.guard.service import detach_all
+from zfw_py.guard.service import Guard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +20,7 @@ def world(_private_bpffs: None, tmp_path: Path) -> Iterator[worlds.World]:
     """Namespaces, servers and a cgroup for guarded programs; no guard outlives the test."""
     with worlds.world(tmp_path) as made:
         yield made
-        detach_all()
+        Guard.detach_all()
 
 
 @pytest.fixture

@@ -131,8 +131,8 @@ def test_the_verifier_takes_what_each_compiler_of_this_machine_makes(
     built = tmp_path / "guard.bpf.o"
     build.compile_bpf(build.ROOT / "bpf" / "guard.bpf.c", built)
     monkeypatch.setattr(programs, "SYSTEM", programs.SYSTEM._replace(object=built))
-    with installed(Policy(), {}) as (_, tables):
-        assert tables.decisions() == {}
+    with installed(Policy(), {}) as (_, maps):
+        assert maps.decisions() == {}
 
 
 def test_a_guarded_program_asks_our_proxy_and_reaches_what_it_may(

@@ -10,13 +10,13 @@ from zfw_py.cli import output
 from zfw_py.cli.json_log import JsonLog, clock_text, endpoint_object, time_text
 
 if TYPE_CHECKING:
-    from zfw_py.guard.events import Lines, Record, Teller
+    from zfw_py.guard.events import EventSink, GuardEvent, Lines
     from zfw_py.guard.takeover import Outputs
 
 _DONE = {"allow": "allowed", "deny": "denied", "redirect": "redirected"}
 
 
-def as_object(record: Record) -> dict[str, object]:
+def as_object(record: GuardEvent) -> dict[str, object]:
     """A record as JSON has it."""
     return {
         "time": time_text(record.time),
@@ -35,7 +35,7 @@ def as_object(record: Record) -> dict[str, object]:
     }
 
 
-def line(record: Record) -> str:
+def line(record: GuardEvent) -> str:
     """A record for people, without its time."""
     who = "unknown process" if record.pid is None else f"{record.command}[{record.pid}]"
     done = _DONE[record.verdict]
@@ -52,27 +52,27 @@ def line(record: Record) -> str:
     return f"{who} {done}: {what}: {record.reason.replace('_', ' ')}"
 
 
-def teller(
+def event_sink(
     log: str | None, events: output.Events | None, *, has_all: bool, has_time: bool
-) -> Teller:
+) -> EventSink:
     """Make the function that logs records: all to the file, and all or only denials as text."""
     file = None if log is None else JsonLog(log, "zfw guard")
-    return _teller(file, events, has_all=has_all, has_time=has_time)
+    return _sink(file, events, has_all=has_all, has_time=has_time)
 
 
-def teller_of(outputs: Outputs) -> Teller:
+def sink_of(outputs: Outputs) -> EventSink:
     """The same for the outputs of a process that is taken over; stderr will be its own."""
     log = outputs.log and JsonLog.of(*outputs.log, "zfw guard")
     events = None if outputs.lines == "none" else output.Events(sys.stderr)
-    return _teller(log, events, has_all=outputs.lines == "all", has_time=False)
+    return _sink(log, events, has_all=outputs.lines == "all", has_time=False)
 
 
-def _teller(
+def _sink(
     file: JsonLog | None, events: output.Events | None, *, has_all: bool, has_time: bool
-) -> Teller:
-    from zfw_py.guard.events import Teller
+) -> EventSink:
+    from zfw_py.guard.events import EventSink
 
-    def tell(record: Record) -> None:
+    def emit(record: GuardEvent) -> None:
         if file is not None:
             file.write(as_object(record))
         if events is not None and (has_all or record.verdict == "deny"):
@@ -80,4 +80,4 @@ def _teller(
             events.write(f"{prefix} {line(record)}")
 
     lines: Lines = "none" if events is None else "all" if has_all else "denials"
-    return Teller(tell, file is not None or (events is not None and has_all), lines)
+    return EventSink(emit, file is not None or (events is not None and has_all), lines)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The guard: one program's DNS goes where you say, and it reaches nothing else."""
+"""The guard: limits the network access of a cgroup's processes, and controls their DNS."""

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A process of our own that goes on when its maker has returned."""
+"""Forks a process that goes on in the background when its creator has returned."""
 
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import syslog
 import traceback
@@ -18,30 +19,33 @@ if TYPE_CHECKING:
 
     Body = Callable[[Callable[[], None], int], None]
 
-_MOST_TEXT = 65_536
-# What is raised there is raised here.
-_KINDS = {each.exit_code: each for each in (UsageError, NotFound, Conflict, Busy, PermissionDenied)}
+_MAX_TEXT = 65_536
+# By exit code, the class of an error that the process reports; its creator raises it again.
+_ERRORS = {
+    each.exit_code: each for each in (UsageError, NotFound, Conflict, Busy, PermissionDenied)
+}
 
 
 class Background:
-    """The process."""
+    """A process in the background, as its creator sees it."""
 
-    def __init__(self, pid: int, held: int) -> None:
+    def __init__(self, pid: int, creator_end: int) -> None:
+        """``creator_end`` is the end of a pipe that the creator holds until ``release``."""
         self.pid = pid
-        self._held = held
+        self._creator_end = creator_end
         self._has_ended = False
 
-    def let_go(self) -> None:
-        """The maker is done with it."""
-        if self._held >= 0:
-            os.close(self._held)
-            self._held = -1
+    def release(self) -> None:
+        """Close the pipe: from now on the process acts on its own."""
+        if self._creator_end >= 0:
+            os.close(self._creator_end)
+            self._creator_end = -1
 
     def __del__(self) -> None:
-        self.let_go()
+        self.release()
 
     def has_just_ended(self) -> bool:
-        """Whether it has ended since this was asked last."""
+        """Whether the process has ended since the last call."""
         if self._has_ended:
             return False
         try:
@@ -52,46 +56,45 @@ class Background:
 
 
 def start(body: Body, *, has_stderr: bool, closes: Iterable[int]) -> Background:
-    """Fork a process that calls ``body(ready, maker)``, and return when it is ready.
+    """Fork a process that calls ``body(ready, creator)``, and return when it has called ``ready``.
 
-    It has a session of its own, nothing on stdin and stdout, and the maker's stderr
-    if ``has_stderr``; of other descriptors neither what the maker would hand on to a
-    command nor those to be closed. ``ready`` is to be called once; ``maker`` is a
-    descriptor at whose end the maker has let go of it, or has ended. Raises the
-    ZfwError that the body raised before; any other failure of the body goes to syslog.
+    The process has a session of its own, /dev/null on stdin and stdout, and its creator's stderr
+    if ``has_stderr``, else /dev/null. It closes descriptors that a command would inherit, and
+    ``closes``. ``creator`` is a pipe that ends when the creator calls ``release`` or ends. Raises
+    a ZfwError that the body raises before ``ready``; any other error of the body goes to syslog.
     """
-    told, tell = os.pipe()
-    maker, held = os.pipe()
+    report, report_end = os.pipe()
+    creator, creator_end = os.pipe()
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
-            for each in (told, held, *closes):
+            for each in (report, creator_end, *closes):
                 os.close(each)
             os.setsid()
-            _close_inherited()
-            _leave_stdio(has_stderr=has_stderr)
-            code = _run(body, tell, maker)
+            _close_inheritable()
+            _set_up(has_stderr=has_stderr)
+            code = _run(body, report_end, creator)
         finally:
-            # Whatever the maker would still do at its own end is not for this process.
+            # Not sys.exit(): the creator's own clean-up is not for this process.
             os._exit(code)
-    os.close(tell)
-    os.close(maker)
-    with open(told, "rb") as file:
-        text = file.read(_MOST_TEXT)
+    os.close(report_end)
+    os.close(creator)
+    with open(report, "rb") as file:
+        text = file.read(_MAX_TEXT)
     if not text:
-        _reap(pid, held)
+        _reap(pid, creator_end)
         raise ZfwError("the guard's process ended at once", hint="the system's log may say why")
     failure = loads(text)
     if failure is None:
-        return Background(pid, held)
-    _reap(pid, held)
-    kind = _KINDS.get(failure["exit_code"], ZfwError)
+        return Background(pid, creator_end)
+    _reap(pid, creator_end)
+    kind = _ERRORS.get(failure["exit_code"], ZfwError)
     raise kind(failure["message"], hint=failure["hint"])
 
 
-def _reap(pid: int, held: int) -> None:
-    os.close(held)
+def _reap(pid: int, creator_end: int) -> None:
+    os.close(creator_end)
     try:
         os.waitpid(pid, 0)
     except ChildProcessError:
@@ -99,68 +102,72 @@ def _reap(pid: int, held: int) -> None:
 
 
 def fill_stdio() -> None:
-    """Have something at 0, 1 and 2, as what is opened next must not be there.
+    """Open /dev/null at 0, 1 and 2 where they are closed, so that no other file gets them.
 
-    What is executed finds them as they were.
+    The descriptors are close-on-exec: a command finds its stdio as the caller left it.
     """
     while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) <= 2:
         pass
     os.close(fd)
 
 
-def _close_inherited() -> None:
-    """What the maker's caller left open for it: a reader of such a pipe waits for us as well."""
+def _close_inheritable() -> None:
+    """Close what the creator's caller left open for it: the reader of such a pipe waits for us."""
     for fd in inheritable_descriptors():
         if fd > 2:
             os.close(fd)
 
 
-def _leave_stdio(*, has_stderr: bool) -> None:
+def _set_up(*, has_stderr: bool) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1) if has_stderr else (0, 1, 2):
         os.dup2(null, number)
     os.close(null)
     os.chdir("/")
+    # Each query to an upstream server takes a descriptor, and each network namespace ten.
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    # Signals of a terminal are for the command, not for this process.
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTSTP):
         signal.signal(number, signal.SIG_IGN)
 
 
-def _run(body: Body, tell: int, maker: int) -> int:
+def _run(body: Body, report_end: int, creator: int) -> int:
     is_ready = False
 
     def ready() -> None:
         nonlocal is_ready
         is_ready = True
-        _tell(tell, None)
+        _report(report_end, None)
 
     try:
-        body(ready, maker)
+        body(ready, creator)
     except ZfwError as error:
         if is_ready:
             syslog.syslog(syslog.LOG_ERR, f"zfw guard: {error}")
         else:
-            _tell(
-                tell,
+            _report(
+                report_end,
                 {"message": str(error), "hint": error.hint, "exit_code": error.exit_code},
             )
         return error.exit_code
-    except BaseException:  # noqa: BLE001 - nobody is there to see it raised
+    except BaseException:  # noqa: BLE001 - the process has no terminal to print it on
         syslog.syslog(syslog.LOG_CRIT, f"zfw guard: {traceback.format_exc()}")
         return 1
     return 0
 
 
-def _tell(tell: int, what: object) -> None:
+def _report(report_end: int, failure: object) -> None:
     try:
-        os.write(tell, dumps(what).encode())
+        os.write(report_end, dumps(failure).encode())
     except BrokenPipeError:
-        pass  # the maker was killed
-    os.close(tell)
+        pass  # the creator was killed
+    os.close(report_end)
 
 
 def release_stderr() -> None:
-    """Let the maker's stderr go, from within the process."""
+    """From within the process: replace the creator's stderr by /dev/null."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
     os.close(null)

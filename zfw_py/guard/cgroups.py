@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The cgroups that guards make: for what they guard, and for their own processes."""
+"""Creates and removes the cgroups of guards: guarded ones, and those of supervisors."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ if TYPE_CHECKING:
 
 _GUARDED = "zfw-guard-"
 _PROXY = "zfw-proxy-"
-# Processes that fork while they are moved out.
+# Processes may fork while they are moved out.
 _ATTEMPTS = 100
 
 
 def guarded_in(above: str, identifier: str) -> str:
-    """The path of the cgroup that a guard makes for what it guards."""
+    """The path of the cgroup that a guard creates, to guard it."""
     return f"{above.rstrip('/')}/{_GUARDED}{identifier}"
 
 
 def proxy_in(above: str, identifier: str) -> str:
-    """The path of the one for its process, in the cgroup around the guarded one."""
+    """The path of the cgroup for its supervisor, beside the guarded one."""
     return f"{above.rstrip('/')}/{_PROXY}{identifier}"
 
 
-def make(path: str) -> None:
-    """Make one of them. Raises Conflict, NotFound, PermissionDenied."""
+def create(path: str) -> None:
+    """Create a cgroup by its path. Raises Conflict, NotFound, PermissionDenied."""
     cgroup.create(os.path.dirname(path), os.path.basename(path))
 
 
 def remove(path: str, living: Collection[str]) -> None:
-    """Remove one of them, if it is there; who is still in it goes to the one around it.
+    """Remove a guard's cgroup, if it exists; its processes move to the cgroup above.
 
-    What was made in it goes too, but stays with whoever lives there. An empty cgroup of a
-    guard around it that is not among the ``living`` had to stay for this one, and goes now.
+    Empty cgroups below it are removed too. So are empty cgroups above it of guards that are not
+    among the ``living``: they could not be removed before this one.
     """
     with suppress(NotFound):
         for inner in reversed(cgroup.descendants(path)):
@@ -67,7 +67,7 @@ def _remove(path: str) -> None:
 
 
 def _identifier_of(path: str) -> str:
-    """The id of the guard that a cgroup was made by, if it was."""
+    """The id of the guard that created a cgroup; empty if no guard did."""
     name = os.path.basename(path)
     for prefix in (_GUARDED, _PROXY):
         if name.startswith(prefix):
@@ -76,6 +76,6 @@ def _identifier_of(path: str) -> str:
 
 
 def is_within(path: str, outer: str) -> bool:
-    """Whether a cgroup is another one, or in it."""
+    """Whether a cgroup is ``outer`` or below it."""
     wanted = cgroup.identifier(outer)
     return any(cgroup.identifier(each) == wanted for each in (path, *cgroup.ancestors(path)))

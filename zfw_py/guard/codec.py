@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the guard's maps hold, as bytes and as values. Pure.
+"""Encodes and decodes keys, values and events of the guard's maps. Pure.
 
-Addresses are 16 bytes in network order, IPv4 as ::ffff:a.b.c.d.
+Addresses are 16 bytes in network order, IPv4 as ::ffff:a.b.c.d. All other numbers, ports too, are
+in host order.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _event = Struct(layout.EVENT)
 ZERO = _u32.pack(0)
 _NO_ADDRESS = bytes(16)
 
-# The reasons that deny; all before them do not.
+# The reasons for a denial; those before them are for other verdicts.
 DENIALS = layout.REASONS[layout.REASONS.index("not_allowed") :]
 OTHERWISE = {
     "none": layout.OTHERWISE_NONE,
@@ -42,61 +43,64 @@ OTHERWISE = {
 
 
 class Config(NamedTuple):
-    """What the programs go by: ``flags`` is of LOG_ONLY, DEFAULT_ALLOW and others."""
+    """The programs' configuration: ``flags`` combines LOG_ONLY, DEFAULT_ALLOW and others."""
 
     abi_version: int
     flags: int
 
     def encode(self) -> bytes:
-        """As the map has it."""
+        """The map's value."""
         return _config.pack(*self)
 
     @classmethod
     def decode(cls, data: bytes) -> Config:
-        """The inverse."""
+        """The inverse of ``encode``."""
         return cls(*_config.unpack(data))
 
 
-def encode_keeper(process: Process) -> bytes:
-    """A struct keeper: the process that keeps a guard."""
+def encode_supervisor(process: Process) -> bytes:
+    """The value of the map ``keeper``."""
     return _keeper.pack(process.start_time, process.pid)
 
 
-def decode_keeper(data: bytes) -> Process:
-    """The inverse; pid 0 if no process keeps the guard."""
+def decode_supervisor(data: bytes) -> Process:
+    """The inverse of ``encode_supervisor``; pid 0: the guard never had a supervisor."""
     started, pid = _keeper.unpack(data)
     return Process(pid, started)
 
 
 def prefix_key(address: bytes, length: int) -> bytes:
-    """Key of the trie; ``length`` counts from the first of the 128 bits."""
+    """Key of the trie ``prefixes``; ``length``: 0 to 128 bits."""
     return _prefix_key.pack(length, address)
 
 
 def prefix_value(ports: Sequence[int], otherwise: str) -> bytes:
-    """The answer for a prefix: its ports, and "none", "allow" or "block" for the others."""
+    """Value for a prefix: its allowed ports, and "none", "allow" or "block" for all others."""
     listed = [*ports, *[0] * (layout.PREFIX_PORTS - len(ports))]
     return _prefix.pack(OTHERWISE[otherwise], len(ports)) + _ports.pack(*listed)
 
 
-def learnt_key(address: bytes, port: int) -> bytes:
-    """Key of an address of a name; port 0 is any."""
+def resolved_key(address: bytes, port: int) -> bytes:
+    """Key of a resolved address; port 0: every port."""
     return _learnt_key.pack(address, port)
 
 
-def learnt_key_parts(key: bytes) -> tuple[bytes, int]:
-    """The inverse: address and port."""
+def resolved_key_parts(key: bytes) -> tuple[bytes, int]:
+    """The inverse of ``resolved_key``: address and port."""
     address, port = _learnt_key.unpack(key)
     return address, port
 
 
 def netns_key(cookie: int) -> bytes:
-    """Key of a network namespace; 0 stands for all that have no entry."""
+    """Key of a network namespace, by its cookie; 0: all namespaces without an entry."""
     return _u64.pack(cookie)
 
 
 class Proxy(NamedTuple):
-    """Where DNS goes in a network namespace: an address a family, and up to SERVERS ports."""
+    """Where queries of a network namespace go: for each family an address and up to SERVERS ports.
+
+    Without ports, queries of that family are denied.
+    """
 
     ipv4: bytes = _NO_ADDRESS
     ipv4_ports: tuple[int, ...] = ()
@@ -104,12 +108,12 @@ class Proxy(NamedTuple):
     ipv6_ports: tuple[int, ...] = ()
 
     def encode(self) -> bytes:
-        """As the map has it."""
+        """The map's value."""
         return _proxy.pack(self.ipv4, self.ipv6, _padded(self.ipv4_ports), _padded(self.ipv6_ports))
 
 
 def proxies_of(items: Iterable[tuple[bytes, bytes]]) -> dict[int, Proxy]:
-    """The elements of the map ``proxies``, by the cookie of their network namespace."""
+    """Decode the elements of the map ``proxies``, by the cookie of the network namespace."""
     found = {}
     for key, value in items:
         ipv4, ipv6, ports4, ports6 = _proxy.unpack(value)
@@ -127,20 +131,20 @@ def _padded(ports: tuple[int, ...]) -> bytes:
 
 
 def time_value(time: int) -> bytes:
-    """CLOCK_MONOTONIC in nanoseconds."""
+    """Value of a resolved address: its expiry, CLOCK_MONOTONIC in nanoseconds."""
     return _u64.pack(time)
 
 
 def time_of(data: bytes) -> int:
-    """The inverse."""
+    """The inverse of ``time_value``."""
     (time,) = _u64.unpack(data)
     return int(time)
 
 
 def decision_counts(per_cpu: Sequence[bytes]) -> dict[str, dict[str, int]]:
-    """By hook and reason how often it was decided so, of those that occurred.
+    """Counts by hook and reason, without those that are 0.
 
-    ``per_cpu`` has, for each place of the counters, the values of all CPUs.
+    ``per_cpu``: for each index of the map ``decisions``, the values of all CPUs.
     """
     counts: dict[str, dict[str, int]] = {}
     for place, data in enumerate(per_cpu):
@@ -152,31 +156,34 @@ def decision_counts(per_cpu: Sequence[bytes]) -> dict[str, dict[str, int]]:
 
 
 def total(per_cpu: bytes) -> int:
-    """The sum over all CPUs of a counter."""
+    """The sum of a counter over all CPUs."""
     return sum(value for (value,) in _u64.iter_unpack(per_cpu))
 
 
-def asker_key(cookie: int, port: int, protocol: int, *, is_ipv6: bool) -> bytes:
-    """Key of who asked the proxy: namespace, source port, IPPROTO_UDP or IPPROTO_TCP."""
+def client_key(cookie: int, port: int, protocol: int, *, is_ipv6: bool) -> bytes:
+    """Key of a client of the DNS proxy.
+
+    The cookie of its network namespace, its source port, IPPROTO_UDP or IPPROTO_TCP.
+    """
     return _asker_key.pack(cookie, port, protocol, is_ipv6)
 
 
-class Asker(NamedTuple):
-    """Who asked."""
+class Client(NamedTuple):
+    """The process that sent a query: the id of its cgroup, its pid (0: unknown), its command."""
 
     cgroup: int
     pid: int
     command: str
 
     @classmethod
-    def decode(cls, data: bytes) -> Asker:
-        """From what the map has."""
+    def decode(cls, data: bytes) -> Client:
+        """Decode a value of the map ``askers``."""
         cgroup, pid, command = _asker.unpack(data)
         return cls(cgroup, pid, _text(command))
 
 
 class Event(NamedTuple):
-    """A decision. ``time`` is CLOCK_MONOTONIC in nanoseconds; ``pid`` 0: not known."""
+    """A decision of a program. ``time``: CLOCK_MONOTONIC in nanoseconds; ``pid`` 0: unknown."""
 
     time: int
     cgroup: int
@@ -195,7 +202,7 @@ class Event(NamedTuple):
 
     @classmethod
     def decode(cls, data: bytes) -> Event:
-        """From a record of the ring buffer."""
+        """Decode a record of the ring buffer."""
         fields = _event.unpack_from(data)
         hook, verdict, reason, is_log_only, command = fields[9:]
         return cls._make(

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A command in a cgroup: started there, given signals and terminal, and waited for.
+"""Runs a command in a cgroup: starts it there, forwards signals, and waits for it.
 
-It stays in our process group, so that a terminal signals it, and lets it read, as it
-does us, and a pipeline stays one job. What comes from the terminal it has got already;
-what another process sent to us is passed on. (What is sent to the whole group comes
-twice: a signal does not say whom else it was for.)
+The command stays in the process group of zfw, so that a terminal signals both and lets both read,
+and a pipeline stays one job. The command gets a terminal's signals itself; zfw forwards signals
+that another process sends to zfw. A signal to the whole group arrives twice, because a signal
+does not say which other processes it was sent to.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ import pwd
 import signal
 import traceback
 from contextlib import contextmanager
+from stat import S_ISSOCK
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from zfw_py.errors import NotFound, UsageError, ZfwError
-from zfw_py.kernel.process import prevent_core_dump
+from zfw_py.kernel.process import inheritable_descriptors, prevent_core_dump
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-# siginfo_t.si_code of what the kernel itself sent, such as Ctrl-C.
+# siginfo_t.si_code of a signal that the kernel sent, for example for Ctrl-C.
 _SI_KERNEL = 0x80
-_PASSED_ON = (
+_FORWARDED = (
     signal.SIGINT,
     signal.SIGQUIT,
     signal.SIGTERM,
@@ -38,17 +39,17 @@ _PASSED_ON = (
     signal.SIGCONT,
     signal.SIGWINCH,
 )
-_WAITED_FOR = (*_PASSED_ON, signal.SIGCHLD)
-# That kind of the kernel's signals is no terminal's: whoever executed us had set the clock.
+_WAITED_FOR = (*_FORWARDED, signal.SIGCHLD)
+# The kernel sends these too, but not for a terminal: a timer that was set before zfw was executed.
 _OF_CLOCKS = (signal.SIGALRM,)
 
-# What a command that did not start tells: which step it was, and its errno.
+# Report of a command that did not start: the step that failed, and its errno.
 _FAILURE = Struct("=BI")
 _ENTER, _USER, _EXECUTE, _BUG = range(4)
 
 
 class User(NamedTuple):
-    """Who a command runs as."""
+    """The user that a command runs as."""
 
     name: str
     uid: int
@@ -66,40 +67,45 @@ def find_user(name: str) -> User:
 
 
 class NotStarted(ZfwError):
-    """The command cannot be run: 127 there is none, 126 there is, as shells have it."""
+    """The command cannot be run. Exit codes as in a shell: 127 if it does not exist, else 126."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
 
 
+def inheritable_sockets() -> set[int]:
+    """The inode numbers of sockets that a command inherits from this process."""
+    opened = map(os.fstat, inheritable_descriptors())
+    return {status.st_ino for status in opened if S_ISSOCK(status.st_mode)}
+
+
 @contextmanager
 def run(
     arguments: Sequence[str], cgroup: str, user: User | None, on_child: Callable[[], None]
 ) -> Iterator[int]:
-    """Run a command in a cgroup to its end; what waitpid(2) says of it.
+    """Run a command in a cgroup until it ends; yield its status as waitpid(2) returns it.
 
-    Its first instruction is within the cgroup. ``on_child`` is called when it may be
-    that another child of this process has ended. To be called in the only thread there
-    is: signals are taken by it, also during the with block, which nothing interrupts:
-    they are for the command. Raises NotStarted.
+    The command is in the cgroup from its first instruction. ``on_child`` is called when another
+    child of this process may have ended. Call it in a process with one thread: it blocks signals,
+    also during the ``with`` block, and forwards them to the command. Raises NotStarted.
     """
     if not arguments or not arguments[0]:
         raise UsageError("no command")
     if any("\0" in argument for argument in arguments):
         raise UsageError("a NUL character in the command")
-    told, tell = os.pipe()
+    report, report_end = os.pipe()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED_FOR)
-    # Ignored by who executed us, it would hide that the command has ended.
+    # If SIGCHLD was ignored when zfw was executed, the end of the command would go unnoticed.
     is_child_ignored = signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN
     if is_child_ignored:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         pid = os.fork()
         if pid == 0:
-            _become(arguments, cgroup, user, tell, before, is_child_ignored=is_child_ignored)
-        os.close(tell)
-        with open(told, "rb") as file:
+            _become(arguments, cgroup, user, report_end, before, is_child_ignored=is_child_ignored)
+        os.close(report_end)
+        with open(report, "rb") as file:
             failure = file.read(_FAILURE.size)
         if failure:
             os.waitpid(pid, 0)
@@ -117,19 +123,19 @@ def _become(
     arguments: Sequence[str],
     cgroup: str,
     user: User | None,
-    tell: int,
+    report_end: int,
     mask: set[signal.Signals | int],
     *,
     is_child_ignored: bool,
 ) -> NoReturn:
-    """In the new process: turn into the command, or tell why not."""
+    """In the new process: execute the command, or report why that failed."""
     step = _BUG
     number = 0
     try:
-        # Python ignores these; the command shall not.
+        # Python ignores these signals; the command must not inherit that.
         for each in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(each, signal.SIG_DFL)
-        # Ctrl-C before it is executed ends it as it would afterwards.
+        # Ctrl-C ends this process before the command is executed too.
         if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         if is_child_ignored:
@@ -145,14 +151,14 @@ def _become(
             os.environ.update(HOME=user.home, USER=user.name, LOGNAME=user.name)
         step = _EXECUTE
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        os.execvp(arguments[0], list(arguments))  # noqa: S606 - no shell, and as the caller's would
+        os.execvp(arguments[0], list(arguments))  # noqa: S606 - no shell is wanted
     except OSError as error:
         number = error.errno or errno.EIO
-    except BaseException:  # noqa: BLE001 - a bug, and nobody above who could tell of it
+    except BaseException:  # noqa: BLE001 - a bug; no caller above to report it
         step = _BUG
         traceback.print_exc()
     finally:
-        os.write(tell, _FAILURE.pack(step, number))
+        os.write(report_end, _FAILURE.pack(step, number))
         os._exit(127)
 
 
@@ -171,8 +177,8 @@ def _not_started(
 
 
 def _wait(pid: int, on_child: Callable[[], None]) -> int:
-    # Other children are others' to wait for; but as init, as in a container, we have orphans.
-    whom = -1 if os.getpid() == 1 else pid
+    # Leave other children to their own waiters; but init of a container has to reap orphans.
+    awaited = -1 if os.getpid() == 1 else pid
     while True:
         info = signal.sigwaitinfo(_WAITED_FOR)
         if info.si_signo != signal.SIGCHLD:
@@ -181,7 +187,7 @@ def _wait(pid: int, on_child: Callable[[], None]) -> int:
             continue
         on_child()
         # One signal may stand for several children.
-        while (ended := os.waitpid(whom, os.WNOHANG | os.WUNTRACED))[0]:
+        while (ended := os.waitpid(awaited, os.WNOHANG | os.WUNTRACED))[0]:
             child, status = ended
             if child == pid and os.WIFSTOPPED(status):
                 _stop_too(pid)
@@ -190,11 +196,11 @@ def _wait(pid: int, on_child: Callable[[], None]) -> int:
 
 
 def _stop_too(pid: int) -> None:
-    """Ctrl-Z, or the like: a shell gives the terminal to another job when we have stopped as well.
+    """Stop this process too, so that a shell gives the terminal to another job (Ctrl-Z).
 
-    Not without a terminal: whoever stopped the command alone would continue it alone.
+    Does nothing without a terminal: a process that stopped the command alone continues it alone.
     """
-    # If we have been continued since, so will be the command.
+    # SIGCONT is pending: it will be forwarded, so the command goes on.
     if signal.SIGCONT in signal.sigpending():
         return
     try:
@@ -205,18 +211,18 @@ def _stop_too(pid: int) -> None:
         group = os.getpgid(pid)
         is_in_front = os.tcgetpgrp(terminal) == group
         os.kill(os.getpid(), signal.SIGSTOP)
-        # A shell that stops itself wants to find the terminal as it left it, and whoever
-        # continues us gives it to our group.
+        # Continued. If the shell gave the terminal to our group, give it back to the command's, in
+        # case the command is a shell, which expects the terminal as it left it.
         if is_in_front and os.tcgetpgrp(terminal) == os.getpgrp():
             os.tcsetpgrp(terminal, group)
     except OSError:
-        pass  # it was hung up, or the command killed
+        pass  # the terminal was hung up, or the command killed
     finally:
         os.close(terminal)
 
 
 def exit_as(status: int) -> int:
-    """The exit code of what waitpid(2) said; of a command that a signal ended, end likewise."""
+    """The exit code for a waitpid(2) status; if a signal ended the command, end by that signal."""
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         # The only core file, if there is one, is the command's.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A policy as a file, in TOML or JSON. Pure.
+"""Decodes a policy file, in TOML or JSON. Pure.
 
 ::
 
@@ -10,7 +10,7 @@
     loopback = true
     log_only = false
 
-All of it may be left out; ``Policy`` says what is so then.
+Every field may be left out; ``Policy`` has the defaults.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _Read = TypeVar("_Read")
 
 
 class _PolicyFile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The fields and their types; the texts are not read yet."""
+    """The fields and their types; entries are not parsed yet."""
 
     default: Default | UnsetType = UNSET
     allow: tuple[str, ...] = ()
@@ -44,7 +44,7 @@ class _PolicyFile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
 
 def decode(data: bytes, form: Format) -> Policy:
-    """Read a policy. Raises DocumentError, naming the line or the path of the first fault."""
+    """Decode a policy. Raises DocumentError with the line or the path of the first fault."""
     file = make(parse(data, form, MAX_BYTES), _PolicyFile)
     return Policy(
         allow=_each(file.allow, "allow", parse_entry),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a guard tells: decisions of the kernel's programs and of the proxy, in one form."""
+"""Turns decisions of the kernel's programs and of the DNS proxy into log events of one form."""
 
 from __future__ import annotations
 
@@ -15,26 +15,29 @@ from zfw_py.values.endpoint import Endpoint
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from zfw_py.guard.codec import Asker, Event
-    from zfw_py.guard.dns.proxy import Asked
+    from zfw_py.guard.codec import Client, Event
+    from zfw_py.guard.dns.proxy import AnsweredQuery
 
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "ipv6-icmp", 132: "sctp", 136: "udplite"}
 TRANSPORTS = {"udp": IPPROTO_UDP, "tcp": IPPROTO_TCP}
-_NAMES = 65_536
+_MAX_NAMES = 65_536
 _NANOSECONDS = 1_000_000_000
 
 
 Lines = Literal["none", "denials", "all"]
 
 
-class Record(NamedTuple):
-    """A decision.
+class GuardEvent(NamedTuple):
+    """One decision of a guard.
 
-    ``time`` in seconds since 1970. ``hook`` is connect4, connect6, sendmsg4,
-    sendmsg6, egress, or dns for what the proxy decided; that one has ``name`` and
-    ``rdtype``, the others a ``name`` where the address was handed out for one.
-    ``pid`` and ``command`` are None where nobody knows. ``is_enforced`` is False
-    where a denial was only logged.
+    ``time``: seconds since 1970. ``hook``: connect4, connect6, sendmsg4, sendmsg6, egress, or
+    dns for a decision of the DNS proxy. ``pid``, ``command``: the client; None if unknown.
+    ``cgroup``: the path of the client's cgroup. ``original``: the destination that the client
+    used; None for dns, and for a packet without a readable one. ``redirected``: the DNS server
+    that got the query instead. ``name``: the name in the query, or the one that the destination
+    was resolved for; None if unknown. ``rdtype``: for dns the record type, such as "AAAA".
+    ``verdict``: allow, deny or redirect; ``reason`` explains it. ``is_enforced`` is False for
+    a denial that was only logged.
     """
 
     time: float
@@ -52,19 +55,24 @@ class Record(NamedTuple):
     is_enforced: bool
 
 
-class Teller(NamedTuple):
-    """Who is told of decisions. Without ``has_all``: denials are all that has to be told.
+class EventSink(NamedTuple):
+    """Receives a guard's events.
 
-    ``lines`` are those on the terminal.
+    ``emit`` is called once for each event, in the process that reads them. ``wants_all``: also
+    for allowed decisions; otherwise they may be left out, which makes connections cheaper.
+    ``lines``: what ``emit`` prints on stderr, so that an upgraded process prints the same.
     """
 
-    tell: Callable[[Record], None]
-    has_all: bool
+    emit: Callable[[GuardEvent], None]
+    wants_all: bool
     lines: Lines = "none"
 
 
-class Recorder:
-    """Makes records; knows the names of addresses that were handed out, and cgroups by id."""
+NO_EVENTS = EventSink(lambda _: None, wants_all=False)
+
+
+class EventBuilder:
+    """Builds events; remembers which names addresses were resolved for, and cgroups by id."""
 
     def __init__(self, path: str, *, is_log_only: bool) -> None:
         """``path`` is the guarded cgroup."""
@@ -74,24 +82,24 @@ class Recorder:
         self._names: OrderedDict[bytes, str] = OrderedDict()
 
     def remember(self, name: str, addresses: Iterable[bytes]) -> None:
-        """An answer for a name had these addresses."""
+        """Store that a name was resolved to these addresses (16 bytes each)."""
         for address in addresses:
             self._names[address] = name
             self._names.move_to_end(address)
-        while len(self._names) > _NAMES:
+        while len(self._names) > _MAX_NAMES:
             self._names.popitem(last=False)
 
-    def of_event(self, event: Event) -> Record:
-        """What a program of the kernel's decided."""
-        return Record(
-            # That clock stands still while the machine sleeps, and is never set.
+    def from_kernel(self, event: Event) -> GuardEvent:
+        """The event for a decision of one of the kernel's programs."""
+        return GuardEvent(
+            # CLOCK_MONOTONIC stands still while the machine sleeps, and is never set.
             time=time.time() - (time.monotonic_ns() - event.time) / _NANOSECONDS,
             pid=event.pid or None,
             command=event.command if event.pid else None,
             cgroup=self._cgroup(event.cgroup),
             hook=event.hook,
             protocol=_PROTOCOLS.get(event.protocol, str(event.protocol)),
-            # No packet goes to no address: there was none, or none that could be read.
+            # All zeros: the packet had no destination that the program could read.
             original=Endpoint.from_mapped(event.destination, event.port)
             if any(event.destination)
             else None,
@@ -105,32 +113,32 @@ class Recorder:
             is_enforced=event.verdict != "deny" or not event.is_log_only,
         )
 
-    def of_question(self, asked: Asked, asker: Asker | None) -> Record:
-        """What the proxy decided."""
-        return Record(
+    def from_query(self, query: AnsweredQuery, client: Client | None) -> GuardEvent:
+        """The event for a query that the DNS proxy answered; ``client`` sent it, if known."""
+        return GuardEvent(
             time=time.time(),
-            pid=asker.pid or None if asker else None,
-            command=asker.command if asker and asker.pid else None,
-            cgroup=self._cgroup(asker.cgroup) if asker else self._path,
+            pid=client.pid or None if client else None,
+            command=client.command if client and client.pid else None,
+            cgroup=self._cgroup(client.cgroup) if client else self._path,
             hook="dns",
-            protocol=asked.transport,
+            protocol=query.transport,
             original=None,
             redirected=None,
-            name=asked.name,
-            rdtype=asked.rdtype,
-            verdict=asked.verdict,
-            reason=asked.reason,
-            is_enforced=asked.verdict != "deny" or not self._is_log_only,
+            name=query.name,
+            rdtype=query.rdtype,
+            verdict=query.verdict,
+            reason=query.reason,
+            is_enforced=query.verdict != "deny" or not self._is_log_only,
         )
 
     def _cgroup(self, identifier: int) -> str:
-        """The path of the guarded cgroup or one in it; of one that is gone, the guarded one's."""
+        """The path of the guarded cgroup or of one below; of a removed one, the guarded one's."""
         if identifier not in self._cgroups:
             self._cgroups = {}
             try:
                 for path in (self._path, *cgroup.descendants(self._path)):
                     self._cgroups[cgroup.identifier(path)] = path
             except NotFound:
-                pass  # removed meanwhile
+                pass  # removed in the meantime
             self._cgroups.setdefault(identifier, self._path)
         return self._cgroups[identifier]

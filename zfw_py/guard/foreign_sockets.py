@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Sockets that a process of a cgroup holds and the cgroup's programs never see.
+"""Finds sockets that processes of a cgroup hold, but that the cgroup's programs do not see.
 
-A socket belongs to the cgroup that its maker was in (cgroup_sk_alloc() in the
-kernel), also when its process is moved or hands it on. What a listener accepts
-belongs to the listener's. Packet and XDP sockets run no program of any cgroup.
+A socket belongs to the cgroup of the process that created it (cgroup_sk_alloc() in the kernel),
+also when that process moves, or passes the socket on. An accepted socket belongs to the cgroup of
+its listener. Packet and XDP sockets run no cgroup's programs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class ForeignSocket(NamedTuple):
-    """A socket that escapes the cgroup's programs, or may."""
+    """A socket that the cgroup's programs do not see, or may not see."""
 
     pid: int
     command: str  # of the process, as /proc/PID/comm has it; unprintable characters are "?"
@@ -30,7 +30,7 @@ class ForeignSocket(NamedTuple):
 
     @property
     def is_certain(self) -> bool:
-        """Whether it is known to escape; of some sockets the cgroup cannot be told."""
+        """Whether it is certainly not seen; the kernel does not report every socket's cgroup."""
         return self.socket.family not in (AF_INET, AF_INET6) or self.socket.cgroup_id is not None
 
     def __str__(self) -> str:
@@ -39,28 +39,27 @@ class ForeignSocket(NamedTuple):
         if self.socket.family not in (AF_INET, AF_INET6):
             return f"{holder} no cgroup's programs see: {kind}"
         if not self.is_certain:
-            return f"{holder} may have been made outside of the cgroup: {kind}"
-        return f"{holder} was made outside of the cgroup: {kind} {_ends(self.socket)}"
+            return f"{holder} may have been created outside of the cgroup: {kind}"
+        return f"{holder} was created outside of the cgroup: {kind} {_ends(self.socket)}"
 
 
 def is_foreign(socket: Socket, inside: Set[int]) -> bool:
-    """Whether a socket escapes, or may, the programs of the cgroups with these ids."""
+    """Whether programs of the cgroups with these ids do not, or may not, see a socket."""
     return socket.family not in (AF_INET, AF_INET6) or socket.cgroup_id not in inside
 
 
 def foreign_sockets(pids: Iterable[int], cgroup_path: str) -> list[ForeignSocket]:
-    """What these processes hold that was made outside of a cgroup and of all within it.
+    """Sockets of these processes that were created outside of a cgroup and all cgroups below it.
 
-    A socket that was made in a cgroup within it which is gone is counted as made
-    outside. A process that ends meanwhile holds nothing. Raises NotFound if there is
-    no such cgroup, PermissionDenied, KernelError.
+    A socket from a cgroup below that was removed counts as foreign. A process that has ended is
+    skipped. Raises NotFound if there is no such cgroup, PermissionDenied, KernelError.
     """
     inside = {identifier(cgroup_path)}
     for cgroup in descendants(cgroup_path):
         try:
             inside.add(identifier(cgroup))
         except NotFound:
-            pass  # removed meanwhile
+            pass  # removed in the meantime
     found = []
     for pid in pids:
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The proxy's sockets, each in the network namespace of those who ask there."""
+"""Opens the DNS proxy's sockets in the network namespaces of its clients."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ _LOOPBACK4 = ("127.0.0.1", IPV4_MAPPED + b"\x7f\0\0\1")
 _LOOPBACK6 = ("::1", b"\0" * 15 + b"\1")
 _BACKLOG = 128
 _SO_NETNS_COOKIE = 71  # asm-generic/socket.h
-# TCP's port may be another's with UDP.
+# Attempts to find a port that is free for both TCP and UDP.
 _ATTEMPTS = 64
 
 
 class Listeners(NamedTuple):
-    """The sockets in one network namespace: for each family SERVERS of UDP, one of TCP.
+    """The sockets in one network namespace: for each family SERVERS for UDP, one for TCP.
 
-    Those of TCP have the port of the first of UDP. A family that the namespace
-    does not have has none.
+    The TCP socket has the port of the first UDP socket. A family without a loopback address in the
+    namespace has no sockets. ``cookie``: the namespace's. ``proxy``: their addresses and ports, for
+    the map ``proxies``.
     """
 
     cookie: int
@@ -41,17 +42,17 @@ class Listeners(NamedTuple):
     proxy: Proxy
 
     def close(self) -> None:
-        """Let go of them."""
+        """Close the sockets."""
         for each in (*self.udp, *self.tcp):
             each.close()
 
     def addresses(self) -> Iterable[tuple[str, int]]:
-        """Address and port of each."""
+        """Address and port of each socket."""
         return [each.getsockname()[:2] for each in (*self.udp, *self.tcp)]
 
 
 def open_here() -> Listeners:
-    """Open them in the caller's network namespace. Raises KernelError."""
+    """Open the sockets in the caller's network namespace. Raises KernelError, ZfwError."""
     with ExitStack() as undo:
         udp4, tcp4 = _open(socket.AF_INET, _LOOPBACK4[0], undo)
         udp6, tcp6 = _open(socket.AF_INET6, _LOOPBACK6[0], undo)
@@ -68,21 +69,21 @@ def open_here() -> Listeners:
 
 
 def recognised(sockets: Iterable[socket.socket], cookie: int, proxy: Proxy) -> Listeners | None:
-    """The proxy's sockets in the network namespace of a cookie, among those of a process.
+    """Find the proxy's sockets in one network namespace among ``sockets``.
 
-    None if not all of them are there. Sockets say where they are since Linux 5.14 (e8b9eab99232).
+    None if not all of them are there. Needs SO_NETNS_COOKIE, Linux 5.14 (e8b9eab99232).
     """
     by_end: dict[tuple[int, str, int], socket.socket] = {}
     for each in sockets:
         try:
-            place = int.from_bytes(
+            netns = int.from_bytes(
                 each.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), byteorder
             )
             is_tcp = each.type == socket.SOCK_STREAM
             is_server = each.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) if is_tcp else 1
         except OSError:
             continue
-        if place == cookie and is_server:
+        if netns == cookie and is_server:
             by_end[each.type, *each.getsockname()[:2]] = each
     udp, tcp = [], []
     for address, ports in ((_LOOPBACK4[0], proxy.ipv4_ports), (_LOOPBACK6[0], proxy.ipv6_ports)):
@@ -94,16 +95,16 @@ def recognised(sockets: Iterable[socket.socket], cookie: int, proxy: Proxy) -> L
 
 
 def open_in(path: str) -> Listeners:
-    """Open them in a network namespace, given by a file such as /proc/PID/ns/net."""
+    """Open the sockets in a network namespace, given by a path such as /proc/PID/ns/net."""
     return call_in(path, open_here)
 
 
 def namespace_of(cookie: int, pids: Iterable[int]) -> str | None:
-    """A file for the network namespace of this cookie, if one of these processes is in it."""
+    """The path of the network namespace with this cookie, if one of these processes is in it."""
     others = set()
     for pid in pids:
         path = path_of(pid)
-        # It may have ended, or not be ours to look into.
+        # The process may have ended, or may not be inspected.
         with suppress(ZfwError, OSError):
             name = os.readlink(path)
             if name in others:
@@ -115,7 +116,7 @@ def namespace_of(cookie: int, pids: Iterable[int]) -> str | None:
 
 
 def open_for(pids: Iterable[int]) -> list[Listeners]:
-    """Open them in each network namespace that one of these processes is in."""
+    """Open the sockets in each network namespace of these processes."""
     opened: dict[str, Listeners] = {}
     with ExitStack() as undo:
         for pid in pids:
@@ -126,7 +127,7 @@ def open_for(pids: Iterable[int]) -> list[Listeners]:
                     opened[name] = open_in(path)
                     undo.callback(opened[name].close)
             except (FileNotFoundError, ProcessLookupError, NotFound):
-                continue  # it ended meanwhile
+                continue  # the process has ended
         undo.pop_all()
     return list(opened.values())
 

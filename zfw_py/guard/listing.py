@@ -1,84 +1,92 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The guards there are, and how each is."""
+"""Reads the state of guards; changes nothing."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.errors import LayoutMismatch, NotFound
-from zfw_py.guard.maps import STORE, NoGuards, Tables
+from zfw_py.guard.maps import STORE, Maps, NoGuards
 from zfw_py.guard.programs import is_gone
 from zfw_py.kernel import cgroup
 from zfw_py.lifecycle.programs import locked
 
 if TYPE_CHECKING:
-    from zfw_py.guard.maps import About
+    from zfw_py.guard.maps import Manifest
 
 
-class Status(NamedTuple):
-    """A guard as it is.
+class GuardStatus(NamedTuple):
+    """The state of a guard.
 
-    ``keeper_pid`` is None where no process keeps it; a redirect needs none.
-    ``is_gone``: its cgroup is. ``learnt`` counts addresses of names that may be reached
-    now; ``decisions`` what was decided how often, by hook and reason; ``lost`` events
-    that nobody took in time.
+    ``supervisor_pid`` is None without a supervisor; a redirect needs none. ``is_gone``: its
+    cgroup was removed. ``processes``: how many are in the cgroup and below. ``resolved``: how
+    many addresses are admitted now for allowed names. ``decisions``: counts by hook and reason.
+    ``lost``: events that found the ring buffer full.
     """
 
-    about: About
-    keeper_pid: int | None
+    manifest: Manifest
+    supervisor_pid: int | None
     is_gone: bool
     processes: int
-    learnt: int
+    resolved: int
     decisions: dict[str, dict[str, int]]
     lost: int
 
     @property
     def problem(self) -> str:
-        """What is wrong with it; empty if nothing is."""
+        """What is wrong with the guard; empty if nothing is."""
         if self.is_gone:
             return "its cgroup is gone"
-        if self.keeper_pid is None and self.about.kind != "redirect":
-            return "its process has died: DNS fails, the rest is judged as before"
+        if self.supervisor_pid is None and self.manifest.kind != "redirect":
+            return "DNS proxy process died: name look-ups fail, address rules still apply"
         return ""
 
 
-def guards() -> tuple[list[Status], list[LayoutMismatch]]:
-    """All guards, the oldest first; and of those that another version made, what is to be said.
+def guards() -> tuple[list[GuardStatus], list[LayoutMismatch]]:
+    """All guards, the oldest first; and an error for each guard of another layout.
 
     Raises PermissionDenied.
     """
-    found, foreign = [], []
+    found, errors = [], []
     try:
         with locked(STORE, is_exclusive=False):
             for identifier in sorted(STORE.identifiers()):
                 try:
-                    found.append(_status(Tables(STORE.directory(identifier))))
+                    found.append(_status(Maps(STORE.directory(identifier))))
                 except LayoutMismatch as error:
-                    foreign.append(error)
+                    errors.append(error)
                 except NotFound:
-                    continue  # removed by hand
+                    continue  # its pins were removed by hand
     except NoGuards:
         return [], []
-    return sorted(found, key=lambda status: status.about.created), foreign
+    return sorted(found, key=lambda status: status.manifest.created), errors
 
 
-def _status(tables: Tables) -> Status:
-    about = tables.about()
-    tables.config()
-    keeper = tables.keeper()
-    is_here = not is_gone(about)
+def status(identifier: str) -> GuardStatus:
+    """One guard. Raises NotFound, LayoutMismatch, PermissionDenied."""
+    with locked(STORE, is_exclusive=False):
+        if not STORE.exists(identifier):
+            raise NotFound(f"no such guard: {identifier}")
+        return _status(Maps(STORE.directory(identifier)))
+
+
+def _status(maps: Maps) -> GuardStatus:
+    manifest = maps.manifest()
+    maps.config()
+    supervisor = maps.supervisor()
+    is_here = not is_gone(manifest)
     count = 0
     if is_here:
         try:
-            count = len(cgroup.processes(about.cgroup, is_recursive=True))
+            count = len(cgroup.processes(manifest.cgroup, is_recursive=True))
         except NotFound:
             is_here = False
-    return Status(
-        about=about,
-        keeper_pid=keeper.pid if keeper.is_alive() else None,
+    return GuardStatus(
+        manifest=manifest,
+        supervisor_pid=supervisor.pid if supervisor.is_alive() else None,
         is_gone=not is_here,
         processes=count,
-        learnt=len({address for address, _ in tables.learnt()}),
-        decisions=tables.decisions(),
-        lost=tables.lost(),
+        resolved=len({address for address, _ in maps.resolved()}),
+        decisions=maps.decisions(),
+        lost=maps.lost(),
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The pinned maps of one guard, checked against the compiled layout."""
+"""Reads and writes the pinned maps of one guard, checked against the compiled layout."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from zfw_py.errors import NotFound
 from zfw_py.guard import layout
 from zfw_py.guard.codec import (
     ZERO,
-    Asker,
+    Client,
     Config,
     Proxy,
-    asker_key,
+    client_key,
     decision_counts,
-    decode_keeper,
-    encode_keeper,
-    learnt_key,
-    learnt_key_parts,
+    decode_supervisor,
+    encode_supervisor,
     netns_key,
     prefix_key,
     prefix_value,
+    resolved_key,
+    resolved_key_parts,
     time_of,
     time_value,
     total,
 )
 from zfw_py.guard.events import Lines  # noqa: TC001 - msgspec reads it
-from zfw_py.lifecycle import manifest
+from zfw_py.lifecycle import manifest as pinned
 from zfw_py.lifecycle.pins import Pins
 from zfw_py.lifecycle.store import ROOT, Store
 
@@ -45,7 +45,7 @@ _NANOSECONDS = 1_000_000_000
 
 
 class NoGuards(NotFound):
-    """There are none, and nobody has ever made one here."""
+    """No guard was ever created on this machine."""
 
 
 STORE = Store(
@@ -60,13 +60,13 @@ STORE = Store(
 )
 
 
-class About(msgspec.Struct, frozen=True):
-    """What a guard is, for people and for whoever removes it. Pinned as JSON in a map.
+class Manifest(msgspec.Struct, frozen=True):
+    """What a guard is and what was created for it, for listing and removal. Pinned as JSON.
 
-    ``servers`` are asked for what the policy allows, or are the proxy of a redirect.
-    ``is_cgroup_ours``: made by us, and to be removed with the guard; so is
-    ``proxy_cgroup``, where its process is, if there is one. Both are told before they
-    are made: ``cgroup_id`` is 0 until then.
+    ``kind``: run, attach or redirect. ``servers``: the upstream servers, or those of a redirect,
+    each with its port. ``is_cgroup_ours``: the guarded cgroup was created for the guard and is
+    removed with it. So is ``proxy_cgroup``, the supervisor's; empty without one. The manifest is
+    pinned before these cgroups are created: ``cgroup_id`` is 0 until then.
     """
 
     id: str
@@ -78,127 +78,130 @@ class About(msgspec.Struct, frozen=True):
     created: float  # seconds since 1970
     servers: list[str]
     policy: dict[str, object]
-    lines: Lines = "denials"  # on the stderr of the command that it guards
-    digest: str = ""  # of the object that its programs are from; before 0.2 nobody wrote it
+    lines: Lines = "denials"  # what the supervisor of a run prints on stderr
+    digest: str = ""  # SHA-256 of the object file; empty for guards from before 0.2
 
 
-class Tables(Pins):
+class Maps(Pins):
     """The maps of a guard."""
 
     def __init__(self, directory: str) -> None:
-        """``directory`` has the pins; see ``STORE.directory``."""
+        """``directory`` holds the pins; see ``STORE.directory``."""
         super().__init__(STORE, directory)
-        # Of what was admitted here: until when at least, and its key. One for each key.
+        # A heap of (time of expiry, key), one entry for each key that this process admitted. The
+        # map may hold a later time for the key.
         self._expiries: list[tuple[int, bytes]] = []
 
-    # What it is
+    # Manifest, configuration, supervisor
 
-    def write_about(self, about: About) -> None:
-        """Pin it, in the place of an earlier one."""
-        manifest.write(self.directory, about)
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Pin the manifest, in the place of an earlier one."""
+        pinned.write(self.directory, manifest)
 
-    def about(self) -> About:
-        """What was pinned. Raises LayoutMismatch, NotFound."""
-        return manifest.read(self, About)
+    def manifest(self) -> Manifest:
+        """Read the manifest. Raises LayoutMismatch, NotFound."""
+        return pinned.read(self, Manifest)
 
     def config(self) -> Config:
-        """What the programs go by. Raises LayoutMismatch if another version wrote it."""
+        """Read the programs' configuration. Raises LayoutMismatch if its ABI version is another."""
         config = Config.decode(self.map("config").lookup(ZERO) or bytes(layout.CONFIG_SIZE))
         if config.abi_version != layout.ABI_VERSION:
             raise self.mismatch("config", f"version {config.abi_version}")
         return config
 
     def write_config(self, flags: int) -> None:
-        """Set the flags."""
+        """Write the flags of the configuration (LOG_ONLY and others, combined)."""
         self.map("config").update(ZERO, Config(layout.ABI_VERSION, flags).encode())
 
-    def keeper(self) -> Process:
-        """The process that keeps it."""
-        return decode_keeper(self.map("keeper").lookup(ZERO) or bytes(layout.KEEPER_SIZE))
+    def supervisor(self) -> Process:
+        """The guard's supervisor, alive or not; pid 0 if it never had one."""
+        return decode_supervisor(self.map("keeper").lookup(ZERO) or bytes(layout.KEEPER_SIZE))
 
-    def write_keeper(self, process: Process) -> None:
-        """Say who keeps it."""
-        self.map("keeper").update(ZERO, encode_keeper(process))
+    def write_supervisor(self, process: Process) -> None:
+        """Store which process is the supervisor."""
+        self.map("keeper").update(ZERO, encode_supervisor(process))
 
-    # What it goes by
+    # Policy
 
     def write_prefixes(self, flat: Mapping[tuple[bytes, int], Reach]) -> None:
-        """Put in what a policy says of addresses; the trie has room for all of it."""
+        """Write a flattened policy; the trie was sized to it."""
         self.map("prefixes").update_many(
             [prefix_key(address, length) for address, length in flat],
             [prefix_value(reach.ports, reach.otherwise) for reach in flat.values()],
         )
 
     def write_proxy(self, cookie: int, proxy: Proxy) -> None:
-        """Say where DNS goes in a network namespace, or with 0 in all others."""
+        """Write where queries of a network namespace go; cookie 0: of all without an entry."""
         self.map("proxies").update(netns_key(cookie), proxy.encode())
 
     def admit(self, addresses: Iterable[bytes], ports: frozenset[int], lifetime: float) -> None:
-        """Let addresses be reached for so many seconds; without ports, on any.
+        """Admit addresses (16 bytes each) for ``lifetime`` seconds; without ports, on every port.
 
-        What is let longer stays so. Raises OSError (E2BIG) if the table is full
-        of what still counts. It is one process that admits.
+        An address that is admitted for longer stays so. Raises OSError (E2BIG) if the map is full
+        of addresses that have not expired. Only the supervisor admits addresses.
         """
         until = time.monotonic_ns() + int(lifetime * _NANOSECONDS)
-        table = self.map("learnt")
+        elements = self.map("learnt")
         for address in addresses:
             for port in ports or (0,):
-                key = learnt_key(address, port)
-                known = table.lookup(key)
+                key = resolved_key(address, port)
+                known = elements.lookup(key)
                 if known is None:
-                    self._add(table, key, until)
+                    self._add(elements, key, until)
                 elif time_of(known) < until:
-                    table.update(key, time_value(until))
+                    elements.update(key, time_value(until))
 
-    def _add(self, table: bpf_maps.Map, key: bytes, until: int) -> None:
+    def _add(self, elements: bpf_maps.Map, key: bytes, until: int) -> None:
         try:
-            table.update(key, time_value(until))
+            elements.update(key, time_value(until))
         except OSError:
-            if not self.forget_expired():
+            if not self.remove_expired():
                 raise
-            table.update(key, time_value(until))
+            elements.update(key, time_value(until))
         heappush(self._expiries, (until, key))
 
-    def forget_expired(self) -> int:
-        """Remove the addresses admitted here that no longer count; how many.
+    def remove_expired(self) -> int:
+        """Remove expired addresses that this process admitted; how many.
 
-        Without a look at the others: a full table is big, and this may be asked for with
-        each answer.
+        Uses the heap: the map may be large, and a full one is cleaned for each answer.
         """
         now = time.monotonic_ns()
-        table = self.map("learnt")
-        forgotten = 0
+        elements = self.map("learnt")
+        removed = 0
         while self._expiries and self._expiries[0][0] <= now:
             _, key = heappop(self._expiries)
-            value = table.lookup(key)
+            value = elements.lookup(key)
             if value is None:
                 continue
             if time_of(value) > now:
-                heappush(self._expiries, (time_of(value), key))  # admitted again meanwhile
+                heappush(self._expiries, (time_of(value), key))  # admitted again in the meantime
             else:
-                forgotten += table.delete(key)
-        return forgotten
+                removed += elements.delete(key)
+        return removed
 
-    def learnt(self) -> list[tuple[bytes, int]]:
-        """Addresses of names that may be reached now, each with its port, 0 for any."""
+    def resolved(self) -> list[tuple[bytes, int]]:
+        """Addresses (16 bytes) that are admitted now, each with its port, 0 for every port."""
         now = time.monotonic_ns()
         return [
-            learnt_key_parts(key)
+            resolved_key_parts(key)
             for key, value in self.map("learnt").items()
             if time_of(value) > now
         ]
 
-    # What happened
+    # Clients and counters
 
-    def asker(self, cookie: int, port: int, protocol: int, *, is_ipv6: bool) -> Asker | None:
-        """Who asked the proxy from a port, if that is still known."""
-        data = self.map("askers").lookup(asker_key(cookie, port, protocol, is_ipv6=is_ipv6))
-        return None if data is None else Asker.decode(data)
+    def client(self, cookie: int, port: int, protocol: int, *, is_ipv6: bool) -> Client | None:
+        """The process that sent a query from a source port; None if it is not known any more.
+
+        ``cookie`` is of its network namespace; ``protocol`` is IPPROTO_UDP or IPPROTO_TCP.
+        """
+        data = self.map("askers").lookup(client_key(cookie, port, protocol, is_ipv6=is_ipv6))
+        return None if data is None else Client.decode(data)
 
     def decisions(self) -> dict[str, dict[str, int]]:
-        """How often what was decided, by hook and reason."""
+        """Counts of decisions, by hook and reason."""
         return decision_counts([value for _, value in sorted(self.map("decisions").items())])
 
     def lost(self) -> int:
-        """How many events found no room."""
+        """How many events found the ring buffer full."""
         return total(self.map("lost").lookup(ZERO) or b"")

@@ -1,40 +1,42 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a guarded program may reach: entries of names and prefixes, and what they come to. Pure.
+"""The policy of a guard: allowed and blocked names and prefixes, and the default. Pure.
 
-An entry is a name or a prefix, with a port if it is allowed on that one only::
+An entry is a name or a prefix, with a port if only that port is allowed::
 
     example.com    10.0.0.0/8     10.0.0.1        2001:db8::/32
     example.com:443  10.0.0.0/8:443  10.0.0.1:443  [2001:db8::/32]:443
 
-Of names the longest decides: its ports are the ones that the addresses of the
-name may be reached on. Of prefixes the longest that says anything about the port
-decides: 10.1.0.0/16:443 leaves port 80 to 10.0.0.0/8 around it. A block is for
-all ports, and counts before an allow of the same name or prefix.
+The longest matching name decides: addresses of the name are allowed on its ports. The longest
+matching prefix that covers the port decides: 10.1.0.0/16:443 leaves port 80 to 10.0.0.0/8 around
+it. A block covers all ports, and precedes an allow of the same name or prefix.
 """
 
 from __future__ import annotations
 
 import re
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from msgspec import Struct
 
 from zfw_py.errors import UsageError
 from zfw_py.values.dns_name import ROOT, is_like_ipv4, parse_name
-from zfw_py.values.endpoint import Endpoint, Server, split_port
+from zfw_py.values.endpoint import Endpoint, Server, parse_server, split_port
 from zfw_py.values.prefix import Prefix, parse_address, unmapped
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 Default = Literal["deny", "allow"]
 Otherwise = Literal["none", "allow", "block"]
 
-# What one element of the kernel's trie holds.
+# The ports that one element of the kernel's trie can hold.
 MAX_PORTS = 62
-# The ports of a name that is allowed on all of them. Empty: a set that was read as a
-# set of ports, by who forgot to ask for this, opens nothing.
+# The ports of a name that is allowed on all ports. It is empty so that code that forgets this case
+# allows nothing.
 ANY_PORT: frozenset[int] = frozenset()
-# No entry's ports: none has port 0.
-_UNSAID = frozenset({0})
+# No entry matches; no entry has port 0.
+_NO_ENTRY = frozenset({0})
 
 _ESCAPED = re.compile(r"\\.?", re.DOTALL)
 # ::ffff:0:0/96, which is 0.0.0.0/0.
@@ -46,8 +48,8 @@ _LOOPBACK = (Prefix(4, b"\x7f\0\0\0", 8).mapped, Prefix(6, bytes(15) + b"\1", 12
 class NameEntry(NamedTuple):
     """A name and all names below it.
 
-    ``name`` is in A-labels and lower case, without a dot at its end; "." is the
-    root, which covers every name. ``port`` is None for any port.
+    ``name``: A-labels in lower case, without a dot at the end; "." is the root, which covers every
+    name. ``port`` is None for every port.
     """
 
     name: str
@@ -58,7 +60,7 @@ class NameEntry(NamedTuple):
 
 
 class PrefixEntry(NamedTuple):
-    """The addresses of a prefix. ``port`` is None for any port."""
+    """The addresses of a prefix. ``port`` is None for every port."""
 
     prefix: Prefix
     port: int | None = None
@@ -74,12 +76,11 @@ Entry = NameEntry | PrefixEntry
 
 
 class Reach(NamedTuple):
-    """What the entries of a prefix and of all around it come to, for the addresses in it.
+    """The result of the entries of a prefix and of all prefixes around it.
 
-    ``ports`` (sorted) may be reached. Every other port may be reached where
-    ``otherwise`` is "allow", which has no ports beside it, and may not where it is
-    "block". "none" leaves it to the addresses learnt from DNS, and then to the
-    policy's default.
+    ``ports`` (sorted) are allowed. ``otherwise`` is the action for all other ports: "allow" (then
+    ``ports`` is empty) or "block"; "none" leaves the decision to the resolved addresses, and then
+    to the policy's default.
     """
 
     ports: tuple[int, ...]
@@ -90,13 +91,14 @@ _NOTHING = Reach((), "none")
 
 
 class Policy(Struct, frozen=True, kw_only=True, dict=True):
-    """What a guarded program may reach.
+    """The policy of a guard.
 
-    ``default`` is None where none was given: what no entry decides is then denied,
-    except by a policy that only blocks: it means everything but that. With
-    ``has_loopback`` it is as if there were allow entries 127.0.0.0/8 and ::1, but for
-    what the default is. With ``is_log_only`` nothing is denied, only logged.
-    ``dns_upstreams`` are the servers to ask; if there are none, they are not chosen here.
+        Policy.parse(allow=["example.com:443", "10.0.0.0/8"], block=["10.9.0.0/16"])
+
+    ``default``: the action if no entry matches. None: deny, but allow if there are blocks and no
+    allows. ``has_loopback`` allows 127.0.0.0/8 and ::1 like entries, without an effect on the
+    default. With ``is_log_only`` nothing is denied, only logged. ``dns_upstreams``: the servers to
+    ask; empty: those of the system.
 
     Raises UsageError for a block with a port.
     """
@@ -108,24 +110,49 @@ class Policy(Struct, frozen=True, kw_only=True, dict=True):
     is_log_only: bool = False
     dns_upstreams: tuple[Server, ...] = ()
 
+    @classmethod
+    def parse(
+        cls,
+        *,
+        allow: Iterable[str] = (),
+        block: Iterable[str] = (),
+        default: Default | None = None,
+        has_loopback: bool = True,
+        is_log_only: bool = False,
+        dns_upstreams: Iterable[str] = (),
+        options: Sequence[str] = ("allow", "block", "dns_upstreams"),
+    ) -> Policy:
+        """A policy from texts: ``allow=["example.com:443"], dns_upstreams=["192.0.2.53"]``.
+
+        ``options`` are the names of the three lists in errors. Raises UsageError.
+        """
+        return cls(
+            allow=tuple(parse_entry(text, options[0]) for text in allow),
+            block=tuple(parse_entry(text, options[1], is_block=True) for text in block),
+            default=default,
+            has_loopback=has_loopback,
+            is_log_only=is_log_only,
+            dns_upstreams=tuple(parse_server(text, options[2]) for text in dns_upstreams),
+        )
+
     def __post_init__(self) -> None:
-        """Check what the types cannot."""
+        """Refuse blocks with a port."""
         for entry in self.block:
             if entry.port is not None:
                 raise UsageError(f"block: {_PORT_OF_BLOCK}: '{entry}'")
 
     @property
     def is_allowed_by_default(self) -> bool:
-        """Whether what no entry decides may be reached."""
+        """Whether an address is allowed if no entry matches it."""
         if self.default is not None:
             return self.default == "allow"
         return bool(self.block) and not self.allow
 
     def merged(self, other: Policy) -> Policy:
-        """This policy with another's entries added, the file's with the command line's.
+        """This policy (of a file) with the entries of another one (of the command line) added.
 
-        The other's default and DNS servers, if it has any, count instead of these.
-        Loopback has to be allowed by both, and either can say to log only.
+        The other's default and DNS servers, if any, replace these. Loopback is allowed if both
+        allow it; denials are only logged if either says so.
         """
         return Policy(
             allow=tuple(dict.fromkeys(self.allow + other.allow)),
@@ -137,7 +164,7 @@ class Policy(Struct, frozen=True, kw_only=True, dict=True):
         )
 
     def as_object(self) -> dict[str, Any]:
-        """The policy as a file has it, every value told; ``policy_file`` reads it back."""
+        """The policy as the object of a policy file; ``document.decode`` reads it back."""
         made: dict[str, Any] = {} if self.default is None else {"default": self.default}
         return made | {
             "allow": [str(entry) for entry in self.allow],
@@ -148,31 +175,30 @@ class Policy(Struct, frozen=True, kw_only=True, dict=True):
         }
 
     def ports_of_name(self, name: str) -> frozenset[int] | None:
-        """The ports that the addresses of a name may be reached on: ANY_PORT, or these.
+        """The ports on which addresses of a name are allowed, or ANY_PORT; None: not allowed.
 
-        None: the name is refused. ``name`` is in the master file format of RFC 1035
-        (A-labels, escapes, in any case, the dot at the end or not), as dnspython
-        writes names. Takes a look-up for each label.
+        ``name`` is in the master file format of RFC 1035 (A-labels, escapes, upper or lower case,
+        with or without the last dot), as dnspython writes names. One look-up for each label.
         """
         ports = self._entries_of(name)
-        if ports is _UNSAID:
+        if ports is _NO_ENTRY:
             return ANY_PORT if self.is_allowed_by_default else None
         return ports
 
     def is_blocked_name(self, name: str) -> bool:
-        """Whether an entry blocks a name, and not the default alone."""
+        """Whether an entry blocks a name; the default does not count."""
         return self._entries_of(name) is None
 
     def _entries_of(self, name: str) -> frozenset[int] | None:
-        """What the longest entry says of a name, or _UNSAID."""
-        # No entry has an escaped character, and a dot that is one separates no labels.
+        """The ports of the longest matching entry; None if it blocks, or _NO_ENTRY."""
+        # No entry has an escaped character; an escaped dot does not separate labels.
         rest = _ESCAPED.sub("?", name).removesuffix(".").lower() if name.isascii() else ""
         table = self._ports_of_names
         while rest:
             if rest in table:
                 return table[rest]
             rest = rest.partition(".")[2]
-        return table.get(ROOT, _UNSAID)
+        return table.get(ROOT, _NO_ENTRY)
 
     @cached_property
     def _ports_of_names(self) -> dict[str, frozenset[int] | None]:
@@ -190,13 +216,12 @@ class Policy(Struct, frozen=True, kw_only=True, dict=True):
         return table
 
     def flatten(self) -> dict[tuple[bytes, int], Reach]:
-        """The prefix entries, so that the longest prefix that has an address tells it all.
+        """Flatten the prefix entries, so that one look-up of the longest prefix decides.
 
-        The keys are ``Prefix.mapped``: 16 bytes, IPv4 as ::ffff:a.b.c.d, and a length
-        of 0 to 128. Loopback is among them where it may be reached. An IPv6 prefix
-        around ::ffff:0:0/96 says nothing about IPv4, which has an element of its own
-        for that. Raises UsageError for a prefix with more than 62 ports, those of the
-        prefixes around it included.
+        The keys are ``Prefix.mapped``: 16 bytes, IPv4 as ::ffff:a.b.c.d, and a length of 0 to 128.
+        Loopback is among them if it is allowed. An IPv6 prefix around ::ffff:0:0/96 does not cover
+        IPv4: that prefix gets an element of its own. Raises UsageError for a prefix with more than
+        62 ports, including those of the prefixes around it.
         """
         ports: dict[tuple[bytes, int], set[int | None]] = {}
         if self.has_loopback:
@@ -210,8 +235,8 @@ class Policy(Struct, frozen=True, kw_only=True, dict=True):
             keys.add(_IPV4)
 
         flat: dict[tuple[bytes, int], Reach] = {}
-        # The prefixes around the one at hand, with their last addresses: sorted, a
-        # prefix comes right before those in it.
+        # The prefixes around the current one, each with its last address. In sorted order, a prefix
+        # comes right before those inside it.
         around: list[tuple[int, Reach]] = []
         for key in sorted(keys):
             first = int.from_bytes(key[0], "big")
@@ -243,19 +268,17 @@ def _prefix_text(key: tuple[bytes, int]) -> str:
     return str(unmapped(Prefix.from_mapped(6, *key)))
 
 
-# Reading
+# Parsing
 
-_PORT_OF_BLOCK = "a block is for all ports, and names none"
+_PORT_OF_BLOCK = "a block is for all ports, and takes no port"
 
 
 def parse_entry(text: str, option: str, *, is_block: bool = False) -> Entry:
-    """Read NAME, NAME:PORT, ADDR, CIDR, either with :PORT, or IPv6 with a port in brackets.
+    """Parse NAME, NAME:PORT, ADDR or CIDR with or without :PORT, or [IPV6]:PORT.
 
-    A prefix with host bits set is refused: 10.0.0.1/8 could be meant to be as
-    narrow as it looks. So is as a name what ends like an IPv4 address. A name in
-    Unicode becomes its A-labels. ``option`` names where the text came from.
-
-    Raises UsageError.
+    A prefix with host bits set is refused: 10.0.0.1/8 may be meant as one address. So is a name
+    that ends like an IPv4 address. A name in Unicode is converted to A-labels. ``option`` names the
+    text in errors. Raises UsageError.
     """
     host, port = split_port(text, option)
     if is_block and port is not None:

@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A guard's programs on a cgroup: what is made, in which order, and which guards are in the way.
+"""Declares the guard for the life cycle: its hooks, its cgroups and its nested guards.
 
-The DNS process answers before the first program is attached; the program that evaluates
-packets is attached last.
+Order of ``install``:
+
+1. Create the cgroups that the manifest names; pin the manifest again, with the cgroup's id.
+2. Write prefixes and flags.
+3. Start the supervisor: it answers before a query is redirected to it.
+4. Check for programs that allow no other beside them.
+5. Move supervisors of guards inside the new one.
+6. Attach the programs; ``egress``, which enforces the policy, last.
 """
 
 from __future__ import annotations
@@ -17,7 +23,7 @@ from msgspec.structs import replace
 
 from zfw_py.errors import Conflict, LayoutMismatch, NotFound
 from zfw_py.guard import cgroups, layout
-from zfw_py.guard.maps import STORE, Tables
+from zfw_py.guard.maps import STORE, Maps
 from zfw_py.kernel import bpf_links, cgroup
 from zfw_py.kernel.process import Process
 from zfw_py.lifecycle import programs
@@ -27,10 +33,10 @@ from zfw_py.lifecycle.programs import System
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
-    from zfw_py.guard.maps import About
+    from zfw_py.guard.maps import Manifest
     from zfw_py.guard.model import Policy, Reach
 
-# In the order in which they are attached.
+# In attach order.
 _REDIRECT = {
     "sock_create": bpf_links.CGROUP_INET_SOCK_CREATE,
     "recvmsg4": bpf_links.CGROUP_UDP4_RECVMSG,
@@ -42,19 +48,19 @@ _REDIRECT = {
     "sendmsg4": bpf_links.CGROUP_UDP4_SENDMSG,
     "sendmsg6": bpf_links.CGROUP_UDP6_SENDMSG,
 }
-_JUDGE = {"setsockopt": bpf_links.CGROUP_SETSOCKOPT, "egress": bpf_links.CGROUP_INET_EGRESS}
+_ENFORCE = {"setsockopt": bpf_links.CGROUP_SETSOCKOPT, "egress": bpf_links.CGROUP_INET_EGRESS}
 
 
 def new_identifier() -> str:
-    """An id that no guard has had."""
+    """A random id of eight hexadecimal digits."""
     return secrets.token_hex(4)
 
 
-# Onto it
+# Creating
 
 
 class Rules(NamedTuple):
-    """What a guard goes by: of a policy, flattened."""
+    """A policy as the maps hold it; ``flat`` as ``Policy.flatten`` returns it."""
 
     flat: Mapping[tuple[bytes, int], Reach]
     is_log_only: bool
@@ -62,7 +68,7 @@ class Rules(NamedTuple):
 
     @classmethod
     def of(cls, policy: Policy) -> Self:
-        """A policy's. Raises UsageError if it is beyond a limit."""
+        """Flatten a policy. Raises UsageError for a prefix with too many ports."""
         return cls(policy.flatten(), policy.is_log_only, policy.is_allowed_by_default)
 
 
@@ -70,28 +76,28 @@ def _attachments(directory: str) -> Sequence[Attachment]:
     there = set(programs.link_pins(directory))
     return [
         CgroupHook(directory, name, kind)
-        for name, kind in (_REDIRECT | _JUDGE).items()
+        for name, kind in (_REDIRECT | _ENFORCE).items()
         if name in there
     ]
 
 
 def _digest(directory: str) -> str:
-    return Tables(directory).about().digest
+    return Maps(directory).manifest().digest
 
 
 def _record(directory: str, digest: str) -> None:
-    tables = Tables(directory)
-    tables.write_about(replace(tables.about(), digest=digest))
+    maps = Maps(directory)
+    maps.write_manifest(replace(maps.manifest(), digest=digest))
 
 
 def _undo(directory: str) -> None:
-    """Remove the cgroups that were made for a guard."""
-    about = _about(directory)
-    if about is None:
+    """Remove the cgroups that were created for a guard."""
+    manifest = _manifest_of(directory)
+    if manifest is None:
         return
     for path, is_ours in (
-        (about.cgroup, about.is_cgroup_ours),
-        (about.proxy_cgroup, bool(about.proxy_cgroup)),
+        (manifest.cgroup, manifest.is_cgroup_ours),
+        (manifest.proxy_cgroup, bool(manifest.proxy_cgroup)),
     ):
         if is_ours:
             cgroups.remove(path, STORE.identifiers())
@@ -99,8 +105,8 @@ def _undo(directory: str) -> None:
 
 def _abandoned() -> Iterator[str]:
     for identifier in STORE.identifiers():
-        about = _about(STORE.directory(identifier))
-        if about is not None and is_abandoned(identifier, about):
+        manifest = _manifest_of(STORE.directory(identifier))
+        if manifest is not None and is_abandoned(identifier, manifest):
             yield identifier
 
 
@@ -116,73 +122,77 @@ SYSTEM = System(
 
 
 def install(
-    about: About, rules: Rules | None, start: Callable[[Tables, About], None], *, tells_all: bool
+    manifest: Manifest,
+    rules: Rules | None,
+    start: Callable[[Maps, Manifest], None],
+    *,
+    logs_all: bool,
 ) -> None:
-    """Make a guard and put it in force; the caller holds the lock.
+    """Create a guard and publish it; the caller holds the lock.
 
-    Without rules: for DNS alone; without ``tells_all`` only denials are emitted. ``start``
-    starts what answers its DNS, before the first program is attached. Raises Conflict if the
-    cgroup is guarded already, or another program forbids ours; then nothing is left.
+    Without ``rules`` the guard redirects DNS only. Without ``logs_all`` the programs emit denials
+    only. ``start`` starts the guard's DNS. Raises Conflict if the cgroup is guarded already, or if
+    another program forbids ours; then nothing is left.
     """
     for other in STORE.identifiers():
-        found = _about(STORE.directory(other))
-        if found is not None and found.cgroup_id == about.cgroup_id:
-            raise Conflict(f"{about.cgroup} is guarded already, by guard {other}")
-    hooks = _REDIRECT if rules is None else _REDIRECT | _JUDGE
-    about = replace(about, digest=programs.digest_of(SYSTEM))
+        found = _manifest_of(STORE.directory(other))
+        if found is not None and found.cgroup_id == manifest.cgroup_id:
+            raise Conflict(f"{manifest.cgroup} is guarded already, by guard {other}")
+    hooks = _REDIRECT if rules is None else _REDIRECT | _ENFORCE
+    manifest = replace(manifest, digest=programs.digest_of(SYSTEM))
 
     def prepare(directory: str) -> Generator[Attachment]:
-        tables = Tables(directory)
-        made = _make_cgroups(about)
-        tables.write_about(made)
-        _fill(tables, rules, tells_all=tells_all)
+        maps = Maps(directory)
+        complete = _create_cgroups(manifest)
+        maps.write_manifest(complete)
+        _fill(maps, rules, logs_all=logs_all)
         try:
-            start(tables, made)
-            _check_others(made.cgroup, hooks)
-            _take_in(made)
-            place = cgroup.open_directory(made.cgroup)
+            start(maps, complete)
+            _check_other_programs(complete.cgroup, hooks)
+            _move_inner_supervisors(complete)
+            place = cgroup.open_directory(complete.cgroup)
             try:
                 for name, kind in hooks.items():
                     yield CgroupHook(directory, name, kind, place)
             finally:
                 os.close(place)
         except BaseException:
-            tables.keeper().end()
+            maps.supervisor().end()
             raise
-        tables.directory = STORE.directory(about.id)
+        maps.directory = STORE.directory(manifest.id)
 
     sizes = {} if rules is None else {"prefixes": max(1, len(rules.flat))}
-    programs.install(SYSTEM, about.id, prepare, about, sizes)
+    programs.install(SYSTEM, manifest.id, prepare, manifest, sizes)
 
 
-def _make_cgroups(about: About) -> About:
-    if about.is_cgroup_ours:
-        cgroups.make(about.cgroup)
-    if about.proxy_cgroup:
-        cgroups.make(about.proxy_cgroup)
-    return replace(about, cgroup_id=cgroup.identifier(about.cgroup))
+def _create_cgroups(manifest: Manifest) -> Manifest:
+    if manifest.is_cgroup_ours:
+        cgroups.create(manifest.cgroup)
+    if manifest.proxy_cgroup:
+        cgroups.create(manifest.proxy_cgroup)
+    return replace(manifest, cgroup_id=cgroup.identifier(manifest.cgroup))
 
 
-def _fill(tables: Tables, rules: Rules | None, *, tells_all: bool) -> None:
+def _fill(maps: Maps, rules: Rules | None, *, logs_all: bool) -> None:
     flags = layout.REDIRECT_ONLY
     if rules is not None:
-        tables.write_prefixes(rules.flat)
+        maps.write_prefixes(rules.flat)
         flags = layout.LOG_ONLY if rules.is_log_only else 0
         if rules.is_allowed_by_default:
             flags |= layout.DEFAULT_ALLOW
-    if tells_all:
+    if logs_all:
         flags |= layout.TELL_ALL
-    tables.write_config(flags)
-    # Until it has a process of its own.
-    tables.write_keeper(Process.current())
-    tables.open_all()
+    maps.write_config(flags)
+    # A redirect keeps its creator; a supervisor replaces it.
+    maps.write_supervisor(Process.current())
+    maps.open_all()
 
 
-def _check_others(path: str, hooks: Mapping[str, int]) -> None:
-    """Raise Conflict if another program forbids ours, or would not run beside it.
+def _check_other_programs(path: str, hooks: Mapping[str, int]) -> None:
+    """Raise Conflict if another program forbids ours, or would be replaced by ours.
 
-    Without BPF_F_ALLOW_MULTI a program is alone on its cgroup, and below that cgroup either
-    no other may attach, or one that attaches takes its place.
+    A program without BPF_F_ALLOW_MULTI is alone on its cgroup. Below that cgroup no other program
+    may attach, or one that attaches replaces it.
     """
     for where in (path, *cgroup.ancestors(path)):
         place = cgroup.open_directory(where)
@@ -198,67 +208,70 @@ def _check_others(path: str, hooks: Mapping[str, int]) -> None:
             os.close(place)
 
 
-def is_gone(about: About) -> bool:
-    """Whether the guarded cgroup is gone; another one may have its name."""
+def is_gone(manifest: Manifest) -> bool:
+    """Whether the guarded cgroup was removed; another cgroup may have its path by now."""
     try:
-        return cgroup.identifier(about.cgroup) != about.cgroup_id
+        return cgroup.identifier(manifest.cgroup) != manifest.cgroup_id
     except NotFound:
         return True
 
 
-def is_abandoned(identifier: str, about: About) -> bool:
-    """Whether a guard is of no use to anybody."""
-    if is_gone(about):
+def is_abandoned(identifier: str, manifest: Manifest) -> bool:
+    """Whether a guard is of no use any more: no cgroup, or neither processes nor supervisor.
+
+    The second case is for cgroups that were created for the guard.
+    """
+    if is_gone(manifest):
         return True
-    if not about.is_cgroup_ours or cgroup.is_populated(about.cgroup):
+    if not manifest.is_cgroup_ours or cgroup.is_populated(manifest.cgroup):
         return False
     try:
-        return not Tables(STORE.directory(identifier)).keeper().is_alive()
+        return not Maps(STORE.directory(identifier)).supervisor().is_alive()
     except LayoutMismatch:
         return False
 
 
-# Others
+# Other guards
 
 
-def _about(directory: str) -> About | None:
-    """What a guard is; None if another version made it, or nobody has said it yet."""
+def _manifest_of(directory: str) -> Manifest | None:
+    """The manifest of a guard; None if it is of another layout, or was not written yet."""
     try:
-        return Tables(directory).about()
+        return Maps(directory).manifest()
     except (LayoutMismatch, NotFound):
         return None
 
 
 def has_guards_at(path: str) -> bool:
-    """Whether a cgroup, or one around it, is guarded; the caller holds the lock."""
+    """Whether a cgroup or an ancestor of it is guarded; the caller holds the lock."""
     here = {cgroup.identifier(each) for each in (path, *cgroup.ancestors(path))}
     return any(
-        about is not None and about.cgroup_id in here
-        for about in (_about(STORE.directory(each)) for each in STORE.identifiers())
+        manifest is not None and manifest.cgroup_id in here
+        for manifest in (_manifest_of(STORE.directory(each)) for each in STORE.identifiers())
     )
 
 
-def keeper_pids() -> set[int]:
-    """The ids of the processes that keep guards."""
+def supervisor_pids() -> set[int]:
+    """The pids of the supervisors of all guards."""
     found = set()
     for identifier in STORE.identifiers():
         with suppress(LayoutMismatch, NotFound):
-            process = Tables(STORE.directory(identifier)).keeper()
+            process = Maps(STORE.directory(identifier)).supervisor()
             if process.is_alive():
                 found.add(process.pid)
     return found
 
 
-def _take_in(outer: About) -> None:
-    """Let the guards within a new one ask through it.
+def _move_inner_supervisors(outer: Manifest) -> None:
+    """Move supervisors of guards inside a new one into it, so that they ask through it.
 
-    Else what they allow would be asked past it, and it would not know the addresses
-    when the packets come.
+    Otherwise their queries would bypass the new guard, which would then not admit the addresses
+    and deny the connections.
     """
     for identifier in STORE.identifiers():
-        tables = Tables(STORE.directory(identifier))
+        maps = Maps(STORE.directory(identifier))
         try:
-            inner, process = tables.about(), tables.keeper()
+            inner, process = maps.manifest(), maps.supervisor()
             is_inside = inner.cgroup_id != outer.cgroup_id and cgroups.is_within(
                 inner.cgroup, outer.cgroup
             )
@@ -269,8 +282,8 @@ def _take_in(outer: About) -> None:
                 and not cgroups.is_within(cgroup.of_process(process.pid), outer.cgroup)
             ):
                 beside = cgroups.proxy_in(os.path.dirname(inner.cgroup), identifier)
-                tables.write_about(replace(inner, proxy_cgroup=beside))
-                cgroups.make(beside)
+                maps.write_manifest(replace(inner, proxy_cgroup=beside))
+                cgroups.create(beside)
                 cgroup.move(process.pid, beside)
         except (LayoutMismatch, NotFound):
-            continue  # of another version, or it has ended meanwhile
+            continue  # of another layout, or ended in the meantime

@@ -1,471 +1,339 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Guards: made and taken away. What the command line and other programs call."""
+"""``Guard``: create, upgrade, read and remove guards."""
 
 from __future__ import annotations
 
-import asyncio
 import os
-import resource
 import signal
-import time
 from contextlib import ExitStack, contextmanager, suppress
-from stat import S_ISSOCK
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
-
-from msgspec.structs import replace
+from typing import TYPE_CHECKING
 
 from zfw_py.errors import LayoutMismatch, NotFound, UsageError, ZfwError
-from zfw_py.guard import background, cgroups, command, keeper, programs
-from zfw_py.guard.codec import Proxy as ProxyEntry
-from zfw_py.guard.dns.upstream import Server as Upstream
-from zfw_py.guard.dns.upstream import system_upstreams
-from zfw_py.guard.events import Teller
-from zfw_py.guard.keeper import Kept
-from zfw_py.guard.maps import STORE, About, NoGuards, Tables
+from zfw_py.guard import background, command, instance, listing, programs, supervisor
+from zfw_py.guard.codec import Proxy
+from zfw_py.guard.events import NO_EVENTS
+from zfw_py.guard.instance import new_manifest, remove_if_there, upstreams_of
+from zfw_py.guard.maps import STORE, Maps
 from zfw_py.guard.takeover import take_over
+from zfw_py.guard.target import GuardTarget
 from zfw_py.kernel import cgroup
-from zfw_py.kernel.process import inheritable_descriptors
-from zfw_py.lifecycle.programs import clear, collect, digest_of, locked, make_root, remove
+from zfw_py.lifecycle.programs import digest_of
 from zfw_py.values.prefix import mapped_address
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from zfw_py.guard.background import Background
-    from zfw_py.guard.events import Lines
+    from zfw_py.guard.events import EventSink
     from zfw_py.guard.foreign_sockets import ForeignSocket
     from zfw_py.guard.listeners import Listeners
+    from zfw_py.guard.listing import GuardStatus
+    from zfw_py.guard.maps import Manifest
     from zfw_py.guard.model import Policy
+    from zfw_py.guard.supervisor import GuardContext
+    from zfw_py.guard.takeover import Outputs
     from zfw_py.kernel.lock import Lock
     from zfw_py.values.endpoint import Server
 
-_Started = TypeVar("_Started")
 
+class Guard:
+    """One guard, by its id: programs, maps and a policy on one cgroup.
 
-class Target(NamedTuple):
-    """What is to be guarded: a cgroup, or with ``is_ours`` one that is to be made in it.
+        from zfw_py import Guard, GuardTarget, Policy
 
-    ``moved_pid`` is the process that is to be put there.
+        policy = Policy.parse(allow=["example.com:443"], block=["10.0.0.0/8"])
+        guard = Guard.attach(GuardTarget.of_cgroup("/sys/fs/cgroup/build"), policy)
+        print(guard.id, guard.status().decisions)
+        guard.detach()
+
+    The object holds nothing open, and several processes may use the same guard at once.
+    ``id``: eight hexadecimal digits. ``foreign_sockets``: sockets outside of the guard's reach
+    that processes of the cgroup held when ``attach`` or ``redirect`` created it. All methods need
+    root and raise ZfwError; one that fails has changed nothing.
     """
 
-    cgroup: str
-    is_ours: bool = False
-    moved_pid: int | None = None
+    def __init__(self, identifier: str, foreign_sockets: Sequence[ForeignSocket] = ()) -> None:
+        """A guard that exists; the first method that is called raises NotFound if it does not."""
+        self.id = identifier
+        self.foreign_sockets = list(foreign_sockets)
+
+    # Creating
+
+    @classmethod
+    def attach(cls, target: GuardTarget, policy: Policy, sink: EventSink = NO_EVENTS) -> Guard:
+        """Guard a cgroup. A supervisor in the background answers its DNS and logs its events.
+
+        ``sink`` is called in the supervisor. If a guard of another build of zfw has the same
+        cgroup and policy, that one is upgraded instead. Raises NotFound, Conflict if the cgroup
+        is guarded already or another program forbids ours, UsageError, KernelError,
+        VerifierError.
+        """
+        older = _of_another_build(target, policy)
+        if older is not None and take_over(older, lambda _: sink):
+            return cls(older)
+        upstreams = upstreams_of(policy)
+        manifest = new_manifest("attach", target, upstreams, policy)
+        start = _supervisor_of(target, has_stderr=False)
+        with instance.created(manifest, policy, upstreams, sink, start) as (context, process):
+            guard = _occupied(target, context.manifest)
+            process.release()
+            return guard
+
+    @staticmethod
+    def attach_in_foreground(
+        target: GuardTarget, policy: Policy, sink: EventSink, on_ready: Callable[[Guard], None]
+    ) -> None:
+        """Guard a cgroup, with the calling process as the supervisor, until a signal.
+
+        SIGINT, SIGTERM and SIGHUP remove the guard. ``on_ready`` is called once it is in force.
+        Raises as ``attach``.
+        """
+        upstreams = upstreams_of(policy)
+        manifest = new_manifest("attach", target, upstreams, policy)
+        here = cgroup.of_process(os.getpid())
+        with ExitStack() as at_end:
+
+            def start(context: GuardContext, _: Lock) -> list[Listeners]:
+                at_end.callback(_move_back, here)
+                opened = _open_sockets(context, target)
+                for each in opened:
+                    at_end.callback(each.close)
+                return opened
+
+            with instance.created(manifest, policy, upstreams, sink, start) as (context, opened):
+                guard = _occupied(target, context.manifest)
+                supervisor.supervise(context, opened, lambda: on_ready(guard), _end_signals())
+            remove_if_there(manifest.id)
+
+    @classmethod
+    def redirect(cls, target: GuardTarget, servers: Sequence[Server]) -> Guard:
+        """Send a cgroup's DNS queries to these servers, at most one a family; no policy.
+
+        No process stays. Queries to a server of a family without one are denied. Raises as
+        ``attach``.
+        """
+        with _redirected(target, servers, NO_EVENTS) as (_, guard):
+            return guard
+
+    @staticmethod
+    def redirect_in_foreground(
+        target: GuardTarget,
+        servers: Sequence[Server],
+        sink: EventSink,
+        on_ready: Callable[[Guard], None],
+    ) -> None:
+        """Redirect a cgroup's DNS and log each redirect, until a signal removes the guard."""
+        with _redirected(target, servers, sink) as (context, guard):
+            supervisor.supervise(context, [], lambda: on_ready(guard), _end_signals())
+        remove_if_there(guard.id)
+
+    @staticmethod
+    def run(
+        arguments: Sequence[str],
+        policy: Policy,
+        sink: EventSink,
+        warn: Callable[[str], None],
+        user: command.User | None = None,
+    ) -> int:
+        """Run a command that is guarded from its first instruction; its waitpid(2) status.
+
+        Processes that the command leaves running stay guarded; the supervisor removes the guard
+        after the last of them. ``sink`` is called in the supervisor, ``warn`` in this process.
+        Raises command.NotStarted, and as ``attach``.
+        """
+        target = GuardTarget(cgroup.of_process(os.getpid()), is_created=True)
+        upstreams = upstreams_of(policy)
+        manifest = new_manifest("run", target, upstreams, policy, sink.lines)
+        start = _supervisor_of(target, has_stderr=True)
+        with ExitStack() as running:
+            with instance.created(manifest, policy, upstreams, sink, start) as (_, process):
+                for foreign in _inherited_sockets(manifest.cgroup):
+                    warn(f"{foreign}; the command inherits it")
+
+                def on_child() -> None:
+                    if process.has_just_ended() and _lacks_supervisor(manifest.id):
+                        warn("the guard's process has ended: DNS fails from now on")
+
+                status = running.enter_context(
+                    command.run(arguments, manifest.cgroup, user, on_child)
+                )
+            # From here on an error must not remove the guard from processes that are in it.
+            try:
+                _remove_if_empty(manifest, warn)
+            except ZfwError as error:
+                # Not raised: the status is the command's.
+                warn(f"guard {manifest.id} was not removed: {error}")
+            process.release()
+        return status
+
+    # Reading
+
+    def status(self) -> GuardStatus:
+        """The state of this guard. Raises NotFound, LayoutMismatch."""
+        return listing.status(self.id)
+
+    @staticmethod
+    def all() -> tuple[list[GuardStatus], list[LayoutMismatch]]:
+        """All guards of the machine, the oldest first; an error for each of another layout."""
+        return listing.guards()
+
+    # Changing and removing
+
+    def upgrade(self, sink_of: Callable[[Outputs], EventSink] = lambda _: NO_EVENTS) -> bool:
+        """Exchange programs and supervisor of another build for this build's, while in use.
+
+        False if they are this build's. Policy, counters and resolved addresses stay. ``sink_of``
+        is called in the new supervisor with the outputs of the old one. Raises NotFound,
+        LayoutMismatch, Conflict for a guard in the foreground, KernelError, VerifierError.
+        """
+        return take_over(self.id, sink_of)
+
+    def detach(self) -> None:
+        """Remove the guard: programs, maps, supervisor, and the cgroups created for it.
+
+        Its processes run on, unguarded. Raises NotFound, LayoutMismatch.
+        """
+        instance.remove(self.id)
+
+    @staticmethod
+    def detach_all() -> tuple[list[str], list[LayoutMismatch]]:
+        """Remove all guards; the ids of those removed, and an error for each of another layout."""
+        removed, errors = [], []
+        for identifier in sorted(STORE.identifiers()):
+            try:
+                instance.remove(identifier)
+                removed.append(identifier)
+            except NotFound:
+                continue  # another process has removed it
+            except LayoutMismatch as error:
+                errors.append(error)
+        return removed, errors
 
 
-class Made(NamedTuple):
-    """A guard that is in force, and the sockets in it that it does not reach."""
-
-    id: str
-    cgroup: str
-    foreign: list[ForeignSocket]
+# The supervisor
 
 
-def of_cgroup(path: str) -> Target:
-    """A cgroup by its path. Raises NotFound, UsageError."""
-    resolved = cgroup.resolve(path)
-    if cgroup.is_root(resolved):
-        raise UsageError(f"{path}: the root cgroup is everybody's, and is not guarded")
-    return Target(resolved)
-
-
-def of_process(pid: int, *, is_moved: bool) -> Target:
-    """The cgroup of a process, or with ``is_moved`` one of its own.
-
-    Raises NotFound, and UsageError for a process in the root cgroup.
-    """
-    path = cgroup.of_process(pid)
-    if is_moved:
-        return Target(path, is_ours=True, moved_pid=pid)
-    if cgroup.is_root(path):
-        raise UsageError(
-            f"process {pid} is in the root cgroup, which is everybody's",
-            hint="--move puts it into a cgroup of its own",
-        )
-    return Target(path)
-
-
-# Making
-
-
-@contextmanager
-def _made(
-    about: About,
-    policy: Policy | None,
-    upstreams: list[Upstream],
-    teller: Teller,
-    start: Callable[[Kept, Lock], _Started],
-) -> Iterator[tuple[Kept, _Started]]:
-    """Put a guard in force; should the body fail, take it away again.
-
-    ``start`` gets going what answers its DNS, before anything is redirected there.
-    """
-    # Of many prefixes it takes long, and others may want the lock.
-    rules = None if policy is None else programs.Rules.of(policy)
-    make_root(STORE)
-    background.fill_stdio()
-    made: list[tuple[Kept, _Started]] = []
-    try:
-        with locked(STORE, is_exclusive=True) as lock:
-            collect(programs.SYSTEM)
-
-            def begin(tables: Tables, about: About) -> None:
-                kept = Kept(tables, about, policy, upstreams, teller)
-                made.append((kept, start(kept, lock)))
-
-            programs.install(_beside(about), rules, begin, tells_all=teller.has_all)
-        yield made[0]
-    except BaseException:
-        _forget(about.id)
-        raise
-
-
-def _about(
-    kind: str,
-    target: Target,
-    servers: Iterable[object],
-    policy: Policy | None = None,
-    lines: Lines = "none",
-) -> About:
-    identifier = programs.new_identifier()
-    path = target.cgroup
-    if target.is_ours:
-        path = cgroups.guarded_in(path, identifier)
-    return About(
-        id=identifier,
-        kind=kind,
-        cgroup=path,
-        cgroup_id=0 if target.is_ours else cgroup.identifier(path),
-        is_cgroup_ours=target.is_ours,
-        proxy_cgroup="",
-        created=time.time(),
-        servers=[str(server) for server in servers],
-        policy={} if policy is None else policy.as_object(),
-        lines=lines,
-    )
-
-
-def _beside(about: About) -> About:
-    """A guard whose process would be where it must not be has a cgroup for it.
-
-    In what is guarded, its own questions would come back to it. And outside of guards
-    around this one, what they allow would be asked past them, and they would not know
-    the addresses when the packets come.
-    """
-    if about.kind != "attach":
-        return about  # a redirect asks nobody, and a command's guard is made where it has to be
-    if about.is_cgroup_ours:
-        above: str | None = os.path.dirname(about.cgroup)
-        is_inside = False
-    else:
-        above = cgroup.parent(about.cgroup)
-        is_inside = cgroups.is_within(cgroup.of_process(os.getpid()), about.cgroup)
-    if not is_inside and (above is None or not programs.has_guards_at(above)):
-        return about
-    if above is None:
-        raise UsageError(
-            f"{about.cgroup}: zfw is in it, and the cgroup around it cannot be seen from here"
-        )
-    return replace(about, proxy_cgroup=cgroups.proxy_in(above, about.id))
-
-
-def _upstreams(policy: Policy) -> list[Upstream]:
-    if not policy.dns_upstreams:
-        return system_upstreams()
-    return [Upstream(server.address_text, server.port) for server in policy.dns_upstreams]
-
-
-def _open(kept: Kept, target: Target) -> list[Listeners]:
-    """Be where the guard's process has to be, and open its sockets for those who will ask."""
-    if kept.about.proxy_cgroup:
-        cgroup.move(os.getpid(), kept.about.proxy_cgroup)
+def _open_sockets(context: GuardContext, target: GuardTarget) -> list[Listeners]:
+    """Move to the supervisor's cgroup, and open sockets in the namespaces of the clients."""
+    if context.manifest.proxy_cgroup:
+        cgroup.move(os.getpid(), context.manifest.proxy_cgroup)
     if target.moved_pid is not None:
-        return keeper.open_sockets(kept, [target.moved_pid])
-    return keeper.open_sockets(kept, cgroup.processes(kept.about.cgroup, is_recursive=True))
+        return supervisor.open_sockets(context, [target.moved_pid])
+    pids = cgroup.processes(context.manifest.cgroup, is_recursive=True)
+    return supervisor.open_sockets(context, pids)
 
 
-def _start(kept: Kept, lock: Lock, target: Target, *, has_stderr: bool) -> Background:
-    """Start the guard's process. The terminal's signals are not for it."""
+def _supervisor_of(
+    target: GuardTarget, *, has_stderr: bool
+) -> Callable[[GuardContext, Lock], Background]:
+    """A function that starts a supervisor in the background."""
 
-    def body(ready: Callable[[], None], maker: int) -> None:
-        # A question takes a descriptor, and a network namespace ten.
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        _keep(kept, _open(kept, target), ready, [signal.SIGTERM], maker)
+    def start(context: GuardContext, lock: Lock) -> Background:
+        def body(ready: Callable[[], None], creator: int) -> None:
+            opened = _open_sockets(context, target)
+            supervisor.supervise(context, opened, ready, [signal.SIGTERM], creator)
 
-    # Who holds its descriptor holds the lock.
-    return background.start(body, has_stderr=has_stderr, closes=[lock.fileno()])
+        # A process with a copy of the lock's descriptor would hold the lock.
+        return background.start(body, has_stderr=has_stderr, closes=[lock.fileno()])
 
-
-def _keep(
-    kept: Kept,
-    opened: list[Listeners],
-    ready: Callable[[], None],
-    stops: Iterable[signal.Signals],
-    maker: int | None = None,
-) -> None:
-    if asyncio.run(keeper.keep(kept, opened, ready, stops, maker)):
-        keeper.remove_guard(kept.about.id)
+    return start
 
 
-def _entered(target: Target, about: About) -> Made:
-    """Let the process in that is to be moved, and look at what those within hold already."""
-    if target.moved_pid is not None:
-        cgroup.move(target.moved_pid, about.cgroup)
-    # Netlink takes 150 ms to import, and a command has nobody to look at.
-    from zfw_py.guard.foreign_sockets import foreign_sockets
-
-    # The processes of guards within have sockets from elsewhere, and have to.
-    keepers = programs.keeper_pids()
-    pids = [pid for pid in cgroup.processes(about.cgroup, is_recursive=True) if pid not in keepers]
-    return Made(about.id, about.cgroup, foreign_sockets(pids, about.cgroup))
+def _lacks_supervisor(identifier: str) -> bool:
+    """Whether a guard is there without a supervisor; an upgrade may have exchanged it."""
+    with suppress(LayoutMismatch, NotFound):
+        return not Maps(STORE.directory(identifier)).supervisor().is_alive()
+    return False
 
 
-def attach(target: Target, policy: Policy, teller: Teller) -> Made:
-    """Guard a cgroup; a process in the background answers its DNS and tells what is decided.
-
-    ``teller`` is called there. Raises NotFound, Conflict, UsageError, KernelError; then
-    nothing is changed.
-    """
-    older = _older(target, policy)
-    if older is not None and take_over(older.id, lambda _: teller):
-        return Made(older.id, older.cgroup, [])
-    upstreams = _upstreams(policy)
-    about = _about("attach", target, upstreams, policy)
-    with _made(
-        about,
-        policy,
-        upstreams,
-        teller,
-        lambda kept, lock: _start(kept, lock, target, has_stderr=False),
-    ) as (kept, keeping):
-        made = _entered(target, kept.about)
-        keeping.let_go()
-        return made
-
-
-def _older(target: Target, policy: Policy) -> About | None:
-    """A guard of the same target and policy that another build of zfw made."""
-    if target.is_ours:
-        return None
-    wanted = cgroup.identifier(target.cgroup)
-    for identifier in STORE.identifiers():
-        with suppress(LayoutMismatch, NotFound):
-            about = Tables(STORE.directory(identifier)).about()
-            if (about.cgroup_id, about.kind, about.policy) == (
-                wanted,
-                "attach",
-                policy.as_object(),
-            ) and about.digest != digest_of(programs.SYSTEM):
-                return about
-    return None
-
-
-def attach_here(
-    target: Target,
-    policy: Policy,
-    teller: Teller,
-    on_made: Callable[[Made], None],
-) -> None:
-    """The same in the foreground: until SIGINT, SIGTERM or SIGHUP, and then it is taken away."""
-    upstreams = _upstreams(policy)
-    about = _about("attach", target, upstreams, policy)
-    here = cgroup.of_process(os.getpid())
-    with ExitStack() as at_end:
-
-        def open_here(kept: Kept, _: Lock) -> list[Listeners]:
-            at_end.callback(_go_back, here)
-            opened = _open(kept, target)
-            for each in opened:
-                at_end.callback(each.close)
-            return opened
-
-        with _made(about, policy, upstreams, teller, open_here) as (kept, opened):
-            made = _entered(target, kept.about)
-            _keep(kept, opened, lambda: on_made(made), _ends())
-        _forget(about.id)
-
-
-def _go_back(path: str) -> None:
+def _move_back(path: str) -> None:
     if cgroup.of_process(os.getpid()) != path:
         with suppress(NotFound):
             cgroup.move(os.getpid(), path)
 
 
-def _ends() -> list[signal.Signals]:
-    """The signals that end what is in the foreground; nohup(1) and others ignore some for it."""
+def _end_signals() -> list[signal.Signals]:
+    """The signals that end a guard in the foreground, without those that nohup(1) ignores."""
     several = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     return [each for each in several if signal.getsignal(each) != signal.SIG_IGN]
 
 
-def _redirect_entry(servers: Sequence[Server]) -> ProxyEntry:
+# Creating
+
+
+def _occupied(target: GuardTarget, manifest: Manifest) -> Guard:
+    """Move the target's process in, and look for sockets that processes hold from elsewhere."""
+    if target.moved_pid is not None:
+        cgroup.move(target.moved_pid, manifest.cgroup)
+    # Imported here: pyroute2 takes 150 ms, which `run` does not need.
+    from zfw_py.guard.foreign_sockets import foreign_sockets
+
+    # Supervisors of nested guards hold sockets from other cgroups by design.
+    supervisors = programs.supervisor_pids()
+    pids = cgroup.processes(manifest.cgroup, is_recursive=True)
+    pids = [pid for pid in pids if pid not in supervisors]
+    return Guard(manifest.id, foreign_sockets(pids, manifest.cgroup))
+
+
+def _of_another_build(target: GuardTarget, policy: Policy) -> str | None:
+    """The id of a guard of the same cgroup and policy that another build of zfw created."""
+    if target.is_created:
+        return None
+    wanted = (cgroup.identifier(target.cgroup), "attach", policy.as_object())
+    for identifier in STORE.identifiers():
+        with suppress(LayoutMismatch, NotFound):
+            manifest = Maps(STORE.directory(identifier)).manifest()
+            found = (manifest.cgroup_id, manifest.kind, manifest.policy)
+            if found == wanted and manifest.digest != digest_of(programs.SYSTEM):
+                return identifier
+    return None
+
+
+def _proxy_of(servers: Sequence[Server]) -> Proxy:
     fields: dict[str, bytes | tuple[int, ...]] = {}
     for server in servers:
         if f"ipv{server.family}" in fields:
             raise UsageError(f"--dns-to: two servers of one family: {server}")
         fields[f"ipv{server.family}"] = mapped_address(server.family, server.address)
         fields[f"ipv{server.family}_ports"] = (server.port,)
-    return ProxyEntry(**fields)  # type: ignore[arg-type]
+    return Proxy(**fields)  # type: ignore[arg-type]
 
 
 @contextmanager
 def _redirected(
-    target: Target, servers: Sequence[Server], teller: Teller
-) -> Iterator[tuple[Kept, Made]]:
-    entry = _redirect_entry(servers)
-    about = _about("redirect", target, servers)
-    with _made(about, None, [], teller, lambda kept, _: kept.tables.write_proxy(0, entry)) as (
-        kept,
-        _,
-    ):
-        yield kept, _entered(target, kept.about)
+    target: GuardTarget, servers: Sequence[Server], sink: EventSink
+) -> Iterator[tuple[GuardContext, Guard]]:
+    proxy = _proxy_of(servers)
+    manifest = new_manifest("redirect", target, servers)
 
+    def start(context: GuardContext, _: Lock) -> None:
+        context.maps.write_proxy(0, proxy)
 
-def redirect(target: Target, servers: Sequence[Server]) -> Made:
-    """Send a cgroup's DNS to servers of the user's, one a family. Nothing has to be kept.
-
-    DNS of a family without a server is refused.
-    """
-    with _redirected(target, servers, Teller(lambda _: None, has_all=False)) as (_, made):
-        return made
-
-
-def redirect_here(
-    target: Target,
-    servers: Sequence[Server],
-    teller: Teller,
-    on_made: Callable[[Made], None],
-) -> None:
-    """The same in the foreground: tells what is redirected until a signal takes it away."""
-    with _redirected(target, servers, teller) as (kept, made):
-        _keep(kept, [], lambda: on_made(made), _ends())
-    _forget(made.id)
+    with instance.created(manifest, None, [], sink, start) as (context, _):
+        yield context, _occupied(target, context.manifest)
 
 
 # Running a command
 
 
-def run(
-    arguments: Sequence[str],
-    policy: Policy,
-    teller: Teller,
-    note: Callable[[str], None],
-    user: command.User | None = None,
-) -> int:
-    """Run a command that is guarded from its first instruction; what waitpid(2) says of it.
-
-    What it leaves running stays guarded; a process in the background keeps the guard
-    until the last of it has ended. ``teller`` is called there, ``note`` here, with
-    what a user should know. Raises command.NotStarted and as ``attach`` does.
-    """
-    target = Target(cgroup.of_process(os.getpid()), is_ours=True)
-    upstreams = _upstreams(policy)
-    with ExitStack() as running:
-        with _made(
-            _about("run", target, upstreams, policy, teller.lines),
-            policy,
-            upstreams,
-            teller,
-            lambda kept, lock: _start(kept, lock, target, has_stderr=True),
-        ) as (kept, keeping):
-            about = kept.about
-            for foreign in _inherited(about.cgroup):
-                note(f"{foreign}; the command inherits it")
-
-            def on_child() -> None:
-                if keeping.has_just_ended() and _has_no_process(about.id):
-                    note("the guard's process has ended: DNS fails from now on")
-
-            status = running.enter_context(command.run(arguments, about.cgroup, user, on_child))
-        # From here on the guard is not to be taken away from those who are in it.
-        try:
-            _leave(about, note)
-        except ZfwError as error:
-            # The status is the command's.
-            note(f"guard {about.id} is not taken away: {error}")
-        keeping.let_go()
-    return status
-
-
-def _has_no_process(identifier: str) -> bool:
-    """Whether a guard is there and its process is not; another build's may have its place."""
-    with suppress(LayoutMismatch, NotFound):
-        return not Tables(STORE.directory(identifier)).keeper().is_alive()
-    return False
-
-
-def _leave(about: About, note: Callable[[str], None]) -> None:
+def _remove_if_empty(manifest: Manifest, warn: Callable[[str], None]) -> None:
     try:
-        left = len(cgroup.processes(about.cgroup, is_recursive=True))
+        left = len(cgroup.processes(manifest.cgroup, is_recursive=True))
     except NotFound:
         left = 0
     if left:
         count = f"{left} process{'es' * (left != 1)}"
-        note(f"guard {about.id} stays for {count} that the command has left running")
+        warn(f"guard {manifest.id} stays for {count} that the command has left running")
     else:
-        _forget(about.id)
+        remove_if_there(manifest.id)
 
 
-def _inherited(path: str) -> list[ForeignSocket]:
-    """Sockets that a command gets from us, such as a stdin that is one."""
-    handed_on = _inheritable_sockets()
-    if not handed_on:
+def _inherited_sockets(path: str) -> list[ForeignSocket]:
+    """Sockets that a command inherits from this process, such as a stdin that is a socket."""
+    inodes = command.inheritable_sockets()
+    if not inodes:
         return []
     from zfw_py.guard.foreign_sockets import foreign_sockets
 
     held = foreign_sockets([os.getpid()], path)
-    return [foreign for foreign in held if foreign.socket.inode in handed_on]
-
-
-def _inheritable_sockets() -> set[int]:
-    """The inode numbers of sockets that stay open in the command that is executed."""
-    opened = map(os.fstat, inheritable_descriptors())
-    return {status.st_ino for status in opened if S_ISSOCK(status.st_mode)}
-
-
-# Taking away
-
-
-def _forget(identifier: str) -> None:
-    """Take a guard away, if nobody else has done so."""
-    with suppress(NotFound):
-        detach(identifier)
-
-
-def detach(identifier: str) -> None:
-    """Take a guard away: programs, rules, its process, and the cgroup if it was made for it.
-
-    Raises NotFound, LayoutMismatch if another version made it.
-    """
-    directory = STORE.directory(identifier)
-    missing = NotFound(f"no such guard: {identifier}")
-    try:
-        with locked(STORE, is_exclusive=True):
-            if not os.path.isdir(directory):
-                raise missing
-            tables = Tables(directory)
-            tables.config()
-            process = tables.keeper()
-            clear(programs.SYSTEM)
-            remove(programs.SYSTEM, identifier)
-    except NoGuards:
-        raise missing from None
-    # Not with the lock: its process may want it too, to take itself away.
-    process.end()
-
-
-def detach_all() -> tuple[list[str], list[LayoutMismatch]]:
-    """Take all guards away: the ids of those that are, and what is to be said of the others.
-
-    Raises PermissionDenied.
-    """
-    gone, foreign = [], []
-    for identifier in sorted(STORE.identifiers()):
-        try:
-            detach(identifier)
-            gone.append(identifier)
-        except NotFound:
-            continue  # somebody else did
-        except LayoutMismatch as error:
-            foreign.append(error)
-    return gone, foreign
+    return [foreign for foreign in held if foreign.socket.inode in inodes]

@@ -15,10 +15,9 @@ import pytest
 
 from tests.guard.support.world import UNNAMED, UPSTREAM, UPSTREAM6
 from tests.support.command import ZFW
-from zfw_py.guard import layout
-from zfw_py.guard import service as guard
+from zfw_py.guard import instance, layout
 from zfw_py.guard.codec import ZERO, Config
-from zfw_py.guard.maps import STORE, Tables
+from zfw_py.guard.maps import STORE, Maps
 from zfw_py.kernel import bpf_maps
 
 if TYPE_CHECKING:
@@ -31,8 +30,8 @@ def _no_guard(monkeypatch: pytest.MonkeyPatch) -> None:
     def entered(*_: object, **__: object) -> None:
         pytest.fail("a guard is made")
 
-    monkeypatch.setattr(guard, "make_root", entered)
-    monkeypatch.setattr(guard, "locked", entered)
+    monkeypatch.setattr(instance, "make_root", entered)
+    monkeypatch.setattr(instance, "locked", entered)
 
 
 # Bad input
@@ -82,7 +81,7 @@ TRY = "Try 'zfw guard {} --help'."
         (
             "run --block example.com:53 true",
             2,
-            "--block: a block is for all ports, and names none: 'example.com:53'",
+            "--block: a block is for all ports, and takes no port: 'example.com:53'",
         ),
         (
             "run --dns-upstream dns.example true",
@@ -313,8 +312,8 @@ HINT = "hint: that version's zfw guard detach removes it, or rm -r {}\n"
 
 def of_other_version(identifier: str) -> str:
     """Make a guard one of another version; what is said of it."""
-    tables = Tables(f"{STORE.root}/{identifier}")
-    tables.map("config").update(ZERO, Config(layout.ABI_VERSION + 1, 0).encode())
+    maps = Maps(f"{STORE.root}/{identifier}")
+    maps.map("config").update(ZERO, Config(layout.ABI_VERSION + 1, 0).encode())
     place = f"{STORE.root}/{identifier}"
     what = f"{place}/config is of another version of zfw: version {layout.ABI_VERSION + 1}"
     return f"zfw: {what}\n{HINT.format(place)}"

@@ -22,12 +22,12 @@ from tests.firewall.support.reference import ETHERTYPE_IPV6
 from tests.firewall.support.tracked import TCP
 from tests.guard.support.packets import Leaving, random_packet
 from tests.guard.support.reference import DENIALS, Decision, Rules, Socket, decide_packet
-from tests.guard.support.rules import packed, policy_of, proxy_of, random_rules, write_learnt
+from tests.guard.support.rules import packed, policy_of, proxy_of, random_rules, write_resolved
 from tests.support.seeds import new_seeds
 from zfw_py.guard import layout
 from zfw_py.guard.codec import DENIALS as CODEC_DENIALS
-from zfw_py.guard.codec import Event, asker_key
-from zfw_py.guard.maps import STORE, Tables
+from zfw_py.guard.codec import Event, client_key
+from zfw_py.guard.maps import STORE, Maps
 from zfw_py.guard.programs import SYSTEM
 from zfw_py.kernel import bpf_maps, bpf_run, cgroup
 from zfw_py.kernel.libbpf import BpfObject, RingBuffer
@@ -74,7 +74,7 @@ class Answer(NamedTuple):
     reasons: Counter[str]
     is_passed: bool
     told: list[Told]
-    is_asker_known: bool
+    is_client_known: bool
 
 
 def test_program_and_model_know_the_same_reasons() -> None:
@@ -102,8 +102,8 @@ def _compare(network: Network, seed: int, count: int) -> Counter[str]:
     for _ in range(POLICIES_PER_SEED):
         rules = random_rules(rng)
         mismatches = []
-        tells_all = rng.choice((True, True, False))
-        with _judge(rng, rules, tells_all=tells_all) as judge:
+        logs_all = rng.choice((True, True, False))
+        with _judge(rng, rules, logs_all=logs_all) as judge:
             for _ in range(max(count // POLICIES_PER_SEED, 1)):
                 leaving = random_packet(rng, rules)
                 while not is_testable(ethernet(leaving.packet, leaving.ethertype)):
@@ -111,7 +111,7 @@ def _compare(network: Network, seed: int, count: int) -> Counter[str]:
                 # Packets to loopback leave by loopback, those that are no martians.
                 ifindex = rng.choice((_LOOPBACK, _LOOPBACK, outside))
                 repeat = rng.choice((1, 1, 2, 3))
-                wanted, decisions = _expected(leaving, rules, ifindex, repeat, tells_all=tells_all)
+                wanted, decisions = _expected(leaving, rules, ifindex, repeat, logs_all=logs_all)
                 got = judge.ask(leaving, ifindex, repeat, decisions[0])
                 seen.update(wanted.reasons)
                 if got != wanted:
@@ -130,7 +130,7 @@ def _compare(network: Network, seed: int, count: int) -> Counter[str]:
 
 
 def _expected(
-    leaving: Leaving, rules: Rules, ifindex: int, repeat: int, *, tells_all: bool
+    leaving: Leaving, rules: Rules, ifindex: int, repeat: int, *, logs_all: bool
 ) -> tuple[Answer, list[Decision]]:
     used = Socket("older")  # for it was never made
     decisions = [
@@ -143,7 +143,7 @@ def _expected(
     for one in decisions:
         # What is allowed is told of once, and of a connection when it is begun.
         is_told = one.reason in DENIALS or (
-            tells_all and one.reason not in ("proxy", "socket") and one.protocol != TCP
+            logs_all and one.reason not in ("proxy", "socket") and one.protocol != TCP
         )
         if not is_told or (told and told[-1].reason == one.reason):
             continue
@@ -162,7 +162,7 @@ def _expected(
         reasons=Counter(one.reason for one in decisions),
         is_passed=rules.lets(decisions[-1].reason),
         told=told,
-        is_asker_known=decisions[0].reason == "proxy",
+        is_client_known=decisions[0].reason == "proxy",
     )
     return answer, decisions
 
@@ -170,9 +170,9 @@ def _expected(
 class _Judge:
     """The program, loaded with a policy and attached to nothing."""
 
-    def __init__(self, program: int, tables: Tables, ring: RingBuffer, events: list[Event]) -> None:
+    def __init__(self, program: int, maps: Maps, ring: RingBuffer, events: list[Event]) -> None:
         self._program = program
-        self._tables = tables
+        self._maps = maps
         self._ring = ring
         self._events = events
         self._seen: Counter[str] = Counter()
@@ -184,14 +184,14 @@ class _Judge:
         struct.pack_into("=I", context, _IFINDEX, ifindex)
         frame = ethernet(leaving.packet, leaving.ethertype)
         result = bpf_run.run(self._program, frame, bytes(context), repeat=repeat).returned
-        counts = self._tables.decisions()
+        counts = self._maps.decisions()
         assert set(counts) == {"egress"}
         reasons = Counter(counts["egress"]) - self._seen
         self._seen = Counter(counts["egress"])
         self._ring.consume()
         told = [self._told(event) for event in self._events]
         self._events.clear()
-        is_known = self._is_asker_known(model, is_ipv6=leaving.ethertype == ETHERTYPE_IPV6)
+        is_known = self._is_client_known(model, is_ipv6=leaving.ethertype == ETHERTYPE_IPV6)
         return Answer(reasons, bool(result), told, is_known)
 
     def _told(self, event: Event) -> Told:
@@ -208,19 +208,19 @@ class _Judge:
             event.is_log_only,
         )
 
-    def _is_asker_known(self, model: Decision, *, is_ipv6: bool) -> bool:
-        asker = self._tables.asker(0, model.source_port, model.protocol, is_ipv6=is_ipv6)
-        if asker is None:
+    def _is_client_known(self, model: Decision, *, is_ipv6: bool) -> bool:
+        client = self._maps.client(0, model.source_port, model.protocol, is_ipv6=is_ipv6)
+        if client is None:
             return False
-        assert asker.cgroup == self._cgroup
+        assert client.cgroup == self._cgroup
         # Another packet may have its source port.
-        key = asker_key(0, model.source_port, model.protocol, is_ipv6=is_ipv6)
-        assert self._tables.map("askers").delete(key)
+        key = client_key(0, model.source_port, model.protocol, is_ipv6=is_ipv6)
+        assert self._maps.map("askers").delete(key)
         return True
 
 
 @contextmanager
-def _judge(rng: Random, rules: Rules, *, tells_all: bool) -> Iterator[_Judge]:
+def _judge(rng: Random, rules: Rules, *, logs_all: bool) -> Iterator[_Judge]:
     policy = policy_of(rng, rules)
     make_root(STORE)
     directory = STORE.new_directory()
@@ -231,20 +231,20 @@ def _judge(rng: Random, rules: Rules, *, tells_all: bool) -> Iterator[_Judge]:
             loaded.load()
             for name, fd in loaded.maps().items():
                 bpf_maps.pin(fd, f"{directory}/{name}")
-            tables = Tables(directory)
-            tables.write_prefixes(policy.flatten())
+            maps = Maps(directory)
+            maps.write_prefixes(policy.flatten())
             flags = layout.LOG_ONLY * policy.is_log_only
             flags |= layout.DEFAULT_ALLOW * policy.is_allowed_by_default
-            flags |= layout.TELL_ALL * tells_all
-            tables.write_config(flags)
-            tables.write_proxy(0, proxy_of(rules))
-            write_learnt(tables.map("learnt"), rules)
+            flags |= layout.TELL_ALL * logs_all
+            maps.write_config(flags)
+            maps.write_proxy(0, proxy_of(rules))
+            write_resolved(maps.map("learnt"), rules)
 
             def take(data: bytes) -> None:
                 events.append(Event.decode(data))
 
-            with RingBuffer(tables.map("events").fd, take) as ring:
-                yield _Judge(loaded.programs()["egress"], tables, ring, events)
-            assert tables.lost() == 0
+            with RingBuffer(maps.map("events").fd, take) as ring:
+                yield _Judge(loaded.programs()["egress"], maps, ring, events)
+            assert maps.lost() == 0
     finally:
         remove_directory(directory)

@@ -75,7 +75,7 @@ def test_a_cgroup_may_be_named_in_other_ways(world: World, service: Path) -> Non
     for path in (f"{service}/../service/", f"{world.folder}/link"):
         identifier = attach(world, "--cgroup", path)
         [status], _ = listing.guards()
-        assert status.about.cgroup == str(service)
+        assert status.manifest.cgroup == str(service)
         detach(world, identifier)
 
 
@@ -84,7 +84,7 @@ def test_the_cgroup_of_a_process(world: World, service: Path) -> None:
         assert wait_until(lambda: cgroup.of_process(pid) == str(service))
         identifier = attach(world, "--pid", str(pid))
         [status], _ = listing.guards()
-        assert (status.about.cgroup, status.processes) == (str(service), 1)
+        assert (status.manifest.cgroup, status.processes) == (str(service), 1)
         assert not knows(world, service, "other")
         detach(world, identifier)
 
@@ -100,9 +100,9 @@ getent hosts other.example || echo unknown
     identifier, *lines = done.stdout.splitlines()
     assert (lines, done.stderr) == ([BOTH.strip(), "unknown"], "")
     [status], _ = listing.guards()
-    assert status.keeper_pid is not None
+    assert status.supervisor_pid is not None
     proxy = f"{world.cgroup.parent}/zfw-proxy-{identifier}"
-    assert cgroup.of_process(status.keeper_pid) == proxy
+    assert cgroup.of_process(status.supervisor_pid) == proxy
     detach(world, identifier)
     assert not Path(proxy).exists()
     assert world.left() == []
@@ -151,7 +151,7 @@ def test_sockets_from_outside_are_warned_of(world: World, service: Path) -> None
     comm = Path(f"/proc/{process.pid}/comm").read_text().strip()
     assert done.returncode == 0
     assert done.stderr == (
-        f"zfw: warning: process {process.pid} ({comm}) holds a socket that was made outside of"
+        f"zfw: warning: process {process.pid} ({comm}) holds a socket that was created outside of"
         " the cgroup: TCP 127.0.0.1:4242; it is not guarded\n"
     )
     process.communicate(timeout=60)
@@ -173,7 +173,11 @@ def test_in_the_foreground_a_signal_takes_it_away(
 ) -> None:
     process, identifier = in_foreground(world, service)
     [status], _ = listing.guards()
-    assert (status.about.id, status.keeper_pid, status.problem) == (identifier, process.pid, "")
+    assert (status.manifest.id, status.supervisor_pid, status.problem) == (
+        identifier,
+        process.pid,
+        "",
+    )
     assert inside(world, service, "getent", "hosts", "both.example") == (0, BOTH)
     assert not knows(world, service, "other")
     process.send_signal(number)
@@ -243,7 +247,7 @@ def test_the_root_cgroup_is_refused(world: World) -> None:
     if not cgroup.is_root(root):
         pytest.skip("the root cgroup is not seen in this cgroup namespace")
     for verb in (("attach",), ("redirect", "--dns-to", UPSTREAM)):
-        message = f"zfw: {root}: the root cgroup is everybody's, and is not guarded\n"
+        message = f"zfw: {root}: the root cgroup cannot be guarded\n"
         assert refused(world, *verb, "--cgroup", root) == (2, message)
         enter = f"echo 0 > {root}/cgroup.procs; exec sleep 1000"
         with world.bystander("sh", "-c", enter) as pid:
@@ -251,7 +255,7 @@ def test_the_root_cgroup_is_refused(world: World) -> None:
             code, line = refused(world, *verb, "--pid", str(pid))
         assert code == 2
         assert line == (
-            f"zfw: process {pid} is in the root cgroup, which is everybody's\n"
+            f"zfw: process {pid} is in the root cgroup, which cannot be guarded\n"
             "hint: --move puts it into a cgroup of its own\n"
         )
 
@@ -319,7 +323,7 @@ def test_an_upstream_that_is_the_proxy_itself_is_not_a_matter_of_luck(
 
 def test_the_proxy_of_another_guard_may_be_an_upstream(world: World, service: Path) -> None:
     identifier = attach(world, "--cgroup", str(service))
-    proxy = maps.Tables(f"{STORE.root}/{identifier}").map("proxies").items()
+    proxy = maps.Maps(f"{STORE.root}/{identifier}").map("proxies").items()
     port = next(int.from_bytes(value[32:34], sys.byteorder) for _, value in proxy)
     allow = ("--allow", "both.example", "--allow", "other.example", "-q")
     upstream = ("--dns-upstream", f"127.0.0.1:{port}")

@@ -20,7 +20,7 @@ import pytest
 
 from tests.guard.support.world import UPSTREAM, UPSTREAM6
 from tests.guard.support.world import world as make_world
-from zfw_py.guard.service import detach_all
+from zfw_py.guard.service import Guard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,7 +39,7 @@ def outside(_private_bpffs: None, tmp_path_factory: pytest.TempPathFactory) -> I
     """One world for all: what each program leaves behind goes with its guard."""
     with make_world(tmp_path_factory.mktemp("clients")) as made:
         yield made
-        detach_all()
+        Guard.detach_all()
 
 
 def _program(path: str) -> str:

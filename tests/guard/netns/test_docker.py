@@ -172,7 +172,7 @@ def test_a_container_reaches_what_it_was_allowed(world: World, boxed: Boxed) -> 
         assert is_reached(box, DENIED)
         identifier = attach(world, box, "--allow", "both.example", "--log", str(log))
         [status], _ = listing.guards()
-        assert status.about.cgroup == str(cgroup_of(box.pid()))
+        assert status.manifest.cgroup == str(cgroup_of(box.pid()))
         assert not is_reached(box, ALLOWED)  # nobody has asked for its name
         assert answer(box, "both.example") == (0, BOTH)
         assert answer(box, "other.example") == (2, "")
@@ -183,7 +183,7 @@ def test_a_container_reaches_what_it_was_allowed(world: World, boxed: Boxed) -> 
     records = [json.loads(line) for line in log.read_text().splitlines()]
     [denial] = [one for one in records if (one["original"] or {}).get("address") == "10.9.0.13"]
     assert (denial["command"], denial["verdict"]) == ("curl", "deny")
-    assert denial["cgroup"].startswith(status.about.cgroup)
+    assert denial["cgroup"].startswith(status.manifest.cgroup)
 
 
 def test_a_container_with_a_network_of_its_own(world: World, boxed: Boxed) -> None:

@@ -72,7 +72,7 @@ def test_sockets_of_a_process_that_was_moved_in_late_are_told_of(own: str) -> No
 
     with child(early) as process:
         assert told(own) == [
-            f"process {process.pid} (late?[31m?) holds a socket that was made outside of the"
+            f"process {process.pid} (late?[31m?) holds a socket that was created outside of the"
             " cgroup: TCP 127.0.0.1:1001"
         ]
 
@@ -97,7 +97,7 @@ def test_a_socket_that_was_handed_in_over_a_unix_socket_is_told_of(own: str) -> 
             os.read(ready, 1)
             assert told(own) == [
                 f"process {process.pid} ({process_name(process.pid)}) holds a socket that was"
-                f" made outside of the cgroup: UDP {local} to 127.0.0.1:53"
+                f" created outside of the cgroup: UDP {local} to 127.0.0.1:53"
             ]
     os.close(ready)
     os.close(done)
@@ -130,7 +130,7 @@ def test_a_socket_whose_cgroup_cannot_be_told_is_told_of(own: str) -> None:
     with child(inside) as process:
         (found,) = foreign_sockets([process.pid], own)
         assert not found.is_certain
-        assert str(found).endswith("that may have been made outside of the cgroup: UDP")
+        assert str(found).endswith("that may have been created outside of the cgroup: UDP")
 
 
 def test_a_packet_socket_is_told_of_wherever_it_was_made(own: str) -> None:

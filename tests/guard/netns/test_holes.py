@@ -41,8 +41,8 @@ from tests.support.netns import CLONE_NEWNET
 from tests.support.sockets import FAMILIES, error_of, tcp_socket, udp_socket
 from tests.support.waiting import wait_until
 from zfw_py.guard.layout import SERVERS
-from zfw_py.guard.maps import STORE, Tables
-from zfw_py.guard.service import detach_all
+from zfw_py.guard.maps import STORE, Maps
+from zfw_py.guard.service import Guard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,7 +96,7 @@ def ways(_private_bpffs: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
         unguarded = _go(world)
         guarded = _go(world, str(ZFW), "guard", "run", *options, *POLICY, "--")
         yield Ways(unguarded, guarded, [json.loads(line) for line in log.read_text().splitlines()])
-        detach_all()
+        Guard.detach_all()
 
 
 @pytest.mark.parametrize("name", [name for name, way in WAYS.items() if not way.is_open])
@@ -279,7 +279,7 @@ def test_a_socket_from_outside_is_not_guarded_and_attach_warns_of_it(world: Worl
         go_on()
         assert go_on() == "EPERM"
     warning, _, rest = guard.warnings.partition("\n")
-    assert "holds a socket that was made outside of the cgroup: UDP 10.9.0.2:" in warning
+    assert "holds a socket that was created outside of the cgroup: UDP 10.9.0.2:" in warning
     assert warning.endswith("it is not guarded")
     assert rest == ""
     assert _signs(arrived, b"<early>", b"<late>", b"<own>") == [b"<early>", b"<late>"]
@@ -300,7 +300,7 @@ def test_a_socket_that_a_command_inherits_is_not_guarded_and_run_warns_of_it(wor
             *("run", "--dns-upstream", UPSTREAM, "--", "sh", "-c", "printf '<inherited>' >&0"),
             stdin=inherited.fileno(),
         )
-    assert "made outside of the cgroup: UDP" in done.stderr
+    assert "created outside of the cgroup: UDP" in done.stderr
     assert "the command inherits it" in done.stderr
     assert _signs(arrived, b"<inherited>") == [b"<inherited>"]
 
@@ -409,7 +409,7 @@ def test_loopback_is_open_unless_told_otherwise(
 
 def test_without_loopback_there_is_still_the_proxy_and_nothing_else(world: World) -> None:
     with world.attached("--no-loopback", "--allow", "both.example") as guard:
-        proxies = Tables(STORE.directory(guard.id)).map("proxies")
+        proxies = Maps(STORE.directory(guard.id)).map("proxies")
         ports = {
             address: struct.unpack_from(f"={SERVERS}H", value, offset)
             for _, value in proxies.items()

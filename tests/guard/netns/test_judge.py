@@ -43,7 +43,7 @@ from tests.guard.support.rules import (
     policy_of,
     proxy_of,
     random_rules,
-    write_learnt,
+    write_resolved,
 )
 from tests.support.cgroups import enter
 from tests.support.children import in_child
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.firewall.support.reference import Address
-    from zfw_py.guard.maps import Tables
+    from zfw_py.guard.maps import Maps
 
 pytestmark = [pytest.mark.kernel, pytest.mark.slow]
 
@@ -120,9 +120,9 @@ def _compare(seed: int, count: int) -> set[str]:
     seen: set[str] = set()
     for _ in range(POLICIES_PER_SEED):
         rules = random_rules(rng)
-        with _guarded(rng, rules) as (place, tables):
+        with _guarded(rng, rules) as (place, maps):
             calls = max(count // POLICIES_PER_SEED, 1)
-            mismatches, met = in_child(partial(_called, place, rng, rules, tables, calls))
+            mismatches, met = in_child(partial(_called, place, rng, rules, maps, calls))
         seen.update(met)
         if mismatches:
             shown = "\n".join(mismatches[:SHOWN_MISMATCHES])
@@ -134,16 +134,16 @@ def _compare(seed: int, count: int) -> set[str]:
 
 
 def _called(
-    place: Path, rng: Random, rules: Rules, tables: Tables, count: int
+    place: Path, rng: Random, rules: Rules, maps: Maps, count: int
 ) -> tuple[list[str], list[str]]:
     """In a process of its own: what differs, and hooks and reasons that were met."""
     enter(place)
-    program = _Program(rng, rules, tables)
+    program = _Program(rng, rules, maps)
     return program.run(count), sorted(program.met)
 
 
 @contextmanager
-def _guarded(rng: Random, rules: Rules) -> Iterator[tuple[Path, Tables]]:
+def _guarded(rng: Random, rules: Rules) -> Iterator[tuple[Path, Maps]]:
     """A cgroup with a guard that nobody keeps."""
     policy = policy_of(rng, rules)
     own = netns_cookie()
@@ -153,9 +153,9 @@ def _guarded(rng: Random, rules: Rules) -> Iterator[tuple[Path, Tables]]:
         proxies[0] = proxy_of(Rules())
     if key == own + 1:
         rules.proxy = {}  # in another namespace
-    with installed(policy, proxies) as (place, tables):
-        write_learnt(tables.map("learnt"), rules)
-        yield place, tables
+    with installed(policy, proxies) as (place, maps):
+        write_resolved(maps.map("learnt"), rules)
+        yield place, maps
 
 
 class _Used:
@@ -196,10 +196,10 @@ class _Used:
 class _Program:
     """A guarded program that calls at random, and the model that foresees each call."""
 
-    def __init__(self, rng: Random, rules: Rules, tables: Tables) -> None:
+    def __init__(self, rng: Random, rules: Rules, maps: Maps) -> None:
         self._rng = rng
         self._rules = rules
-        self._tables = tables
+        self._maps = maps
         self._datagrams = [
             _Used(socket.socket(family, socket.SOCK_DGRAM), style, is_bound=is_bound)
             for family, style in (
@@ -252,7 +252,7 @@ class _Program:
         counts = Counter(
             {
                 (hook, reason): number
-                for hook, reasons in self._tables.decisions().items()
+                for hook, reasons in self._maps.decisions().items()
                 for reason, number in reasons.items()
             }
         )
@@ -453,12 +453,12 @@ class _Program:
 
     def _learn(self) -> str | None:
         """An address of a name is forgotten while sockets were let there, or known again."""
-        if not self._rules.learnt:
+        if not self._rules.resolved:
             return None
-        address, port = self._rng.choice(list(self._rules.learnt))
-        is_current = not self._rules.learnt[address, port]
-        self._rules.learnt[address, port] = is_current
-        write_learnt(self._tables.map("learnt"), Rules(learnt={(address, port): is_current}))
+        address, port = self._rng.choice(list(self._rules.resolved))
+        is_current = not self._rules.resolved[address, port]
+        self._rules.resolved[address, port] = is_current
+        write_resolved(self._maps.map("learnt"), Rules(resolved={(address, port): is_current}))
         return ""
 
     def _by_route(self) -> str:

@@ -20,9 +20,10 @@ from tests.support.command import ZFW
 from tests.support.killed import killed_at
 from tests.support.waiting import wait_until
 from zfw_py.guard import listing
-from zfw_py.guard import service as guard
-from zfw_py.guard.events import Teller
+from zfw_py.guard.events import EventSink
 from zfw_py.guard.model import Policy, parse_entry
+from zfw_py.guard.service import Guard
+from zfw_py.guard.target import GuardTarget
 from zfw_py.kernel import cgroup
 from zfw_py.values.endpoint import parse_server
 
@@ -43,11 +44,11 @@ def ignore(_: object) -> None:
     pass
 
 
-NOBODY = Teller(ignore, has_all=False)
+NOBODY = EventSink(ignore, wants_all=False)
 
 
 def run(*command: str) -> int:
-    return guard.run(command, POLICY, NOBODY, ignore)
+    return Guard.run(command, POLICY, NOBODY, ignore)
 
 
 def each_step(
@@ -116,7 +117,7 @@ def in_force_or_nothing(world: World) -> None:
     assert foreign == []
     for status in found:
         assert status.problem == ""
-        assert world.zfw("detach", status.about.id).returncode == 0
+        assert world.zfw("detach", status.manifest.id).returncode == 0
     next_command_works(world)
 
 
@@ -125,8 +126,8 @@ def in_force_or_nothing(world: World) -> None:
 @pytest.mark.parametrize("is_maker", [True, False], ids=["zfw", "its process"])
 def test_attach_and_detach(world: World, is_maker: bool) -> None:
     def action() -> None:
-        made = guard.attach(guard.of_cgroup(str(world.cgroup)), POLICY, NOBODY)
-        guard.detach(made.id)
+        made = Guard.attach(GuardTarget.of_cgroup(str(world.cgroup)), POLICY, NOBODY)
+        made.detach()
 
     # The process that is killed is in what it guards, and so in a cgroup of its own beside it.
     steps = each_step(world, action, lambda: in_force_or_nothing(world), is_maker=is_maker)
@@ -139,8 +140,8 @@ def test_attach_to_a_process_that_is_moved(world: World) -> None:
     with world.bystander() as pid:
 
         def action() -> None:
-            made = guard.attach(guard.of_process(pid, is_moved=True), POLICY, NOBODY)
-            guard.detach(made.id)
+            made = Guard.attach(GuardTarget.of_process(pid, is_moved=True), POLICY, NOBODY)
+            made.detach()
 
         assert len(each_step(world, action, lambda: in_force_or_nothing(world), stride=3)) > 12
 
@@ -151,10 +152,10 @@ def test_redirect(world: World) -> None:
     with world.bystander() as pid:
 
         def action() -> None:
-            made = guard.redirect(
-                guard.of_process(pid, is_moved=True), [parse_server(UPSTREAM, "")]
+            made = Guard.redirect(
+                GuardTarget.of_process(pid, is_moved=True), [parse_server(UPSTREAM, "")]
             )
-            guard.detach(made.id)
+            made.detach()
 
         assert len(each_step(world, action, lambda: in_force_or_nothing(world), stride=3)) > 12
 
@@ -169,16 +170,16 @@ def test_a_guard_around_one_whose_process_is_elsewhere(world: World) -> None:
     identifier = world.zfw(*attach, str(inner)).stdout.strip()
 
     def action() -> None:
-        made = guard.attach(guard.of_cgroup(str(inner.parent)), POLICY, NOBODY)
-        guard.detach(made.id)
+        made = Guard.attach(GuardTarget.of_cgroup(str(inner.parent)), POLICY, NOBODY)
+        made.detach()
 
     def check() -> None:
         found, foreign = listing.guards()
         assert foreign == []
-        assert [status.problem for status in found if status.about.id == identifier] == [""]
+        assert [status.problem for status in found if status.manifest.id == identifier] == [""]
         for status in found:
-            if status.about.id != identifier:
-                assert world.zfw("detach", status.about.id).returncode == 0
+            if status.manifest.id != identifier:
+                assert world.zfw("detach", status.manifest.id).returncode == 0
         done = world.guarded(["--allow", "both.example"], "getent", "hosts", "both.example")
         assert (done.returncode, done.stderr) == (0, "")
 
@@ -229,7 +230,7 @@ def test_run_at_any_moment(world: World, which: str, seed: int) -> None:
 
 def kill_commands(world: World) -> None:
     for status in listing.guards()[0]:
-        for pid in cgroup.processes(status.about.cgroup, is_recursive=True):
+        for pid in cgroup.processes(status.manifest.cgroup, is_recursive=True):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -251,22 +252,22 @@ def test_without_its_process_dns_fails_and_nothing_opens_up(world: World) -> Non
         assert shell.ask(WEB) == (0, "")
         [before], _ = listing.guards()
         kill_own(world, "its process", shell.process.pid)
-        assert wait_until(lambda: listing.guards()[0][0].keeper_pid is None)
+        assert wait_until(lambda: listing.guards()[0][0].supervisor_pid is None)
         with world.capture() as arrived:
             assert shell.ask(NAME) == (2, "")
-            # What was learnt holds for as long as it was to.
+            # What was resolved holds for as long as it was to.
             assert shell.ask(WEB) == (0, "")
             assert shell.ask(DENIED) == (7, "")
         assert {one.port for one in arrived} <= {0, 80}
         assert {one.destination for one in arrived if one.port == 80} == {"10.9.0.11"}
         done = world.zfw("list")
-        assert done.stdout.splitlines()[1].split()[:2] == [before.about.id, "run"]
+        assert done.stdout.splitlines()[1].split()[:2] == [before.manifest.id, "run"]
         assert " not kept " in done.stdout
-        problem = "its process has died: DNS fails, the rest is judged as before"
-        assert done.stderr == f"zfw: warning: guard {before.about.id}: {problem}\n"
+        problem = "DNS proxy process died: name look-ups fail, address rules still apply"
+        assert done.stderr == f"zfw: warning: guard {before.manifest.id}: {problem}\n"
         # Other guards leave it alone while somebody is in it.
         assert world.zfw("run", "--dns-upstream", UPSTREAM, "--", "true").returncode == 0
-        assert [status.about.id for status in listing.guards()[0]] == [before.about.id]
+        assert [status.manifest.id for status in listing.guards()[0]] == [before.manifest.id]
         shell.end()
         assert shell.process.wait(60) == 0
         assert shell.process.stderr is not None
@@ -296,7 +297,7 @@ def test_without_both_the_next_command_collects_what_nobody_is_in(world: World) 
         assert shell.ask(SHORT) == (2, "")
         assert world.zfw("run", "--dns-upstream", UPSTREAM, "--", "true").returncode == 0
         [status], _ = listing.guards()
-        assert (status.keeper_pid, status.processes) == (None, 1)
+        assert (status.supervisor_pid, status.processes) == (None, 1)
         shell.end()
         assert wait_until(lambda: listing.guards()[0][0].processes == 0)
         assert world.left() != []
@@ -308,7 +309,7 @@ def test_a_killed_guard_can_be_detached_and_then_traffic_flows(world: World) -> 
         assert shell.ask(WEB) == (7, "")
         kill_own(world, "its process", shell.process.pid)
         [status], _ = listing.guards()
-        assert world.zfw("detach", status.about.id).stdout == f"detached {status.about.id}\n"
+        assert world.zfw("detach", status.manifest.id).stdout == f"detached {status.manifest.id}\n"
         assert shell.ask(NAME) == (0, "")
         assert shell.ask(WEB) == (0, "")
         assert [each for each in world.left() if "zfw-guard" in each or "/bpf/" in each] == []

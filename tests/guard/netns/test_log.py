@@ -374,19 +374,19 @@ for port in cycle(range(1000, 1100)):
         for _ in range(5):
             assert world.run(*enter, *dig).stdout == "10.9.0.10\n"
         [status], _ = listing.guards()
-        assert status.keeper_pid is not None
-        keeper = os.pidfd_open(status.keeper_pid)
+        assert status.supervisor_pid is not None
+        supervisor = os.pidfd_open(status.supervisor_pid)
         try:
-            signal.pidfd_send_signal(keeper, signal.SIGTERM)
-            assert select.select([keeper], [], [], 60)[0]
+            signal.pidfd_send_signal(supervisor, signal.SIGTERM)
+            assert select.select([supervisor], [], [], 60)[0]
         finally:
-            os.close(keeper)
+            os.close(supervisor)
     assert world.zfw("detach", made.id).returncode == 0
 
 
 def decided_while_nobody_listens(
     world: World, address: str, log: Path | None = None
-) -> listing.Status:
+) -> listing.GuardStatus:
     """What is so after connections to 4,000 ports while the guard's process was stopped."""
     code = f"""
 import sys
@@ -404,8 +404,8 @@ sys.stdin.readline()
     with world.start(*command, *python(code), stdin=subprocess.PIPE) as process:
         assert wait_until(lambda: [status.processes for status in listing.guards()[0]] == [1])
         [status], _ = listing.guards()
-        assert status.keeper_pid is not None
-        os.kill(status.keeper_pid, signal.SIGSTOP)
+        assert status.supervisor_pid is not None
+        os.kill(status.supervisor_pid, signal.SIGSTOP)
         try:
             assert process.stdin is not None
             assert process.stdout is not None
@@ -414,7 +414,7 @@ sys.stdin.readline()
             assert process.stdout.readline() == "done\n"
             [status], _ = listing.guards()
         finally:
-            os.kill(status.keeper_pid or 0, signal.SIGCONT)
+            os.kill(status.supervisor_pid or 0, signal.SIGCONT)
         # Whoever ends the guard does not wait for long.
         told = 4000 - status.lost
         assert log is None or wait_until(lambda: log.read_bytes().count(b"\n") == told)

@@ -14,7 +14,7 @@ import pytest
 from tests.guard.support.resolving import PATIENCE, Policy, Running, bound_pair
 from tests.support.daemons import running
 from tests.support.waiting import wait_until
-from zfw_py.guard.dns.upstream import Server
+from zfw_py.values.endpoint import Endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,7 +80,7 @@ def proxied(network: Network, policy: Policy, tmp_path: Path, log: Path) -> Iter
         assert dnsmasq.poll() is None, log.read_text()
         with network.client.entered():
             sockets = [bound_pair(address, 53) for address in ("127.0.0.1", "::1")]
-        proxy = policy.proxy([Server(DNSMASQ)])
+        proxy = policy.proxy([Endpoint(DNSMASQ, 53)])
         proxy.serve(*sockets[1])
         with Running(proxy, sockets[0]):
             yield network

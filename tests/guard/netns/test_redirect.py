@@ -103,7 +103,7 @@ def test_in_the_foreground_it_tells_what_is_redirected(world: World, service: Pa
     assert process.stdout is not None
     identifier = process.stdout.readline().strip()
     [status], _ = listing.guards()
-    assert (status.about.id, status.about.kind, status.keeper_pid) == (
+    assert (status.manifest.id, status.manifest.kind, status.supervisor_pid) == (
         identifier,
         "redirect",
         process.pid,

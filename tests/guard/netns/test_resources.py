@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a guard takes, and gives back: descriptors, room in its tables."""
+"""What a guard takes, and gives back: descriptors, room in its maps."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.guard.support.world import NAMES, UPSTREAM, UPSTREAM6
 from tests.support.command import ZFW
 from tests.support.waiting import wait_until
 from zfw_py.guard import layout, listing
-from zfw_py.guard.codec import learnt_key, time_value
-from zfw_py.guard.maps import STORE, Tables
+from zfw_py.guard.codec import resolved_key, time_value
+from zfw_py.guard.maps import STORE, Maps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,10 +39,10 @@ def shell(world: World) -> Iterator[Shell]:
         made.process.wait(60)
 
 
-def keeper() -> int:
+def supervisor() -> int:
     [status], _ = listing.guards()
-    assert status.keeper_pid is not None
-    return status.keeper_pid
+    assert status.supervisor_pid is not None
+    return status.supervisor_pid
 
 
 def test_a_thousand_questions_leave_no_descriptor_open(world: World, shell: Shell) -> None:
@@ -55,7 +55,7 @@ def test_a_thousand_questions_leave_no_descriptor_open(world: World, shell: Shel
         for name in names
     ]
     (world.folder / "questions").write_text("\n".join(lines * (1 + 1000 // len(lines))))
-    place = Path(f"/proc/{keeper()}/fd")
+    place = Path(f"/proc/{supervisor()}/fd")
     before = [each.readlink() for each in place.iterdir()]
     code, answers = shell.ask(f"dig +tries=1 -f {world.folder}/questions | grep -c status:")
     assert (code, int(answers)) == (0, len(lines) * (1 + 1000 // len(lines)))
@@ -69,7 +69,7 @@ def test_addresses_that_are_no_longer_allowed_are_forgotten(world: World, shell:
     assert shell.ask("getent ahostsv4 short.example > /dev/null") == (0, "")
     assert shell.ask("getent ahostsv4 both.example > /dev/null") == (0, "")
     [status], _ = listing.guards()
-    table = Tables(f"{STORE.root}/{status.about.id}").map("learnt")
+    table = Maps(f"{STORE.root}/{status.manifest.id}").map("learnt")
     assert len(list(table.items())) == 2
     assert wait_until(lambda: len(list(table.items())) == 1)
     # The other one's time to live is five minutes.
@@ -81,16 +81,16 @@ def test_addresses_that_are_no_longer_allowed_are_forgotten(world: World, shell:
 def test_a_full_table_of_addresses(world: World, shell: Shell) -> None:
     """What counts stays, and what does not makes room."""
     [status], _ = listing.guards()
-    tables = Tables(f"{STORE.root}/{status.about.id}")
-    table = tables.map("learnt")
+    maps = Maps(f"{STORE.root}/{status.manifest.id}")
+    table = maps.map("learnt")
     # It counts for five seconds.
     assert shell.ask(f"dig +short +tries=1 @{UPSTREAM} short.example") == (0, "10.9.0.14\n")
     [(short, _)] = table.items()
-    keys = [learnt_key(IPv6Address(number).packed, 0) for number in range(layout.LEARNT - 1)]
+    keys = [resolved_key(IPv6Address(number).packed, 0) for number in range(layout.LEARNT - 1)]
     later = time_value(time.monotonic_ns() + 10**12)
     table.update_many(keys, [later] * len(keys))
     with pytest.raises(OSError, match="Argument list too long") as raised:
-        tables.admit([IPv6Address("fd00::1").packed], frozenset(), 60)
+        maps.admit([IPv6Address("fd00::1").packed], frozenset(), 60)
     assert raised.value.errno == errno.E2BIG
     # Its client is told that it failed, and reaches nothing.
     table.update(short, later)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from tests.guard.support.terminal import Terminal
     from tests.guard.support.world import World
-    from zfw_py.guard.listing import Status
+    from zfw_py.guard.listing import GuardStatus
 
 pytestmark = pytest.mark.kernel
 
@@ -509,7 +509,7 @@ def test_what_is_left_running_stays_guarded_until_it_ends(world: World) -> None:
     note = f"guard {identifier} stays for 1 process that the command has left running"
     assert done.stderr == f"zfw: warning: {note}\n"
     [listed], _ = listing.guards()
-    assert (listed.about.id, listed.processes, listed.problem) == (identifier, 1, "")
+    assert (listed.manifest.id, listed.processes, listed.problem) == (identifier, 1, "")
     gate.write_text("\n")
     assert world.is_clean(), world.left()
     assert told.read_text() == "fd09::10        both.example\nstatus 2\n"
@@ -528,9 +528,9 @@ def test_the_callers_pipes_are_not_held_open(world: World) -> None:
     assert world.is_clean(), world.left()
 
 
-def kill_in(guard: Status) -> None:
+def kill_in(guard: GuardStatus) -> None:
     """Kill all in it."""
-    for pid in cgroup.processes(guard.about.cgroup, is_recursive=True):
+    for pid in cgroup.processes(guard.manifest.cgroup, is_recursive=True):
         os.kill(pid, signal.SIGKILL)
 
 
@@ -591,8 +591,8 @@ def test_the_outer_one_may_be_detached_first(world: World) -> None:
     assert outer.stdout is not None
     assert outer.stdout.readline() == "here\n"
     first, second = listing.guards()[0]
-    assert world.zfw("detach", first.about.id).returncode == 0
-    assert [each.about.id for each in listing.guards()[0]] == [second.about.id]
+    assert world.zfw("detach", first.manifest.id).returncode == 0
+    assert [each.manifest.id for each in listing.guards()[0]] == [second.manifest.id]
     out, err = outer.communicate("\n", timeout=60)
     assert (outer.returncode, out, err) == (4, "", "")
     assert world.left() == []

@@ -27,7 +27,7 @@ from tests.support.sockets import (
     udp_socket,
 )
 from tests.support.waiting import wait_until
-from zfw_py.guard.service import detach_all
+from zfw_py.guard.service import Guard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,7 +52,7 @@ def guard(_private_bpffs: None, tmp_path_factory: pytest.TempPathFactory) -> Ite
     """One that all tests here share but those that need a policy of their own."""
     with make_world(tmp_path_factory.mktemp("sockets")) as made:
         yield made.attach(made.new_cgroup(), "--allow", "example")
-        detach_all()
+        Guard.detach_all()
 
 
 def _socket(family: int | str) -> socket.socket:

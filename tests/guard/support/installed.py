@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tests.support.cgroups import private_cgroup
 from zfw_py.guard import programs
-from zfw_py.guard.maps import STORE, About, Tables
+from zfw_py.guard.maps import STORE, Manifest, Maps
 from zfw_py.kernel import cgroup
 from zfw_py.lifecycle.programs import make_root, remove
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def installed(policy: Policy, proxies: Mapping[int, Proxy]) -> Iterator[tuple[Path, Tables]]:
+def installed(policy: Policy, proxies: Mapping[int, Proxy]) -> Iterator[tuple[Path, Maps]]:
     """Attach a guard's programs; yields the cgroup and the guard's maps."""
     make_root(STORE)
     with private_cgroup() as place:
-        about = About(
+        manifest = Manifest(
             id=programs.new_identifier(),
             kind="attach",
             cgroup=str(place),
@@ -38,12 +38,12 @@ def installed(policy: Policy, proxies: Mapping[int, Proxy]) -> Iterator[tuple[Pa
             policy=policy.as_object(),
         )
 
-        def start(tables: Tables, _: About) -> None:
+        def start(maps: Maps, _: Manifest) -> None:
             for cookie, proxy in proxies.items():
-                tables.write_proxy(cookie, proxy)
+                maps.write_proxy(cookie, proxy)
 
-        programs.install(about, programs.Rules.of(policy), start, tells_all=True)
+        programs.install(manifest, programs.Rules.of(policy), start, logs_all=True)
         try:
-            yield place, Tables(STORE.directory(about.id))
+            yield place, Maps(STORE.directory(manifest.id))
         finally:
-            remove(programs.SYSTEM, about.id)
+            remove(programs.SYSTEM, manifest.id)

@@ -53,7 +53,7 @@ class Leaving(NamedTuple):
 
 
 def random_packet(rng: Random, rules: Rules) -> Leaving:
-    """A packet; about one of three is malformed or unusual."""
+    """A packet; manifest one of three is malformed or unusual."""
     destination, port = edge(rng, rules)
     if destination.version == 4 and rng.random() < 0.03:
         destination = mapped(destination)

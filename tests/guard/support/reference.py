@@ -60,7 +60,7 @@ def end(address: Address, port: int | None = None) -> End:
 class Rules:
     """A policy, and the addresses that DNS has added to it.
 
-    ``allow`` has prefixes, each with a port or None for all. ``learnt`` says for a resolved
+    ``allow`` has prefixes, each with a port or None for all. ``resolved`` says for a resolved
     address, and a port or None, whether its entry is still valid. ``proxy`` has the proxy's
     address and ports by family.
     """
@@ -70,7 +70,7 @@ class Rules:
     is_allowed_by_default: bool = False
     has_loopback: bool = True
     is_log_only: bool = False
-    learnt: dict[tuple[Address, int | None], bool] = field(default_factory=dict)
+    resolved: dict[tuple[Address, int | None], bool] = field(default_factory=dict)
     proxy: dict[int, tuple[Address, tuple[int, ...]]] = field(default_factory=dict)
 
     def judge(self, to: End) -> str:
@@ -95,7 +95,7 @@ class Rules:
             if None in ports or (to.port is not None and to.port in ports):
                 return "prefix"
         for port in (None, to.port):
-            if self.learnt.get((to.address, port), False):
+            if self.resolved.get((to.address, port), False):
                 return "name"
         return "default" if self.is_allowed_by_default else "not_allowed"
 

@@ -17,14 +17,14 @@ import dns.rcode
 import dns.rrset
 
 from zfw_py.guard.dns.proxy import Proxy
-from zfw_py.guard.dns.upstream import Server
+from zfw_py.values.endpoint import Endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from types import TracebackType
     from typing import Any, Self
 
-    from zfw_py.guard.dns.proxy import Asked
+    from zfw_py.guard.dns.proxy import AnsweredQuery
 
     Message = dns.message.Message
     # The replies to one query, in order: messages, or bytes that are sent as they are.
@@ -84,7 +84,7 @@ class FakeServer:
         self.clients: list[tuple[str, int]] = []
         self._tcp = socket.socket()
         self._tcp.bind((LOOPBACK, 0))
-        self.server = Server(*self._tcp.getsockname())
+        self.server = Endpoint(*self._tcp.getsockname())
         self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._udp.bind(self.server)
         self._listening = [self._tcp] if has_tcp else []
@@ -169,7 +169,7 @@ class Policy:
         self.ports: dict[str, frozenset[int]] = {"test": frozenset()}
         self.blocked: set[str] = set()
         self.admitted: list[tuple[tuple[bytes, ...], frozenset[int], float]] = []
-        self.events: list[Asked] = []
+        self.events: list[AnsweredQuery] = []
         self.is_full = False
         self.now = 1000.0
 
@@ -192,7 +192,7 @@ class Policy:
             raise OSError(7, "Argument list too long")
         self.admitted.append((tuple(addresses), ports, lifetime))
 
-    def proxy(self, upstreams: Sequence[Server], *, is_log_only: bool = False) -> Proxy:
+    def proxy(self, upstreams: Sequence[Endpoint], *, is_log_only: bool = False) -> Proxy:
         """A proxy with this policy, whose clock is ``now``."""
         return Proxy(
             ports_of_name=self.ports_of_name,

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_net
 from typing import TYPE_CHECKING
 
 from tests.guard.support.reference import Rules, end
-from zfw_py.guard.codec import Proxy, learnt_key, time_value
+from zfw_py.guard.codec import Proxy, resolved_key, time_value
 from zfw_py.guard.model import MAX_PORTS, Policy, parse_entry
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def random_rules(rng: Random) -> Rules:
     )
     for _ in range(rng.choice((0, 2, 10, 40))):
         address, port = edge(rng, rules)
-        rules.learnt[end(address).address, rng.choice((None, port))] = rng.random() < 0.7
+        rules.resolved[end(address).address, rng.choice((None, port))] = rng.random() < 0.7
     for family, (address, ports) in PROXIES.items():
         if rng.random() < 0.8:
             rules.proxy[family] = (address, ports[: rng.randint(1, len(ports))])
@@ -111,9 +111,9 @@ def edge(rng: Random, rules: Rules) -> tuple[Address, int]:
     if draw < 0.13:
         address, ports = PROXIES[rng.choice((4, 6))]
         return address, rng.choice((*ports, ports[0] - 1, port))
-    if draw < 0.23 and rules.learnt:
-        name, learnt = rng.choice(list(rules.learnt))
-        return name, rng.choice((learnt or port, port))
+    if draw < 0.23 and rules.resolved:
+        name, resolved = rng.choice(list(rules.resolved))
+        return name, rng.choice((resolved or port, port))
     if draw < 0.27:
         return _near(rng, rng.choice(_SPECIAL)), port
     if draw < 0.32:
@@ -174,12 +174,12 @@ def proxy_of(rules: Rules) -> Proxy:
     return Proxy(**fields)  # type: ignore[arg-type]
 
 
-def write_learnt(learnt: Map, rules: Rules) -> None:
+def write_resolved(resolved: Map, rules: Rules) -> None:
     """Write the addresses of names; expired ones have an expiry of an hour ago."""
     now = time.monotonic_ns()
-    for (address, port), is_current in rules.learnt.items():
+    for (address, port), is_current in rules.resolved.items():
         until = now + _HOUR if is_current else max(now - _HOUR, 0)
-        learnt.update(learnt_key(packed(address), port or 0), time_value(until))
+        resolved.update(resolved_key(packed(address), port or 0), time_value(until))
 
 
 def packed(address: Address) -> bytes:

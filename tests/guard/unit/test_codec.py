@@ -11,19 +11,19 @@ import pytest
 from zfw_py.guard import layout
 from zfw_py.guard.codec import (
     DENIALS,
-    Asker,
+    Client,
     Config,
     Event,
     Proxy,
-    asker_key,
+    client_key,
     decision_counts,
-    decode_keeper,
-    encode_keeper,
-    learnt_key,
-    learnt_key_parts,
+    decode_supervisor,
+    encode_supervisor,
     netns_key,
     prefix_key,
     prefix_value,
+    resolved_key,
+    resolved_key_parts,
     time_of,
     time_value,
     total,
@@ -48,11 +48,11 @@ def test_config() -> None:
     assert Config.decode(config.encode()) == config
 
 
-def test_keeper() -> None:
-    keeper = Process(pid=4242, start_time=0x0102030405)
-    assert encode_keeper(keeper) == packed("0504030201000000 92100000 00000000")
-    assert decode_keeper(encode_keeper(keeper)) == keeper
-    assert decode_keeper(bytes(layout.KEEPER_SIZE)).pid == 0
+def test_supervisor() -> None:
+    supervisor = Process(pid=4242, start_time=0x0102030405)
+    assert encode_supervisor(supervisor) == packed("0504030201000000 92100000 00000000")
+    assert decode_supervisor(encode_supervisor(supervisor)) == supervisor
+    assert decode_supervisor(bytes(layout.KEEPER_SIZE)).pid == 0
 
 
 def test_prefix() -> None:
@@ -65,9 +65,9 @@ def test_prefix() -> None:
     assert full[-2:] == packed("3e00")
 
 
-def test_learnt() -> None:
-    assert learnt_key(IPV6, 443) == packed(f"{IPV6_HEX} bb01 0000")
-    assert learnt_key_parts(learnt_key(IPV6, 0)) == (IPV6, 0)
+def test_resolved() -> None:
+    assert resolved_key(IPV6, 443) == packed(f"{IPV6_HEX} bb01 0000")
+    assert resolved_key_parts(resolved_key(IPV6, 0)) == (IPV6, 0)
     assert time_value(10**12) == packed("0010a5d4e8000000")
     assert time_of(time_value(2**63)) == 2**63
 
@@ -81,10 +81,10 @@ def test_proxy() -> None:
     assert netns_key(7) == packed("0700000000000000")
 
 
-def test_asker() -> None:
-    assert asker_key(7, 40000, 17, is_ipv6=True) == packed("0700000000000000 409c 11 01 00000000")
+def test_client() -> None:
+    assert client_key(7, 40000, 17, is_ipv6=True) == packed("0700000000000000 409c 11 01 00000000")
     data = packed("0900000000000000 92100000 00000000") + b"curl\0stale\0\0\0\0\0\0"
-    assert Asker.decode(data) == Asker(cgroup=9, pid=4242, command="curl")
+    assert Client.decode(data) == Client(cgroup=9, pid=4242, command="curl")
 
 
 def test_event() -> None:

@@ -29,7 +29,7 @@ from tests.guard.support.resolving import (
 )
 from tests.support.waiting import wait_until
 from zfw_py.guard.dns import listening, proxy, upstream
-from zfw_py.guard.dns.upstream import Server
+from zfw_py.values.endpoint import Endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -43,7 +43,7 @@ RECORD = f"{WWW} 60 A 192.0.2.1"
 
 @contextmanager
 def proxied(
-    *servers: FakeServer | Server, policy: Policy | None = None, is_log_only: bool = False
+    *servers: FakeServer | Endpoint, policy: Policy | None = None, is_log_only: bool = False
 ) -> Iterator[tuple[Running, Policy]]:
     """A proxy that asks these servers."""
     policy = policy or Policy()
@@ -373,7 +373,7 @@ def test_a_server_that_is_not_there_is_passed_over(server: FakeServer) -> None:
     """And asked again only when the other one fails."""
     with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as closed:
         closed.bind(("127.0.0.1", 0))
-        gone = Server(*closed.getsockname())
+        gone = Endpoint(*closed.getsockname())
     with proxied(gone, server) as (running, _):
         assert addresses(running.ask(WWW)) == ["192.0.2.1"]
         assert addresses(running.ask("other.test.")) == ["192.0.2.1"]

@@ -12,12 +12,12 @@ import pytest
 
 from zfw_py.errors import NotFound, UsageError
 from zfw_py.guard.dns.upstream import (
-    Server,
     Upstream,
     check_upstreams,
     is_reply,
     system_upstreams,
 )
+from zfw_py.values.endpoint import Endpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,14 +26,14 @@ NAME = "wwW.example.test."
 
 
 class TestSystem:
-    def read(self, tmp_path: Path, text: str | bytes) -> list[Server]:
+    def read(self, tmp_path: Path, text: str | bytes) -> list[Endpoint]:
         path = tmp_path / "resolv.conf"
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
         return system_upstreams(str(path))
 
     def test_servers_are_read_in_their_order(self, tmp_path: Path) -> None:
         text = "search test\nnameserver 192.0.2.1\noptions edns0\nnameserver\t2001:db8::1 # here\n"
-        assert self.read(tmp_path, text) == [Server("192.0.2.1", 53), Server("2001:db8::1", 53)]
+        assert self.read(tmp_path, text) == [Endpoint("192.0.2.1", 53), Endpoint("2001:db8::1", 53)]
 
     def test_the_first_three_as_in_the_c_library(self, tmp_path: Path) -> None:
         text = "".join(f"nameserver 192.0.2.{n}\n" for n in range(1, 6))
@@ -42,10 +42,12 @@ class TestSystem:
     def test_what_makes_no_sense_is_passed_over(self, tmp_path: Path) -> None:
         text = "nameserver\n#nameserver 192.0.2.9\nnameserver dns.example\nnameserver 192.0.2.300\n"
         text += "nameserver 127.1\nnameserver fe80::1%no-such-interface\nnameserver fe80::1%lo\n"
-        assert self.read(tmp_path, text) == [Server("fe80::1%lo", 53)]
+        assert self.read(tmp_path, text) == [Endpoint("fe80::1%lo", 53)]
 
     def test_bytes_that_are_no_text_do_no_harm(self, tmp_path: Path) -> None:
-        assert self.read(tmp_path, b"\xff\xfe\nnameserver 192.0.2.1\n") == [Server("192.0.2.1")]
+        assert self.read(tmp_path, b"\xff\xfe\nnameserver 192.0.2.1\n") == [
+            Endpoint("192.0.2.1", 53)
+        ]
 
     def test_none_is_an_error_that_names_the_file(self, tmp_path: Path) -> None:
         with pytest.raises(NotFound, match=r"resolv\.conf names no server"):
@@ -56,22 +58,22 @@ class TestSystem:
 
 class TestCheck:
     def test_a_server_is_written_as_it_is_given(self) -> None:
-        assert str(Server("192.0.2.1")) == "192.0.2.1:53"
-        assert str(Server("2001:db8::1", 5353)) == "[2001:db8::1]:5353"
+        assert str(Endpoint("192.0.2.1", 53)) == "192.0.2.1:53"
+        assert str(Endpoint("2001:db8::1", 5353)) == "[2001:db8::1]:5353"
 
     @pytest.mark.parametrize(
         "server",
         [
-            Server("dns.example"),
-            Server(""),
-            Server("192.0.2.1", 0),
-            Server("192.0.2.1", 65536),
-            Server("192.0.2.1", -1),
-            Server("1.2.3"),
-            Server("fe80::1%no-such-interface"),
+            Endpoint("dns.example", 53),
+            Endpoint("", 53),
+            Endpoint("192.0.2.1", 0),
+            Endpoint("192.0.2.1", 65536),
+            Endpoint("192.0.2.1", -1),
+            Endpoint("1.2.3", 53),
+            Endpoint("fe80::1%no-such-interface", 53),
         ],
     )
-    def test_what_is_no_address_is_refused(self, server: Server) -> None:
+    def test_what_is_no_address_is_refused(self, server: Endpoint) -> None:
         with pytest.raises(UsageError, match=r"^upstream .*: not an IP address and a port"):
             check_upstreams([server], [])
         with pytest.raises(UsageError):
@@ -96,21 +98,21 @@ class TestCheck:
         ],
     )
     def test_the_proxy_itself_is_refused(self, address: str, listening: str) -> None:
-        other = Server("192.0.2.1", 5300)
+        other = Endpoint("192.0.2.1", 5300)
         with pytest.raises(UsageError, match=r"^upstream \S+:5300: this is the proxy itself$"):
-            check_upstreams([other, Server(address, 5300)], [("10.0.0.1", 1), (listening, 5300)])
+            check_upstreams([other, Endpoint(address, 5300)], [("10.0.0.1", 1), (listening, 5300)])
 
     @pytest.mark.parametrize(
         ("server", "listening"),
         [
-            (Server("127.0.0.1", 53), ("127.0.0.1", 5300)),
-            (Server("127.0.0.2", 53), ("127.0.0.1", 53)),
-            (Server("192.0.2.1", 53), ("0.0.0.0", 53)),
-            (Server("2001:db8::", 53), ("2001:db8:1::", 53)),
-            (Server("fd00::1", 53), ("fd00::", 53)),
+            (Endpoint("127.0.0.1", 53), ("127.0.0.1", 5300)),
+            (Endpoint("127.0.0.2", 53), ("127.0.0.1", 53)),
+            (Endpoint("192.0.2.1", 53), ("0.0.0.0", 53)),
+            (Endpoint("2001:db8::", 53), ("2001:db8:1::", 53)),
+            (Endpoint("fd00::1", 53), ("fd00::", 53)),
         ],
     )
-    def test_others_are_not(self, server: Server, listening: tuple[str, int]) -> None:
+    def test_others_are_not(self, server: Endpoint, listening: tuple[str, int]) -> None:
         check_upstreams([server], [listening])
 
 

@@ -52,29 +52,29 @@ def test_a_socket_is_foreign_unless_it_was_made_in_the_cgroup_or_within(
     [
         (
             tcp(ELSEWHERE),
-            "was made outside of the cgroup: TCP 10.0.0.1:4000 to 10.0.0.2:443",
+            "was created outside of the cgroup: TCP 10.0.0.1:4000 to 10.0.0.2:443",
             True,
         ),
         (
             Socket(5, AF_INET6, IPPROTO_MPTCP, "LISTEN", ("::1", 80), ("::", 0), 0, True, 9, 7),
-            "was made outside of the cgroup: MPTCP (IPv6) [::1]:80",
+            "was created outside of the cgroup: MPTCP (IPv6) [::1]:80",
             True,
         ),
         (
             Socket(5, AF_INET, IPPROTO_UDP),
-            "may have been made outside of the cgroup: UDP",
+            "may have been created outside of the cgroup: UDP",
             False,
         ),
         (
             Socket(5, AF_INET6, IPPROTO_RAW),
-            "may have been made outside of the cgroup: raw (IPv6)",
+            "may have been created outside of the cgroup: raw (IPv6)",
             False,
         ),
         (Socket(5, AF_PACKET, 0), "no cgroup's programs see: packet", True),
         (Socket(5, AF_XDP, 0), "no cgroup's programs see: XDP", True),
         (
             Socket(5, AF_INET, 99),
-            "may have been made outside of the cgroup: protocol 99",
+            "may have been created outside of the cgroup: protocol 99",
             False,
         ),
     ],

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from zfw_py.guard import maps
-from zfw_py.guard.codec import learnt_key
-from zfw_py.guard.maps import Tables
+from zfw_py.guard.codec import resolved_key
+from zfw_py.guard.maps import Maps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ADDRESSES = [bytes(15) + bytes([number]) for number in range(4)]
-KEYS = [learnt_key(address, 0) for address in ADDRESSES]
+KEYS = [resolved_key(address, 0) for address in ADDRESSES]
 ANY = frozenset[int]()
 
 
@@ -56,7 +56,7 @@ class Clock:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> Small:
     made = Small()
-    monkeypatch.setattr(Tables, "map", lambda *_: made)
+    monkeypatch.setattr(Maps, "map", lambda *_: made)
     return made
 
 
@@ -68,58 +68,58 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_what_has_expired_makes_room_at_once(small: Small, clock: Clock) -> None:
-    tables = Tables("")
-    tables.admit(ADDRESSES[:1], ANY, 5)
-    tables.admit(ADDRESSES[1:2], ANY, 60)
+    maps = Maps("")
+    maps.admit(ADDRESSES[:1], ANY, 5)
+    maps.admit(ADDRESSES[1:2], ANY, 60)
     for _ in range(3):
         with pytest.raises(OSError, match="full"):
-            tables.admit(ADDRESSES[2:3], ANY, 60)
+            maps.admit(ADDRESSES[2:3], ANY, 60)
     clock.now += 5
-    tables.admit(ADDRESSES[2:3], ANY, 60)
+    maps.admit(ADDRESSES[2:3], ANY, 60)
     assert set(small.elements) == {KEYS[1], KEYS[2]}
     with pytest.raises(OSError, match="full"):
-        tables.admit(ADDRESSES[3:], ANY, 60)
+        maps.admit(ADDRESSES[3:], ANY, 60)
 
 
 def test_what_is_admitted_again_stays(small: Small, clock: Clock) -> None:
-    tables = Tables("")
-    tables.admit(ADDRESSES[:2], ANY, 5)
+    maps = Maps("")
+    maps.admit(ADDRESSES[:2], ANY, 5)
     # Full or not, it may be let for longer, but not for less.
-    tables.admit(ADDRESSES[:1], ANY, 60)
-    tables.admit(ADDRESSES[:1], ANY, 6)
+    maps.admit(ADDRESSES[:1], ANY, 60)
+    maps.admit(ADDRESSES[:1], ANY, 6)
     clock.now += 10
-    assert tables.forget_expired() == 1
+    assert maps.remove_expired() == 1
     assert set(small.elements) == {KEYS[0]}
-    tables.admit(ADDRESSES[2:3], ANY, 5)
+    maps.admit(ADDRESSES[2:3], ANY, 5)
     with pytest.raises(OSError, match="full"):
-        tables.admit(ADDRESSES[3:], ANY, 5)
+        maps.admit(ADDRESSES[3:], ANY, 5)
     clock.now += 50
-    assert tables.forget_expired() == 2
+    assert maps.remove_expired() == 2
     assert not small.elements
 
 
 def test_what_has_expired_and_is_admitted_again_stays_too(small: Small, clock: Clock) -> None:
-    tables = Tables("")
-    tables.admit(ADDRESSES[:1], ANY, 5)
+    maps = Maps("")
+    maps.admit(ADDRESSES[:1], ANY, 5)
     clock.now += 10
-    tables.admit(ADDRESSES[:1], ANY, 5)
-    assert tables.forget_expired() == 0
+    maps.admit(ADDRESSES[:1], ANY, 5)
+    assert maps.remove_expired() == 0
     assert set(small.elements) == {KEYS[0]}
 
 
 def test_nothing_is_looked_at_but_what_may_have_expired(small: Small, clock: Clock) -> None:
     """However often it was admitted: an answer from the cache admits its addresses again."""
-    tables = Tables("")
+    maps = Maps("")
     for _ in range(1000):
         clock.now += 0.001
-        tables.admit(ADDRESSES[:2], ANY, 5)
+        maps.admit(ADDRESSES[:2], ANY, 5)
     small.looked_up = 0
     clock.now += 4
-    assert tables.forget_expired() == 0
+    assert maps.remove_expired() == 0
     assert small.looked_up == 0
     clock.now += 0.5
-    assert tables.forget_expired() == 0
+    assert maps.remove_expired() == 0
     assert small.looked_up == 2
     clock.now += 0.5
-    assert tables.forget_expired() == 2
+    assert maps.remove_expired() == 2
     assert small.looked_up == 4

@@ -609,7 +609,7 @@ BAD: dict[str, tuple[str, object, str]] = {
     "a block with a port": (
         "block",
         ["a.example", "a.example:443"],
-        "block[1]: a block is for all ports, and names none: 'a.example:443'",
+        "block[1]: a block is for all ports, and takes no port: 'a.example:443'",
     ),
     "block": ("block", {}, "block: expected array, got object"),
     "dns_upstream": ("dns_upstream", "::1", "dns_upstream: expected array, got str"),
@@ -630,7 +630,7 @@ class TestFile:
 
     def test_that_is_documented_is_one(self) -> None:
         _, _, text = (policy_file.__doc__ or "").partition("::\n")
-        text = text.partition("All of it")[0].replace("\n    ", "\n")
+        text = text.partition("Every field")[0].replace("\n    ", "\n")
         made = decode(text.encode(), "toml")
         assert set(made.as_object()) == set(msgspec.structs.asdict(policy_file._PolicyFile()))
         assert made == policy(

@@ -137,7 +137,7 @@ def test_a_block_counts_before_an_allow_and_loopback_is_one() -> None:
 
 def test_names_count_where_no_prefix_says_anything() -> None:
     given = rules("10.0.0.1/32 443", block=("10.0.1.0/24",))
-    given.learnt = {
+    given.resolved = {
         (ip_address("10.0.0.1"), 80): True,
         (ip_address("10.0.0.2"), None): True,
         (ip_address("10.0.0.3"), None): False,
@@ -318,10 +318,10 @@ def test_by_loopback_a_source_that_may_not_be_reached_is_foreign() -> None:
 
 def test_a_socket_goes_on_to_where_it_was_let_to_last() -> None:
     given = rules()
-    given.learnt = {(ip_address(TO4), 443): True, (ip_address("10.0.0.2"), None): True}
+    given.resolved = {(ip_address(TO4), 443): True, (ip_address("10.0.0.2"), None): True}
     used = Socket()
     assert reason(IPV4 / SYN, given, used=used) == "name"
-    given.learnt[ip_address(TO4), 443] = False
+    given.resolved[ip_address(TO4), 443] = False
     assert reason(IPV4 / SYN, given, used=used) == "socket"
     assert reason(IPV4 / TCP(dport=80), given, used=used) == "not_allowed"
     assert reason(IPV4 / SYN, given, used=used) == "socket"

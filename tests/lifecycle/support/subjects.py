@@ -32,8 +32,8 @@ from zfw_py.firewall import programs as firewall_programs
 from zfw_py.guard import listing, takeover
 from zfw_py.guard import programs as guard_programs
 from zfw_py.guard import service as guard
-from zfw_py.guard.events import Teller
 from zfw_py.guard.model import Policy, parse_entry
+from zfw_py.guard.target import GuardTarget
 from zfw_py.lifecycle import programs as lifecycle
 from zfw_py.lifecycle.store import UNNAMED
 from zfw_py.steer import programs as steer_programs
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from zfw_py.lifecycle.programs import System
 
 IPV4 = Network.gateway_ipv4
-NOBODY = Teller(lambda _: None, has_all=False)
 
 
 class Subject:
@@ -207,7 +206,7 @@ class GuardSubject(Subject):
     def __init__(self, stack: ExitStack, folder: Path) -> None:
         super().__init__(stack, folder)
         self.world = stack.enter_context(guard_world(folder))
-        stack.callback(guard.detach_all)
+        stack.callback(guard.Guard.detach_all)
         stack.enter_context(self.world.inside.entered())
         self.policy = Policy(
             allow=(parse_entry("both.example", ""),), dns_upstreams=(parse_server(UPSTREAM, ""),)
@@ -217,14 +216,14 @@ class GuardSubject(Subject):
         enter(self.world.cgroup)
 
     def install(self) -> None:
-        guard.attach(guard.of_cgroup(str(self.world.cgroup)), self.policy, NOBODY)
+        guard.Guard.attach(GuardTarget.of_cgroup(str(self.world.cgroup)), self.policy)
 
     def _upgrade(self) -> None:
         for identifier in self.identifiers:
-            takeover.take_over(identifier, lambda _: NOBODY)
+            guard.Guard(identifier).upgrade()
 
     def remove(self) -> None:
-        guard.detach_all()
+        guard.Guard.detach_all()
 
     def probe(self, *, is_whole: bool = True) -> str:
         """By a process within: does it reach an address that is not allowed; does a name work."""

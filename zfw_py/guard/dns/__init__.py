@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The DNS proxy of a guard; knows nothing of BPF."""
+"""The DNS proxy of a guard; it does not know about BPF."""

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Answers: made of what upstream servers say, kept as bytes, written for who asked. Pure.
+"""Builds answers from upstream's messages, and renders them for each client. Pure.
 
-Nothing is relayed as it came. ``Chain`` takes from upstream's messages what belongs to the
-question, and ``Answer`` is that, rendered once: to hand it out again costs a copy, a few times to
-live, and a cut where the client's size ends.
+1. ``Chain`` takes the records that belong to the question from upstream's messages. All other
+   records are dropped.
+2. ``Answer`` holds them, rendered to bytes once, for the cache.
+3. ``message`` copies the bytes for one client: with its id, its payload size, and the times to live
+   that are left.
 """
 
 from __future__ import annotations
@@ -48,23 +50,23 @@ if TYPE_CHECKING:
 LARGEST = 65535
 _ANSWER, _AUTHORITY = MessageSection.ANSWER, MessageSection.AUTHORITY
 _HEADER = 12
-# Plain numbers: arithmetic with dnspython's flags takes more time than all else of a message.
+# Plain numbers: arithmetic with dnspython's flags costs more than the rest of a message.
 _ANSWERED, _COPIED, _RECURSIVE = int(QR | RA), int(RD | CD), int(RD)
 _AUTHENTIC, _TRUNCATED = int(AD), int(TC)
-# Names in a chain; the longest that occur have about ten.
+# Names in a chain; the longest real chains have about ten.
 MOST_NAMES = 16
-# RFC 8767 would allow a week, RFC 2308 finds one to three hours right for what is not there.
+# RFC 8767 allows a week; RFC 2308 suggests one to three hours for names without a record.
 MOST_TTL = 86_400
 _MOST_NEGATIVE_TTL = 10_800
 _RFC8482_TTL = 3_600
 
 
 class BadAnswer(Exception):
-    """An answer that no client should see: a loop, records where there can be none, too much."""
+    """Upstream's answer is unusable: a loop, records of a name that does not exist, too large."""
 
 
 class Record(NamedTuple):
-    """Where a record's time to live is in the body of an answer, and where the record ends."""
+    """Offsets in an answer's body: of a record's time to live (4 bytes), and of its end."""
 
     ttl_at: int
     ttl: int
@@ -74,10 +76,11 @@ class Record(NamedTuple):
 class Answer(NamedTuple):
     """An answer, without header, question and OPT record.
 
-    ``body`` has records of the answer section, ``answers`` of them, then of the authority
-    section; it follows a question section of the length that it was made for. ``names`` are those
-    that the question led to, ``addresses`` what is handed out, 16 bytes each and IPv4 as
-    ``::ffff:a.b.c.d``, good for ``address_ttl`` seconds. All of it may be kept for ``ttl`` seconds.
+    ``body``: ``answers`` records of the answer section, then those of the authority section. Its
+    compressed names point into a question section of the same length as the original one.
+    ``names``: the names that the question's name leads to. ``addresses``: those in the records, 16
+    bytes each, IPv4 as ``::ffff:a.b.c.d``, valid for ``address_ttl`` seconds. The answer may be
+    cached for ``ttl`` seconds.
     """
 
     rcode: Rcode
@@ -93,10 +96,10 @@ class Answer(NamedTuple):
 
 
 def message(answer: Answer, question: Question, most: int, age: int = 0) -> bytes:
-    """The message for an answer that is ``age`` seconds old, of at most that many bytes.
+    """The message for an answer that is ``age`` seconds old, without the id (two bytes).
 
-    It lacks the first two bytes, the id. What is cut off is cut between two records, and TC says
-    so: there are clients that never ask over TCP and are content with the addresses that fit.
+    It has at most ``most`` bytes. A longer one is cut between two records, with TC set: some
+    clients never ask over TCP, and use the addresses that fit.
     """
     opt = b""
     if question.is_edns:
@@ -121,25 +124,25 @@ def message(answer: Answer, question: Question, most: int, age: int = 0) -> byte
 
 
 def error(rcode: Rcode, extended: int | None = None, text: str = "") -> Answer:
-    """An answer without a record, and why, for clients that know EDNS."""
+    """An error, with an extended error (RFC 8914) for clients that know EDNS."""
     return Answer(rcode, b"" if extended is None else edns.extended_error(extended, text))
 
 
 def any_answer(question: Question) -> Answer:
-    """What a question for ANY gets: one record, of a type that nobody wants (RFC 8482)."""
+    """The answer to a query for ANY: one HINFO record (RFC 8482)."""
     rrset = from_text(question.name, _RFC8482_TTL, IN, HINFO, '"RFC8482" ""')
     return _render(Answer(NOERROR, answers=1), question, [rrset], [])
 
 
 class Chain:
-    """What upstream says of a question, from its name along CNAME records to what was asked for.
+    """Follows the CNAME records from the question's name to the records asked for.
 
-    Upstream may leave out the end of a chain; it is asked for that name then, and ``follow``
-    takes one message after the other.
+    Upstream may leave out the end of a chain. The caller then asks it for the last name, and calls
+    ``follow`` with the next message.
     """
 
     def __init__(self, question: Question) -> None:
-        """Begin at the question's name."""
+        """Start at the question's name."""
         self._question = question
         self._name = question.name
         self._seen = {question.name}
@@ -153,13 +156,14 @@ class Chain:
         self._options = b""
 
     def follow(self, message: Message) -> Name | None:
-        """Take what belongs to the chain. Returns the name to ask for next; None: it is complete.
+        """Take the records of the chain from a message; the name to ask for next, or None.
 
-        The message is one that matches what was asked. Raises BadAnswer.
+        None: the chain is complete. The message must be a reply to the query for the last name.
+        Raises BadAnswer.
         """
         self._rcode = message.rcode()
         self._is_authentic &= bool(int(message.flags) & _AUTHENTIC)
-        self._options = edns.answered_on(message.options)
+        self._options = edns.answer_options(message.options)
         start = self._name
         while not self._take_wanted(message):
             cname = self._find(message, _ANSWER, self._name, CNAME)
@@ -183,10 +187,10 @@ class Chain:
         for rrset in self._wanted:
             for rdata in rrset:
                 addresses.update(dict.fromkeys(_addresses(rdata)))
-                # Where a service is, is as good as where a name leads.
+                # The target of a service is checked against the policy like a name of the chain.
                 if rrset.rdtype in (HTTPS, SVCB) and rdata.target.labels != (b"",):
                     self._names.append(text_of(rdata.target))
-        made = Answer(
+        answer = Answer(
             rcode=self._rcode,
             options=self._options,
             is_authentic=self._is_authentic,
@@ -197,21 +201,21 @@ class Chain:
             ttl=min((rrset.ttl for rrset in self._answer + self._authority), default=0),
         )
         if not self._wanted:
-            made = made._replace(ttl=min(made.ttl, self._ttl))
+            answer = answer._replace(ttl=min(answer.ttl, self._ttl))
         try:
-            return _render(made, self._question, self._answer, self._authority)
+            return _render(answer, self._question, self._answer, self._authority)
         except TooBig:
             raise BadAnswer("more than a message holds") from None
 
     def _go_to(self, name: Name) -> None:
         if name in self._seen or len(self._seen) == MOST_NAMES:
-            raise BadAnswer("a chain of names that goes on and on")
+            raise BadAnswer("a chain of names that is a loop or too long")
         self._seen.add(name)
         self._name = name
         self._names.append(text_of(name))
 
     def _is_left_out(self, message: Message, start: Name) -> bool:
-        """Whether the chain has come to a name that this message says nothing of."""
+        """Whether the chain has reached a name that this message has no record of."""
         return (
             self._name != start
             and self._rcode == NOERROR
@@ -221,7 +225,7 @@ class Chain:
 
     def _take_wanted(self, message: Message) -> bool:
         rdtype = self._question.rdtype
-        if rdtype == RRSIG:  # a set for each type that is signed
+        if rdtype == RRSIG:  # one set for each type that is signed
             found = [
                 rrset
                 for rrset in message.answer
@@ -236,7 +240,7 @@ class Chain:
         return bool(found)
 
     def _take_dname(self, message: Message) -> None:
-        """The DNAME record that the CNAME record of this name was made from, if there is one."""
+        """Take the DNAME record that the CNAME record of this name was synthesised from, if any."""
         for rrset in message.answer:
             if rrset.rdtype == DNAME and rrset not in self._answer:
                 owner = rrset.name
@@ -244,7 +248,7 @@ class Chain:
                     self._take(message, _ANSWER, rrset)
 
     def _take_negative(self, message: Message) -> None:
-        """That there is nothing, and for how long: RFC 2308. Without an SOA record, not at all."""
+        """Take the SOA record, which limits the time to live (RFC 2308); without one it is 0."""
         soa = self._soa(message)
         if soa is None:
             self._ttl = 0
@@ -254,7 +258,7 @@ class Chain:
             self._take(message, _AUTHORITY, soa)
 
     def _take_proofs(self, message: Message) -> None:
-        """That a name, or a nearer one than the wildcard that answered, is not there."""
+        """Take the NSEC and NSEC3 records: proofs that a name, or a closer one, does not exist."""
         if self._question.is_dnssec:
             for rrset in message.authority:
                 if rrset.rdtype in (NSEC, NSEC3) and rrset not in self._authority:
@@ -267,7 +271,7 @@ class Chain:
         return None
 
     def _take(self, message: Message, section: int, rrset: RRset) -> None:
-        """This and, for who asked for them, its signatures."""
+        """Take a record set, and its signatures if the client wants DNSSEC."""
         taken = [rrset]
         if self._question.is_dnssec and rrset.rdtype != RRSIG:
             signatures = self._find(message, section, rrset.name, RRSIG, rrset.rdtype)
@@ -285,7 +289,7 @@ class Chain:
 
 
 def _addresses(rdata: Any) -> list[bytes]:
-    """What a record hands out."""
+    """The addresses in a record (16 bytes each), those of hints included."""
     if rdata.rdtype == A:
         return [IPV4_MAPPED + inet_pton(AF_INET, rdata.address)]
     if rdata.rdtype == AAAA:
@@ -302,18 +306,18 @@ def _addresses(rdata: Any) -> list[bytes]:
 def _render(
     answer: Answer, question: Question, records: list[RRset], authority: list[RRset]
 ) -> Answer:
-    """The answer with its body. Names that end like the question's point into its section."""
-    made = Message(id=0)
-    made.question.append(RRset(question.name, IN, question.rdtype))
-    made.answer = records
-    made.authority = authority
-    wire = made.to_wire(max_size=LARGEST, want_shuffle=False)
+    """Add the rendered body. Its names may be compressed by pointers into the question section."""
+    rendered = Message(id=0)
+    rendered.question.append(RRset(question.name, IN, question.rdtype))
+    rendered.answer = records
+    rendered.authority = authority
+    wire = rendered.to_wire(max_size=LARGEST, want_shuffle=False)
     body = wire[_HEADER + len(question.wire) :]
     return answer._replace(body=body, records=tuple(_records(body)))
 
 
 def _records(body: bytes) -> list[Record]:
-    """The records of a body that we have rendered."""
+    """The offsets of the records in a body that ``_render`` has rendered."""
     found = []
     at = 0
     while at < len(body):

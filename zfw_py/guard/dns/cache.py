@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Answers kept for as long as they live, the least recently asked for going first. No I/O."""
+"""Caches answers until they expire; evicts the least recently used one. No I/O."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ if TYPE_CHECKING:
     from zfw_py.guard.dns.questions import Key
 
 MOST = 4096
-# So that all of it is 64 MB at the very most; usual answers have some hundred bytes.
+# Bytes of an answer: limits the cache to 64 MB. Usual answers have some hundred bytes.
 _LARGEST = 16_384
 
 
 class Cache:
-    """Answers by what a question has to have in common with the one that they were for."""
+    """Answers by the key of their question."""
 
     def __init__(self, most: int = MOST) -> None:
-        """Keep that many, and none at all that is larger than 16 KiB."""
+        """``most``: how many answers. Answers of more than 16 KiB are not cached."""
         self._most = most
-        # In the order in which they were asked for, the latest last.
-        self._kept: dict[Key, tuple[Answer, float]] = {}
+        # In the order of their last use, the latest last.
+        self._entries: dict[Key, tuple[Answer, float]] = {}
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._entries)
 
     def get(self, key: Key, now: float) -> tuple[Answer, float] | None:
-        """The answer and its age in seconds, as long as all of its records live."""
-        found = self._kept.pop(key, None)
+        """The answer and its age in seconds; None if a record of it has expired."""
+        found = self._entries.pop(key, None)
         if found is None:
             return None
         answer, since = found
         age = now - since
         if age >= answer.ttl:
             return None
-        self._kept[key] = found
+        self._entries[key] = found
         return answer, age
 
     def put(self, key: Key, answer: Answer, now: float) -> None:
-        """Keep an answer that was given just now, unless it lives for this moment only."""
+        """Store an answer that was received at ``now``, unless its time to live is 0."""
         if answer.ttl <= 0 or len(answer.body) > _LARGEST:
             return
-        self._kept.pop(key, None)
-        if len(self._kept) >= self._most:
-            del self._kept[next(iter(self._kept))]
-        self._kept[key] = (answer, now)
+        self._entries.pop(key, None)
+        if len(self._entries) >= self._most:
+            del self._entries[next(iter(self._entries))]
+        self._entries[key] = (answer, now)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The OPT record (RFC 6891): ours, and which options go from one side of the proxy to the other."""
+"""Builds OPT records (RFC 6891), and selects the options that the proxy forwards. Pure."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
     from dns.edns import Option
 
-# What every path carries in one piece: DNS Flag Day 2020, RFC 9715.
+# A datagram that no path fragments: DNS Flag Day 2020, RFC 9715.
 PAYLOAD = 1232
 
-# An OPT record concerns one hop, and whoever does not know an option ignores it: what goes on to
-# the other side is named here. Not COOKIE, KEEPALIVE and PADDING, which are between two hosts.
-_ASKED_ON = frozenset({OptionType.ECS, OptionType.DAU, OptionType.DHU, OptionType.N3U})
-_ANSWERED_ON = frozenset({OptionType.ECS})
+# An OPT record concerns one hop, so the options to forward are listed here. COOKIE, KEEPALIVE and
+# PADDING are not among them: they are between two hosts.
+_QUERY_OPTIONS = frozenset({OptionType.ECS, OptionType.DAU, OptionType.DHU, OptionType.N3U})
+_ANSWER_OPTIONS = frozenset({OptionType.ECS})
 
-# With them, the longest name and a header, a message has fewer than 512 bytes.
+# Bytes. With so many, the longest name and a header, a message still has fewer than 512 bytes.
 MOST_OPTIONS = 200
 
 # Extended DNS errors, RFC 8914.
@@ -31,29 +31,29 @@ OTHER, BLOCKED, PROHIBITED, NO_REACHABLE_AUTHORITY, NETWORK_ERROR = 0, 15, 18, 2
 
 
 def opt_record(options: bytes = b"", *, rcode: int = 0, is_dnssec: bool = False) -> bytes:
-    """An OPT record with our payload size, and the bits of ``rcode`` that a header has not."""
+    """An OPT record with our payload size, and the bits of ``rcode`` that do not fit the header."""
     flags = int(DO) if is_dnssec else 0
     return pack("!BHHBBHH", 0, OPT, PAYLOAD, rcode >> 4, 0, flags, len(options)) + options
 
 
 def extended_error(code: int, text: str = "") -> bytes:
-    """The option that says why an answer is an error."""
+    """The option that explains an error (RFC 8914)."""
     data = text.encode()
     return pack("!HHH", OptionType.EDE, 2 + len(data), code) + data
 
 
-def asked_on(options: Iterable[Option]) -> bytes:
-    """The options of a question that concern whoever answers it in the end."""
-    return _packed(options, _ASKED_ON)
+def query_options(options: Iterable[Option]) -> bytes:
+    """The options of a query to forward upstream."""
+    return _packed(options, _QUERY_OPTIONS)
 
 
-def answered_on(options: Iterable[Option]) -> bytes:
-    """The options of an answer that concern whoever asked first."""
-    return _packed(options, _ANSWERED_ON)
+def answer_options(options: Iterable[Option]) -> bytes:
+    """The options of an answer to forward to the client."""
+    return _packed(options, _ANSWER_OPTIONS)
 
 
 def errors(options: Iterable[Option]) -> bytes:
-    """The extended errors of an answer."""
+    """The extended errors in an answer's options."""
     return _packed(options, frozenset({OptionType.EDE}))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The proxy's side towards its clients: messages off sockets, and answers back onto them."""
+"""Receives queries on the proxy's UDP and TCP sockets and sends the replies."""
 
 from __future__ import annotations
 
@@ -17,41 +17,42 @@ if TYPE_CHECKING:
 
 Transport = Literal["udp", "tcp"]
 Reply = Callable[[bytes], None]
-# A message, who sent it, by what, and how it is answered, at once or later. False: it will not be.
+# Arguments: message, client, transport, and the function that sends the reply, now or later. False:
+# there will be no reply.
 Handle = Callable[[bytes, tuple[str, int], Transport, Reply], bool]
-# Has a task run this, and sees to what becomes of it.
+# Runs a coroutine as a task, and handles its exceptions.
 Spawn = Callable[[Coroutine[Any, Any, None]], None]
 
-# One look at a socket takes that many datagrams; then others have their turn.
+# Datagrams that are read from a socket before other sockets get their turn.
 _BATCH = 64
 _BACKLOG = 128
 MOST_CONNECTIONS = 100
-# For a whole question to come, and for an answer to be taken: RFC 7766 wants some seconds.
+# Seconds for a whole query to arrive, and for a reply to be read; RFC 7766 wants some seconds.
 IDLE = 10.0
-# Unanswered questions of a connection; an answer has up to 64 KB, which its client may not take.
+# Unanswered queries of a connection: a reply has up to 64 KB, which a client may not read.
 _MOST_UNANSWERED = 16
 _LARGEST = 2 + questions.LARGEST
-# There is no descriptor or no memory for another connection: it waits for better times.
+# No descriptor or memory for another connection: leave it in the backlog for a second.
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _PAUSE = 1.0
 
 
 class Datagrams:
-    """UDP sockets, ours from now on. Each is bound to one address: what answers was asked."""
+    """The UDP sockets. Each is bound to one address, so a reply comes from the address asked."""
 
     def __init__(self, handle: Handle) -> None:
-        """Without a socket yet."""
+        """Start without sockets."""
         self._handle = handle
         self._sockets: list[socket.socket] = []
 
     def listen(self, udp: socket.socket) -> None:
-        """Take questions from this one as well; in the running loop."""
+        """Read queries from this socket too; call it in the running loop."""
         udp.setblocking(False)
         self._sockets.append(udp)
         asyncio.get_running_loop().add_reader(udp, self._receive, udp)
 
     def close(self) -> None:
-        """Take no more, and close the sockets."""
+        """Stop reading, and close the sockets."""
         for udp in self._sockets:
             asyncio.get_running_loop().remove_reader(udp)
             udp.close()
@@ -60,7 +61,7 @@ class Datagrams:
         for _ in range(_BATCH):
             try:
                 message, client = udp.recvfrom(_LARGEST)
-            except OSError:  # nothing is there, or an error of an earlier answer is told
+            except OSError:  # no datagram left, or the error of an earlier reply
                 return
             self._handle(message, client[:2], "udp", partial(_send, udp, client))
 
@@ -68,35 +69,35 @@ class Datagrams:
 def _send(udp: socket.socket, client: Any, message: bytes) -> None:
     try:
         udp.sendto(message, client)
-    except OSError:  # lost, as datagrams are: who needs it asks again
+    except OSError:  # the reply is lost; the client asks again
         pass
 
 
 class Connections:
-    """TCP sockets that listen, ours from now on, and the connections to them."""
+    """The listening TCP sockets, and the connections to them."""
 
     def __init__(self, handle: Handle, spawn: Spawn) -> None:
-        """Without a socket yet."""
+        """Start without sockets."""
         self._handle = handle
         self._spawn = spawn
         self._sockets: list[socket.socket] = []
         self._connected = 0
 
     def listen(self, tcp: socket.socket) -> None:
-        """Accept connections to this one as well; in the running loop."""
+        """Accept connections to this socket too; call it in the running loop."""
         tcp.setblocking(False)
         tcp.listen(_BACKLOG)
         self._sockets.append(tcp)
         self._watch(tcp)
 
     def close(self) -> None:
-        """Accept no more, and close the sockets. Connections end with their tasks."""
+        """Stop accepting, and close the sockets. Connections end with their tasks."""
         for tcp in self._sockets:
             asyncio.get_running_loop().remove_reader(tcp)
             tcp.close()
 
     def _watch(self, tcp: socket.socket) -> None:
-        if tcp.fileno() >= 0:  # not closed in a pause
+        if tcp.fileno() >= 0:  # unless it was closed during a pause
             asyncio.get_running_loop().add_reader(tcp, self._accept, tcp)
 
     def _accept(self, tcp: socket.socket) -> None:
@@ -107,7 +108,7 @@ class Connections:
                 loop = asyncio.get_running_loop()
                 loop.remove_reader(tcp)
                 loop.call_later(_PAUSE, self._watch, tcp)
-            return  # else the client has gone already
+            return  # any other error: the client has closed the connection already
         if self._connected >= MOST_CONNECTIONS:
             accepted.close()
             return
@@ -119,7 +120,7 @@ class Connections:
             reader, writer = await asyncio.open_connection(sock=accepted)
             try:
                 await self._answer(reader, writer, client)
-            except OSError:  # a client that has gone, or that does not take its answers
+            except OSError:  # the client closed the connection, or does not read its replies
                 pass
             finally:
                 writer.transport.abort()
@@ -129,7 +130,7 @@ class Connections:
     async def _answer(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, client: tuple[str, int]
     ) -> None:
-        """Take questions one after the other, and answer as answers come (RFC 7766)."""
+        """Read queries one after the other; send each reply when it is there (RFC 7766)."""
         room = asyncio.Semaphore(_MOST_UNANSWERED)
 
         def reply(message: bytes) -> None:
@@ -144,7 +145,7 @@ class Connections:
             message = await _read(reader)
             if message is None or not self._handle(message, client, "tcp", reply):
                 break
-        # Nothing more is asked; what was asked is still answered.
+        # No more queries; wait for the replies to those that were read.
         for _ in range(_MOST_UNANSWERED - 1):
             await room.acquire()
         async with asyncio.timeout(IDLE):
@@ -153,7 +154,7 @@ class Connections:
 
 
 async def _read(reader: asyncio.StreamReader) -> bytes | None:
-    """The next message; None if none comes, or one that is no question by its length."""
+    """The next message; None if none arrives in time, or if it is too long for a query."""
     try:
         async with asyncio.timeout(IDLE):
             length = int.from_bytes(await reader.readexactly(2))

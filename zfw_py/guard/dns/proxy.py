@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The DNS proxy: who may ask for what, and what is known to the kernel before it is answered.
+"""The DNS proxy: evaluates each query, asks upstream, and admits addresses before it answers.
 
-It knows nothing of BPF. What a name may be reached by, and how addresses become reachable, are
-callables of whoever makes it; so is what is told of each question. A client never holds an address
-that was not admitted before.
+One query:
+
+1. Read it. Refuse it if the policy does not allow its name.
+2. Answer from the cache; otherwise ask upstream, once for all clients that sent the same query.
+3. Refuse the answer if its chain of names has a blocked one.
+4. Admit its addresses. A client never gets an address that was not admitted before.
+5. Report the query, and send the answer.
+
+The proxy does not know about BPF: the policy, admitting addresses and reports are callables.
 """
 
 from __future__ import annotations
@@ -37,17 +43,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Sequence
 
     from zfw_py.guard.dns.questions import Key
-    from zfw_py.guard.dns.upstream import Server
+    from zfw_py.values.endpoint import Endpoint
 
-# Questions that upstream servers are asked at a time, each with a descriptor; a process usually has
-# 1,024. And clients that wait for them.
+# Queries to upstream servers at a time, each with a descriptor (a process usually may have 1,024),
+# and clients' queries that wait for their answers.
 MOST_ASKED = 500
 MOST_WAITING = 5_000
-# All attempts, servers and names of a chain together. Clients wait for five seconds, and ask again.
+# For all attempts, servers and names of a chain together. Clients ask again after five seconds.
 PATIENCE = 10.0
-# How often upstream is asked for where a chain goes on.
+# Queries to upstream for one chain of names.
 _MOST_HOPS = 8
-# A client needs time to connect, and dnsmasq and others give a time to live of 0.
+# A client needs time to connect, but dnsmasq and others answer with a time to live of 0.
 LEAST_LIFETIME = 5.0
 
 Verdict = Literal["allow", "deny"]
@@ -55,11 +61,11 @@ Reason = Literal[
     "allowed",  # by a rule of the policy
     "not_allowed",  # no rule allows the name
     "blocked",  # a rule blocks the name
-    "chain_blocked",  # a rule blocks a name that the question led to
+    "chain_blocked",  # a rule blocks a name in the chain of the answer
     "unsupported",  # zone transfers, other classes, later versions of EDNS
-    "not_admitted",  # the kernel did not take the addresses
+    "not_admitted",  # admitting the addresses failed
     "upstream_failed",  # no server had an answer
-    "busy",  # too many questions at a time
+    "busy",  # too many queries at a time
 ]
 
 _BLOCKED = error(REFUSED, edns.BLOCKED, "zfw guard: a rule blocks this name")
@@ -70,11 +76,12 @@ _REFUSALS: dict[Reason, Answer] = {
 }
 
 
-class Asked(NamedTuple):
-    """A question and what became of it.
+class AnsweredQuery(NamedTuple):
+    """A query and its result.
 
-    ``verdict`` is the policy's, and ``reason`` explains it, or why an allowed question has no
-    answer. ``addresses`` were handed out: 16 bytes each, IPv4 as ``::ffff:a.b.c.d``.
+    ``verdict`` is the policy's. ``reason`` explains it, or why an allowed query has no answer.
+    ``client``: address and port. ``addresses``: those in the answer, 16 bytes each, IPv4 as
+    ``::ffff:a.b.c.d``. ``is_cached``: the answer came from the cache.
     """
 
     client: tuple[str, int]
@@ -88,8 +95,8 @@ class Asked(NamedTuple):
     is_cached: bool
 
 
-class _Asker(NamedTuple):
-    """Who waits for the answer to a question. ``ports`` is None for a name that is not allowed."""
+class _PendingQuery(NamedTuple):
+    """A query that waits for its answer. ``ports`` is None for a name that is not allowed."""
 
     question: Question
     id: bytes
@@ -101,25 +108,25 @@ class _Asker(NamedTuple):
 
 
 class Proxy:
-    """Answers the questions that come to its sockets, as far as the policy allows their names.
+    """Answers the queries that its sockets receive, if the policy allows their names.
 
     Args:
-        ports_of_name: the ports that a name's addresses may be reached by; none: all of them.
+        ports_of_name: the ports on which a name's addresses are allowed; empty: every port.
             None: the name is not allowed. Names are lower case, without the last dot.
-        is_blocked_name: whether a rule blocks the name, which then must not occur in the chain of
-            a name that is allowed either.
+        is_blocked_name: whether a rule blocks the name. An answer with such a name in its chain is
+            refused too.
         upstreams: the servers to ask, from the network namespace of the thread that runs it.
-        admit: called with addresses, ports and a lifetime in seconds before they are handed out.
-            Raises OSError if the kernel does not take them: the client gets SERVFAIL.
-        report: called once a question.
-        is_log_only: nothing is denied; questions are reported as what would have become of them.
-            Addresses of names that are not allowed are not admitted.
-        clock: seconds that go on in suspend.
+        admit: called with addresses, ports and a lifetime in seconds, before the answer is sent.
+            Raises OSError if the addresses cannot be admitted: the client gets SERVFAIL.
+        report: called once for each query.
+        is_log_only: deny nothing; report what would have been denied. Addresses of names that are
+            not allowed are not admitted.
+        clock: the time in seconds, by a clock that goes on while the machine is suspended.
 
-    The callables are called in the loop's thread and should be quick. What they raise, but for
-    OSError of ``admit``, ends ``run``.
+    The callables are called in the loop's thread and should be quick. Any exception of theirs, but
+    for OSError of ``admit``, ends ``run``.
 
-    A question is forwarded over UDP, whatever it came by, and over TCP if the answer is truncated.
+    A query is forwarded over UDP, also if it came over TCP; over TCP if the answer is truncated.
     """
 
     def __init__(
@@ -127,9 +134,9 @@ class Proxy:
         *,
         ports_of_name: Callable[[str], frozenset[int] | None],
         is_blocked_name: Callable[[str], bool],
-        upstreams: Sequence[Server],
+        upstreams: Sequence[Endpoint],
         admit: Callable[[Iterable[bytes], frozenset[int], float], None],
-        report: Callable[[Asked], None],
+        report: Callable[[AnsweredQuery], None],
         is_log_only: bool = False,
         clock: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
     ) -> None:
@@ -142,7 +149,7 @@ class Proxy:
         self._is_log_only = is_log_only
         self._clock = clock
         self._cache = Cache()
-        self._asked: dict[Key, list[_Asker]] = {}
+        self._pending: dict[Key, list[_PendingQuery]] = {}
         self._waiting = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._bug: BaseException | None = None
@@ -153,10 +160,10 @@ class Proxy:
         self._served: list[tuple[socket.socket, socket.socket | None]] = []
 
     def serve(self, udp: socket.socket, tcp: socket.socket | None = None) -> None:
-        """Answer what comes to these sockets too, which are bound and belong to the proxy now.
+        """Answer queries on these bound sockets too; the proxy closes them at its end.
 
-        Before ``run``, or in its loop while it runs. Either may be of any network namespace. A UDP
-        socket is bound to one address, not to all: answers would come from another.
+        Call it before ``run``, or in its loop while it runs. The sockets may be of any network
+        namespace. A UDP socket must be bound to one address, so that answers come from it.
         """
         if not self._is_running:
             self._served.append((udp, tcp))
@@ -166,10 +173,10 @@ class Proxy:
             self._connections.listen(tcp)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Answer until ``stop`` is set; then all sockets are closed. Runs once.
+        """Answer until ``stop`` is set, then close all sockets. Can run once.
 
-        What goes wrong on the network is dealt with where it happens. Anything else is a bug, and
-        is raised: without its proxy the guarded program has no DNS, and nothing opens up.
+        Errors of the network are handled where they happen. Any other exception is a bug and is
+        raised here: the guarded program then has no DNS, and nothing else becomes allowed.
         """
         loop = asyncio.get_running_loop()
         previous = loop.get_exception_handler()
@@ -185,12 +192,12 @@ class Proxy:
             self._is_running = False
             self._datagrams.close()
             self._connections.close()
-            await asyncio.sleep(0)  # tasks that have not begun yet would end without closing theirs
+            await asyncio.sleep(0)  # tasks that have not run yet start, and then close theirs
             ending = {stopping, failing, *self._tasks}
             for task in ending:
                 task.cancel()
             await asyncio.gather(*ending, return_exceptions=True)
-            await asyncio.sleep(0)  # connections that were broken off close their sockets
+            await asyncio.sleep(0)  # let aborted connections close their sockets
             loop.set_exception_handler(previous)
         if self._bug is not None:
             raise self._bug
@@ -203,7 +210,7 @@ class Proxy:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.result()  # raised here, the loop tells us as it does of callbacks
+            task.result()  # the loop passes an exception raised here to _on_exception
 
     def _on_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         bug = context.get("exception")
@@ -213,12 +220,12 @@ class Proxy:
             self._bug = self._bug or bug
             self._stop.set()
 
-    # Questions
+    # Queries
 
     def _handle(
         self, received: bytes, client: tuple[str, int], transport: Transport, reply: Reply
     ) -> bool:
-        """Answer a message, at once or later. False: it deserves no answer."""
+        """Answer a message, at once or later. False: it gets no answer."""
         question = read_question(received[2:])
         id_ = received[:2]
         if isinstance(question, Unreadable):
@@ -226,21 +233,21 @@ class Proxy:
                 reply(id_ + question.answer)
             return bool(question.answer)
 
-        ports, reason = self._judge(question)
-        asker = _Asker(question, id_, client, transport, reply, ports, reason)
+        ports, reason = self._evaluate(question)
+        pending = _PendingQuery(question, id_, client, transport, reply, ports, reason)
         if question.fault != NOERROR:
-            self._send(asker._replace(ports=None, reason="unsupported"), error(question.fault))
+            self._send(pending._replace(ports=None, reason="unsupported"), error(question.fault))
         elif ports is None and not self._is_log_only:
-            self._send(asker, _REFUSALS[reason])
+            self._send(pending, _REFUSALS[reason])
         elif question.rdtype == ANY:
-            self._answer(asker, any_answer(question))
+            self._answer(pending, any_answer(question))
         elif (cached := self._cache.get(question.key, self._clock())) is not None:
-            self._answer(asker, *cached, is_cached=True)
+            self._answer(pending, *cached, is_cached=True)
         else:
-            self._ask(asker)
+            self._ask(pending)
         return True
 
-    def _judge(self, question: Question) -> tuple[frozenset[int] | None, Reason]:
+    def _evaluate(self, question: Question) -> tuple[frozenset[int] | None, Reason]:
         if has_hidden_dot(question.name):
             return None, "not_allowed"
         ports = self._ports_of_name(question.text)
@@ -248,22 +255,22 @@ class Proxy:
             return ports, "allowed"
         return None, "blocked" if self._is_blocked_name(question.text) else "not_allowed"
 
-    def _ask(self, asker: _Asker) -> None:
-        """Have upstream asked, once for all who wait for the same."""
-        key = asker.question.key
-        askers = self._asked.get(key)
-        if self._waiting >= MOST_WAITING or (askers is None and len(self._asked) >= MOST_ASKED):
-            self._fail(asker, error(SERVFAIL, edns.OTHER, "too many questions"), "busy")
+    def _ask(self, pending: _PendingQuery) -> None:
+        """Ask upstream, once for all clients that wait for the same answer."""
+        key = pending.question.key
+        waiting = self._pending.get(key)
+        if self._waiting >= MOST_WAITING or (waiting is None and len(self._pending) >= MOST_ASKED):
+            self._fail(pending, error(SERVFAIL, edns.OTHER, "too many questions"), "busy")
             return
         self._waiting += 1
-        if askers is None:
-            self._asked[key] = [asker]
-            self._spawn(self._fetch(asker.question))
+        if waiting is None:
+            self._pending[key] = [pending]
+            self._spawn(self._fetch(pending.question))
         else:
-            askers.append(asker)
+            waiting.append(pending)
 
     async def _fetch(self, question: Question) -> None:
-        """Ask upstream, and answer all who wait."""
+        """Ask upstream, and answer all clients that wait."""
         is_failure = True
         try:
             answer = await self._follow(question)
@@ -272,15 +279,15 @@ class Proxy:
             answer = Answer(SERVFAIL, failure.options)
         except BadAnswer as failure:
             answer = error(SERVFAIL, edns.OTHER, str(failure))
-        askers = self._asked.pop(question.key)
-        self._waiting -= len(askers)
-        if not question.options:  # else it may be good for one client's subnet only
+        waiting = self._pending.pop(question.key)
+        self._waiting -= len(waiting)
+        if not question.options:  # with options it may be valid for one client's subnet only
             self._cache.put(question.key, answer, self._clock())
-        for asker in askers:
+        for pending in waiting:
             if is_failure:
-                self._fail(asker, answer, "upstream_failed")
+                self._fail(pending, answer, "upstream_failed")
             else:
-                self._answer(asker, answer)
+                self._answer(pending, answer)
 
     async def _follow(self, question: Question) -> Answer:
         deadline = asyncio.get_running_loop().time() + PATIENCE
@@ -296,48 +303,48 @@ class Proxy:
     # Answers
 
     def _answer(
-        self, asker: _Asker, answer: Answer, age: float = 0.0, *, is_cached: bool = False
+        self, pending: _PendingQuery, answer: Answer, age: float = 0.0, *, is_cached: bool = False
     ) -> None:
-        """Hand out what upstream said, if the policy lets it and the kernel knows of it."""
-        ports = asker.ports
+        """Check the chain, admit the addresses, and send the answer or a refusal."""
+        ports = pending.ports
         refusal: Answer | None = None
         if ports is not None and any(map(self._is_blocked_name, answer.names)):
-            asker = asker._replace(ports=None, reason="chain_blocked")
-            refusal = _REFUSALS[asker.reason]
+            pending = pending._replace(ports=None, reason="chain_blocked")
+            refusal = _REFUSALS[pending.reason]
         elif ports is not None and answer.addresses:
-            # A second more: the client counts whole ones.
+            # One second more, because the client counts whole seconds.
             lifetime = max(answer.address_ttl - age + 1, LEAST_LIFETIME)
             try:
                 self._admit(answer.addresses, ports, lifetime)
             except OSError:
-                asker = asker._replace(reason="not_admitted")
+                pending = pending._replace(reason="not_admitted")
                 refusal = error(SERVFAIL, edns.OTHER, "the addresses were not admitted")
         if refusal is not None and not self._is_log_only:
-            self._send(asker, refusal)
+            self._send(pending, refusal)
         else:
-            self._send(asker, answer, age, is_cached=is_cached)
+            self._send(pending, answer, age, is_cached=is_cached)
 
-    def _fail(self, asker: _Asker, answer: Answer, reason: Reason) -> None:
-        """An error; of a name that is not allowed, that is what is told."""
-        self._send(asker if asker.ports is None else asker._replace(reason=reason), answer)
+    def _fail(self, pending: _PendingQuery, answer: Answer, reason: Reason) -> None:
+        """Send an error. The reason of a name that is not allowed stays that of the policy."""
+        self._send(pending if pending.ports is None else pending._replace(reason=reason), answer)
 
     def _send(
-        self, asker: _Asker, answer: Answer, age: float = 0.0, *, is_cached: bool = False
+        self, pending: _PendingQuery, answer: Answer, age: float = 0.0, *, is_cached: bool = False
     ) -> None:
-        question = asker.question
-        most = LARGEST if asker.transport == "tcp" else question.payload
-        # First, so that nothing that the client does next is told before it.
+        question = pending.question
+        most = LARGEST if pending.transport == "tcp" else question.payload
+        # Report before the reply: events that the client then causes come later in the log.
         self._report(
-            Asked(
-                client=asker.client,
-                transport=asker.transport,
+            AnsweredQuery(
+                client=pending.client,
+                transport=pending.transport,
                 name=question.text,
                 rdtype=rdtype_text(question.rdtype),
-                verdict="deny" if asker.ports is None else "allow",
-                reason=asker.reason,
+                verdict="deny" if pending.ports is None else "allow",
+                reason=pending.reason,
                 addresses=answer.addresses,
                 rcode=rcode_text(answer.rcode),
                 is_cached=is_cached,
             )
         )
-        asker.reply(asker.id + message(answer, question, most, int(age)))
+        pending.reply(pending.id + message(answer, question, most, int(age)))

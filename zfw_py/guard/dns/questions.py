@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a client asked: messages read, and those that ask nothing told apart. Pure.
+"""Reads the queries of clients and builds the queries to upstream servers. Pure.
 
-A question is hostile until it was read, and read by dnspython.
+A client's message may be hostile. dnspython parses it; no byte of it is used unparsed.
 """
 
 from __future__ import annotations
@@ -26,28 +26,29 @@ if TYPE_CHECKING:
     from dns.rdatatype import RdataType
 
 _OPCODE = 0x7800
-_RESPONSE, _KEPT, _DNSSEC = int(QR), int(RD | AD | CD), int(DO)
-# A whole name, ten times over: no question is longer, and one of them is no burden to remember.
+_RESPONSE, _COPIED, _DNSSEC = int(QR), int(RD | AD | CD), int(DO)
+# Ten times the longest name: no legitimate query is longer, and the cache can hold such messages.
 LARGEST = 4096
-# Half a million bytes of what clients usually ask, 16 MB of the largest questions.
-_REMEMBERED = 4096
-# Without EDNS, and with it at least (RFC 1035, 6891); with it at most, or networks lose datagrams.
+# Half a megabyte of usual queries, 16 MB of the largest ones.
+_CACHED = 4096
+# The payload size without EDNS, and the least with it (RFC 1035, 6891). Above the largest one,
+# networks lose datagrams.
 _SMALLEST_PAYLOAD, _LARGEST_PAYLOAD = 512, 4096
-# RFC 6895: types that are of questions only. ANY is answered, the others are for zone transfers,
-# signatures of messages and what mail was once.
+# RFC 6895: types that occur in queries only. ANY is answered; the others are for zone transfers,
+# signatures of messages and obsolete mail records.
 _META_TYPES = frozenset({0, OPT, *range(128, 256)}) - {ANY}
 
-# Of two questions with the same key one answer serves both.
+# Queries with the same key have the same answer.
 Key = tuple[bytes, int, int, bool, bytes]
 
 
 class Question(NamedTuple):
-    """A question. ``wire`` is its section as it was asked, ``flags`` are RD, AD and CD.
+    """The question of a query.
 
-    ``payload`` is what a datagram to the client may have.
-
-    ``text`` is the name for the policy: lower case, without the last dot, escaped as in zone
-    files. ``options`` go on to whoever answers. ``fault`` is the rcode for what nobody is asked.
+    ``wire``: the question section as the client sent it. ``flags``: RD, AD and CD. ``payload``:
+    the most bytes of a datagram to the client. ``text``: the name for the policy, in lower case,
+    without the last dot, escaped as in zone files. ``options``: the EDNS options to forward.
+    ``fault``: the rcode of the answer if the query is not supported, else NOERROR.
     """
 
     name: Name
@@ -64,7 +65,7 @@ class Question(NamedTuple):
 
 
 class Unreadable(NamedTuple):
-    """Not a question. ``answer`` is the message for it, without its id; empty if there is none."""
+    """A message that is no query. ``answer``: the reply without its id; empty: send none."""
 
     answer: bytes
 
@@ -72,11 +73,11 @@ class Unreadable(NamedTuple):
 _SILENCE = Unreadable(b"")
 
 
-@lru_cache(maxsize=_REMEMBERED)
+@lru_cache(maxsize=_CACHED)
 def read_question(message: bytes) -> Question | Unreadable:
-    """Read a message without its id, the first two bytes: clients ask the same again and again.
+    """Read a message without its id, which is the first two bytes; results are cached.
 
-    What is itself an answer gets none, or two proxies would never be done with each other.
+    A message that is itself an answer gets no reply: two proxies would reply to each other forever.
     """
     if len(message) < 10:
         return _SILENCE
@@ -85,7 +86,7 @@ def read_question(message: bytes) -> Question | Unreadable:
         return _SILENCE
     if flags & _OPCODE != QUERY:
         return _unreadable(flags, NOTIMP)
-    # One question and at most an OPT record: a signature would be for a key that we do not have.
+    # One question and at most an OPT record. The proxy has no key to check a signature.
     if (questions, answers, authorities) != (1, 0, 0) or additional > 1 or len(message) > LARGEST:
         return _unreadable(flags, FORMERR)
     try:
@@ -103,36 +104,36 @@ def read_question(message: bytes) -> Question | Unreadable:
     elif question.rdclass != IN or question.rdtype in _META_TYPES:
         fault = REFUSED
     name_wire = name.to_wire() or b""
-    kept = flags & _KEPT
+    copied = flags & _COPIED
     is_dnssec = bool(read.ednsflags & _DNSSEC)
-    options = edns.asked_on(read.options)
+    options = edns.query_options(read.options)
     return Question(
         name=name,
         text=text_of(name),
         rdtype=question.rdtype,
         wire=name_wire + pack("!HH", question.rdtype, question.rdclass),
-        flags=kept,
+        flags=copied,
         is_edns=read.opt is not None,
         is_dnssec=is_dnssec,
         payload=min(max(read.payload, _SMALLEST_PAYLOAD), _LARGEST_PAYLOAD),
         options=options,
         fault=fault,
-        key=(name_wire.lower(), question.rdtype, kept, is_dnssec, options),
+        key=(name_wire.lower(), question.rdtype, copied, is_dnssec, options),
     )
 
 
 def text_of(name: Name) -> str:
-    """A name as the policy knows names: ``www.example.com``; the root is ``.``."""
+    """A name in the form of the policy: ``www.example.com``; the root is ``.``."""
     return name.to_text(omit_final_dot=True).lower()
 
 
 def has_hidden_dot(name: Name) -> bool:
-    r"""Whether a label has a dot in it: ``a\.example.com`` ends in example.com as text only."""
+    r"""Whether a label contains a dot: ``a\.example.com`` is below example.com as text only."""
     return any(b"." in label for label in name.labels)
 
 
 def query(name: Name, question: Question, *, is_edns: bool = True) -> bytes:
-    """The message, without its id, that asks an upstream server for this name's records."""
+    """The query to an upstream server for this name, without its id."""
     head = pack("!HHHHH", question.flags, 1, 0, 0, is_edns)
     opt = edns.opt_record(question.options, is_dnssec=question.is_dnssec) if is_edns else b""
     return head + (name.to_wire() or b"") + question.wire[-4:] + opt

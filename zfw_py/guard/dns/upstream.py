@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Asks the upstream servers: which they are, and what one of them answers.
+"""Finds the upstream servers, and sends queries to them.
 
-Each attempt has a socket of its own, connected to the server, with a port that the kernel draws and
-an id that we draw: whoever cannot see the question has to guess both. What does not repeat the
-question is not looked at, and waiting goes on.
+Each attempt has its own socket, connected to the server, with a random port and a random id: an
+attacker who cannot see the query has to guess both. A packet that does not repeat the question is
+ignored.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from dns.rcode import FORMERR, NOERROR, NOTIMP, NXDOMAIN, REFUSED, SERVFAIL, YXD
 from zfw_py.errors import NotFound, UsageError, ZfwError
 from zfw_py.guard.dns import edns
 from zfw_py.guard.dns.questions import query
+from zfw_py.values.endpoint import DNS_PORT, Endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -35,8 +36,7 @@ if TYPE_CHECKING:
     from zfw_py.guard.dns.questions import Question
 
 RESOLV_CONF = "/etc/resolv.conf"
-PORT = 53
-# As many as the C library reads (MAXNS).
+# The C library reads as many (MAXNS).
 _MOST_SYSTEM_UPSTREAMS = 3
 _MOST_RESOLV_CONF = 65_536
 
@@ -48,32 +48,22 @@ _HEADER = 12
 # In the third byte of a message.
 _QR, _OPCODE, _TC = 0x80, 0x78, 0x02
 _ANSWERS = frozenset({NOERROR, NXDOMAIN, YXDOMAIN})
-# What a server may say without repeating the question: it could not read it.
+# Errors of a server that could not read the query, and so does not repeat the question.
 _ERRORS = frozenset({FORMERR, SERVFAIL, NOTIMP, REFUSED})
 
 
-class Server(NamedTuple):
-    """Where an upstream server is: a literal address, perhaps with a zone, and a port."""
-
-    address: str
-    port: int = PORT
-
-    def __str__(self) -> str:
-        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self[0]}:{self[1]}"
-
-
 class NoAnswer(ZfwError):
-    """No server had an answer. ``options`` are extended errors for the client that asked."""
+    """No server had an answer. ``options``: extended errors for the client, as EDNS options."""
 
     def __init__(self, message: str, options: bytes) -> None:
         super().__init__(message)
         self.options = options
 
 
-def system_upstreams(path: str = RESOLV_CONF) -> list[Server]:
-    """The servers that resolv.conf(5) names, three at most. Raises NotFound if it names none.
+def system_upstreams(path: str = RESOLV_CONF) -> list[Endpoint]:
+    """The name servers in resolv.conf(5), at most three. Raises NotFound if there is none.
 
-    As the C library does, lines and addresses that it cannot read are passed over.
+    Skips lines and addresses that it cannot parse, as the C library does.
     """
     try:
         with open(path, "rb") as file:
@@ -84,7 +74,7 @@ def system_upstreams(path: str = RESOLV_CONF) -> list[Server]:
     for line in text.splitlines():
         words = line.split()
         if len(words) > 1 and words[0] == "nameserver":
-            server = Server(words[1])
+            server = Endpoint(words[1], DNS_PORT)
             if _socket_address(server) is not None:
                 found.append(server)
     if not found:
@@ -92,18 +82,18 @@ def system_upstreams(path: str = RESOLV_CONF) -> list[Server]:
     return found[:_MOST_SYSTEM_UPSTREAMS]
 
 
-def check_upstreams(upstreams: Iterable[Server], listening: Iterable[tuple[str, int]]) -> None:
-    """Raise UsageError for a server that is no address, or that is the proxy itself.
+def check_upstreams(upstreams: Iterable[Endpoint], listening: Iterable[tuple[str, int]]) -> None:
+    """Raise UsageError for a server that is not an IP address, or that is the proxy itself.
 
-    ``listening`` are addresses and ports of the proxy's sockets in the network namespace that it
-    asks from. 127.0.0.1 of another namespace is another place: leave such sockets out.
+    ``listening``: addresses and ports of the proxy's sockets in the network namespace from which it
+    asks. Leave out sockets of other namespaces: their 127.0.0.1 is another host.
     """
     own = [(_ip(address), port) for address, port in listening]
     for server in upstreams:
         if _socket_address(server) is None:
             raise UsageError(f"upstream {server}: not an IP address and a port from 1 to 65535")
         address = _ip(server.address)
-        if address.is_unspecified:  # Linux connects to itself
+        if address.is_unspecified:  # Linux connects to loopback
             address = ip_address("127.0.0.1" if address.version == 4 else "::1")
         for own_address, port in own:
             if port == server.port and (
@@ -113,7 +103,7 @@ def check_upstreams(upstreams: Iterable[Server], listening: Iterable[tuple[str, 
 
 
 def is_reply(asked: bytes, received: bytes) -> bool:
-    """Whether a message answers this one: its id, its opcode and its question, case aside."""
+    """Whether a message replies to ``asked``: same id, opcode and question, ignoring case."""
     if len(received) < _HEADER or received[:2] != asked[:2]:
         return False
     if not received[2] & _QR or received[2] & _OPCODE != QUERY:
@@ -133,10 +123,10 @@ def is_reply(asked: bytes, received: bytes) -> bool:
 
 
 class Upstream:
-    """The servers, asked one after the other, the one that was there last time first."""
+    """The upstream servers, asked in turn; the first is the one that answered last."""
 
-    def __init__(self, servers: Sequence[Server]) -> None:
-        """Ask these. Raises UsageError for one that is no address, or if there is none."""
+    def __init__(self, servers: Sequence[Endpoint]) -> None:
+        """Raises UsageError for a server that is not an IP address, or if there is none."""
         check_upstreams(servers, ())
         self._servers = [found for server in servers if (found := _socket_address(server))]
         if not self._servers:
@@ -144,10 +134,10 @@ class Upstream:
         self._first = 0
 
     async def ask(self, name: Name, question: Question, deadline: float) -> Message:
-        """What a server says of this name, for the rest as in the question.
+        """Ask for this name, with the type and flags of the question; the first good reply.
 
-        The deadline is a time of the running loop. Servers that do not answer, or that answer with
-        an error, are passed over; after two rounds NoAnswer is raised.
+        ``deadline`` is a time of the running loop. A server that does not answer, or answers with
+        an error, is skipped. Raises NoAnswer after two rounds.
         """
         loop = asyncio.get_running_loop()
         servers = self._servers[self._first :] + self._servers[: self._first]
@@ -159,7 +149,7 @@ class Upstream:
                 try:
                     reply = await _ask_server(server, name, question, deadline)
                 except OSError:
-                    self._pass_over(server)
+                    self._skip(server)
                     continue
                 if reply.rcode() in _ANSWERS:
                     return reply
@@ -173,19 +163,21 @@ class Upstream:
         reason = edns.extended_error(edns.NETWORK_ERROR)
         raise NoAnswer("no upstream server knows", errors or reason)
 
-    def _pass_over(self, server: _Server) -> None:
-        """Begin with the next one from now on, so that its silence is waited for once."""
+    def _skip(self, server: _SocketAddress) -> None:
+        """Start with the next server from now on: only this query waits for the silent one."""
         if self._servers[self._first] is server:
             self._first = (self._first + 1) % len(self._servers)
 
 
-class _Server(NamedTuple):
+class _SocketAddress(NamedTuple):
     family: int
     address: Any
 
 
-async def _ask_server(server: _Server, name: Name, question: Question, deadline: float) -> Message:
-    """Ask over UDP, over TCP what does not fit, without EDNS a server that does not know it."""
+async def _ask_server(
+    server: _SocketAddress, name: Name, question: Question, deadline: float
+) -> Message:
+    """Ask over UDP; over TCP if the reply is truncated; again without EDNS if it is not known."""
     for is_edns in (True, False):
         asked = query(name, question, is_edns=is_edns)
         received = await _ask_udp(server, asked, deadline)
@@ -200,7 +192,7 @@ async def _ask_server(server: _Server, name: Name, question: Question, deadline:
     return reply
 
 
-async def _ask_udp(server: _Server, asked: bytes, deadline: float) -> bytes:
+async def _ask_udp(server: _SocketAddress, asked: bytes, deadline: float) -> bytes:
     loop = asyncio.get_running_loop()
     message = token_bytes(2) + asked
     answered: asyncio.Future[bytes] = loop.create_future()
@@ -210,7 +202,7 @@ async def _ask_udp(server: _Server, asked: bytes, deadline: float) -> bytes:
             received = udp.recv(_LARGEST)
         except BlockingIOError:
             return
-        except OSError as error:  # nobody is there, says ICMP
+        except OSError as error:  # an ICMP error: no server listens there
             if not answered.done():
                 answered.set_exception(error)
             return
@@ -224,7 +216,7 @@ async def _ask_udp(server: _Server, asked: bytes, deadline: float) -> bytes:
     with socket.socket(server.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as udp:
         udp.connect(server.address)
         udp.send(message)
-        # By number: asyncio looks it up first, and has a socket describe itself in the error.
+        # By number: with a socket object, asyncio formats it for an error on each call.
         fd = udp.fileno()
         loop.add_reader(fd, receive)
         timer = loop.call_at(min(loop.time() + UDP_TIMEOUT, deadline), expire)
@@ -235,7 +227,7 @@ async def _ask_udp(server: _Server, asked: bytes, deadline: float) -> bytes:
             loop.remove_reader(fd)
 
 
-async def _ask_tcp(server: _Server, asked: bytes, deadline: float) -> bytes:
+async def _ask_tcp(server: _SocketAddress, asked: bytes, deadline: float) -> bytes:
     loop = asyncio.get_running_loop()
     message = token_bytes(2) + asked
     with socket.socket(server.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as tcp:
@@ -260,26 +252,26 @@ async def _receive(tcp: socket.socket, length: int) -> bytes:
     return received
 
 
-def _socket_address(server: Server) -> _Server | None:
-    """The address for sockets; None if it is none."""
+def _socket_address(server: Endpoint) -> _SocketAddress | None:
+    """The address for connect(2); None if it is not an IP address with a valid port."""
     try:
         ip_address(server.address)
         found = socket.getaddrinfo(
             *server, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
         )
-    except (ValueError, socket.gaierror):  # gaierror: a zone that is no interface's name
+    except (ValueError, socket.gaierror):  # gaierror: a zone without such an interface
         return None
-    return _Server(found[0][0], found[0][4]) if 0 < server.port < 65_536 else None
+    return _SocketAddress(found[0][0], found[0][4]) if 0 < server.port < 65_536 else None
 
 
 def _ip(address: str) -> IPv4Address | IPv6Address:
-    """The address as such, IPv4 also where it is written as IPv6."""
+    """The parsed address; an IPv4-mapped one as IPv4."""
     ip = ip_address(address)
     return ip.ipv4_mapped or ip if ip.version == 6 else ip
 
 
 def _is_local(address: IPv4Address | IPv6Address) -> bool:
-    """Whether this host has the address: only then can a socket be bound to it."""
+    """Whether this host has the address: a socket can be bound to it only then."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     with socket.socket(family, socket.SOCK_DGRAM) as udp:
         try:

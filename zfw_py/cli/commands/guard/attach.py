@@ -11,7 +11,7 @@ from zfw_py.cli.commands.guard import options
 from zfw_py.cli.options import takes
 
 if TYPE_CHECKING:
-    from zfw_py.guard.service import Made
+    from zfw_py.guard.service import Guard
 
 
 @takes(options.ATTACH)
@@ -22,22 +22,22 @@ def command(**values: Any) -> None:
     id; a background process answers DNS. Sockets that were created outside of the
     cgroup are not guarded: a warning names the processes that hold such sockets.
     """
-    from zfw_py.guard import service as guard
+    from zfw_py.guard.service import Guard
 
     policy = options.policy_of(values)
     target = options.target_of(values)
     if values["foreground"]:
         events = output.Events(sys.stdout)
-        tell = guard_log.teller(values["log"], events, has_all=True, has_time=True)
-        guard.attach_here(target, policy, tell, show)
+        sink = guard_log.event_sink(values["log"], events, has_all=True, has_time=True)
+        Guard.attach_in_foreground(target, policy, sink, show)
     else:
-        tell = guard_log.teller(values["log"], None, has_all=False, has_time=True)
-        show(guard.attach(target, policy, tell))
+        sink = guard_log.event_sink(values["log"], None, has_all=False, has_time=True)
+        show(Guard.attach(target, policy, sink))
 
 
-def show(made: Made) -> None:
+def show(guard: Guard) -> None:
     """Print a new guard's id, and warn of sockets that it does not guard."""
-    for foreign in made.foreign:
+    for foreign in guard.foreign_sockets:
         output.warning(f"{foreign}; it is not guarded")
-    output.line(made.id)
+    output.line(guard.id)
     sys.stdout.flush()

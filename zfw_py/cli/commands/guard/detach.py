@@ -23,15 +23,15 @@ def command(
 
     The processes that it guarded continue, with unlimited access.
     """
-    from zfw_py.guard import service as guard
+    from zfw_py.guard.service import Guard
 
     if every == (identifier is not None):
         raise UsageError("give either an ID or --all")
     if identifier is not None:
-        guard.detach(identifier)
+        Guard(identifier).detach()
         output.line(f"detached {identifier}")
         return
-    gone, foreign = guard.detach_all()
+    gone, foreign = Guard.detach_all()
     for each in gone:
         output.line(f"detached {each}")
     options.end_with(foreign)

@@ -11,7 +11,7 @@ from zfw_py.cli import output
 from zfw_py.cli.commands.guard import options
 
 if TYPE_CHECKING:
-    from zfw_py.guard.listing import Status
+    from zfw_py.guard.listing import GuardStatus
 
 COLUMNS = (
     output.Column("ID"),
@@ -36,42 +36,42 @@ def command(
 
     A warning names each guard whose DNS process has died.
     """
-    from zfw_py.guard import listing
+    from zfw_py.guard.listing import guards
 
-    found, foreign = listing.guards()
+    found, foreign = guards()
     if as_json:
         output.json_array(map(as_object, found))
     elif found:
         output.table(COLUMNS, found, _cells)
         for status in found:
             if status.problem:
-                output.warning(f"guard {status.about.id}: {status.problem}")
+                output.warning(f"guard {status.manifest.id}: {status.problem}")
     elif not foreign:
         output.line("no guards")
     options.end_with(foreign)
 
 
-def as_object(status: Status) -> dict[str, object]:
+def as_object(status: GuardStatus) -> dict[str, object]:
     """A guard as JSON has it."""
-    about = status.about
+    manifest = status.manifest
     return {
-        "id": about.id,
-        "kind": about.kind,
-        "cgroup": about.cgroup,
-        "cgroup_id": about.cgroup_id,
-        "created": about.created,
+        "id": manifest.id,
+        "kind": manifest.kind,
+        "cgroup": manifest.cgroup,
+        "cgroup_id": manifest.cgroup_id,
+        "created": manifest.created,
         "problem": status.problem or None,
-        "keeper_pid": status.keeper_pid,
+        "keeper_pid": status.supervisor_pid,
         "processes": status.processes,
-        "dns": about.servers,
-        "policy": about.policy or None,
-        "learnt_addresses": status.learnt,
+        "dns": manifest.servers,
+        "policy": manifest.policy or None,
+        "learnt_addresses": status.resolved,
         "decisions": status.decisions,
         "lost_events": status.lost,
     }
 
 
-def denied(status: Status) -> int:
+def denied(status: GuardStatus) -> int:
     """How often something was denied."""
     from zfw_py.guard.codec import DENIALS
 
@@ -83,30 +83,30 @@ def denied(status: Status) -> int:
     )
 
 
-def _cells(status: Status) -> tuple[str | int, ...]:
-    about = status.about
+def _cells(status: GuardStatus) -> tuple[str | int, ...]:
+    manifest = status.manifest
     return (
-        about.id,
-        about.kind,
-        about.cgroup,
+        manifest.id,
+        manifest.kind,
+        manifest.cgroup,
         _state(status),
         status.processes,
-        _count(about.policy.get("allow")),
-        _count(about.policy.get("block")),
-        ",".join(about.servers),
-        status.learnt,
+        _count(manifest.policy.get("allow")),
+        _count(manifest.policy.get("block")),
+        ",".join(manifest.servers),
+        status.resolved,
         denied(status),
     )
 
 
-def _state(status: Status) -> str:
+def _state(status: GuardStatus) -> str:
     if status.is_gone:
         return "gone"
-    if status.about.kind == "redirect":
+    if status.manifest.kind == "redirect":
         return "redirecting"
-    if status.keeper_pid is None:
+    if status.supervisor_pid is None:
         return "not kept"
-    return "log only" if status.about.policy.get("log_only") else "guarding"
+    return "log only" if status.manifest.policy.get("log_only") else "guarding"
 
 
 def _count(entries: object) -> int:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from zfw_py.errors import ZfwError
     from zfw_py.guard.model import Policy
-    from zfw_py.guard.service import Target
+    from zfw_py.guard.target import GuardTarget
 
 _TARGET = {
     "cgroup": Option("--cgroup", metavar="PATH", help="The cgroup at this path."),
@@ -86,18 +86,16 @@ REDIRECT = _TARGET | _FOREGROUND
 def policy_of(values: Mapping[str, Any]) -> Policy:
     """The policy of the file, if any, and of the options. Raises UsageError, NotFound."""
     from zfw_py.guard.document import MAX_BYTES, decode
-    from zfw_py.guard.model import Policy, parse_entry
-    from zfw_py.values.endpoint import parse_server
+    from zfw_py.guard.model import Policy
 
-    policy = Policy(
-        allow=tuple(parse_entry(text, "--allow") for text in values["allow"]),
-        block=tuple(parse_entry(text, "--block", is_block=True) for text in values["block"]),
+    policy = Policy.parse(
+        allow=values["allow"],
+        block=values["block"],
         default=values["default"],
         has_loopback=not values["no_loopback"],
         is_log_only=values["log_only"],
-        dns_upstreams=tuple(
-            parse_server(text, "--dns-upstream") for text in values["dns_upstream"]
-        ),
+        dns_upstreams=values["dns_upstream"],
+        options=("--allow", "--block", "--dns-upstream"),
     )
     file = values["policy"]
     if file is not None:
@@ -108,9 +106,9 @@ def policy_of(values: Mapping[str, Any]) -> Policy:
     return policy
 
 
-def target_of(values: Mapping[str, Any]) -> Target:
+def target_of(values: Mapping[str, Any]) -> GuardTarget:
     """The cgroup or process to guard. Raises UsageError unless there is exactly one, NotFound."""
-    from zfw_py.guard import service as guard
+    from zfw_py.guard.target import GuardTarget
 
     cgroup, pid, docker = values["cgroup"], values["pid"], values["docker"]
     if (cgroup, pid, docker).count(None) != 2:
@@ -120,14 +118,14 @@ def target_of(values: Mapping[str, Any]) -> Target:
     if cgroup is not None:
         if not cgroup:
             raise UsageError("--cgroup: empty")
-        return guard.of_cgroup(cgroup)
+        return GuardTarget.of_cgroup(cgroup)
     if docker is not None:
         from zfw_py.containers import find
 
-        return guard.of_process(find(docker).pid, is_moved=False)
+        return GuardTarget.of_process(find(docker).pid, is_moved=False)
     if pid <= 0:
         raise UsageError(f"--pid: not a process id: {pid}")
-    return guard.of_process(pid, is_moved=values["move"])
+    return GuardTarget.of_process(pid, is_moved=values["move"])
 
 
 def end_with(errors: Sequence[ZfwError]) -> None:

@@ -31,14 +31,14 @@ def command(
     Each program reaches the server from its own network namespace. Queries over an
     address family that has no server are refused.
     """
-    from zfw_py.guard import service as guard
+    from zfw_py.guard.service import Guard
     from zfw_py.values.endpoint import parse_server
 
     servers = [parse_server(text, "--dns-to") for text in dns_to]
     target = options.target_of(values)
     if values["foreground"]:
         events = output.Events(sys.stdout)
-        tell = guard_log.teller(None, events, has_all=True, has_time=True)
-        guard.redirect_here(target, servers, tell, show)
+        sink = guard_log.event_sink(None, events, has_all=True, has_time=True)
+        Guard.redirect_in_foreground(target, servers, sink, show)
     else:
-        show(guard.redirect(target, servers))
+        show(Guard.redirect(target, servers))

@@ -31,12 +31,12 @@ def command(
     guarded until they end.
     """
     from zfw_py.guard import command as running
-    from zfw_py.guard import service as guard
+    from zfw_py.guard.service import Guard
 
     policy = options.policy_of(values)
     user = None if values["user"] is None else running.find_user(values["user"])
     # sys.stderr is None where it was closed.
     events = None if values["quiet"] or not sys.stderr else output.Events(sys.stderr)
-    tell = guard_log.teller(values["log"], events, has_all=values["verbose"], has_time=False)
-    status = guard.run(arguments, policy, tell, output.warning, user)
+    sink = guard_log.event_sink(values["log"], events, has_all=values["verbose"], has_time=False)
+    status = Guard.run(arguments, policy, sink, output.warning, user)
     raise typer.Exit(running.exit_as(status))

@@ -24,12 +24,12 @@ def command(
     machine, while they are in use. Policies, counters and resolved addresses stay.
     """
     from zfw_py.guard.maps import STORE
-    from zfw_py.guard.takeover import take_over
+    from zfw_py.guard.service import Guard
 
     failures: list[ZfwError] = []
     for each in sorted(STORE.identifiers()) if identifier is None else [identifier]:
         try:
-            is_done = take_over(each, guard_log.teller_of)
+            is_done = Guard(each).upgrade(guard_log.sink_of)
         except NotFound:
             if identifier is not None:
                 raise

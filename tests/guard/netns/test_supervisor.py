@@ -29,7 +29,7 @@ def _is_zombie(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
-def _keeper(world: World) -> int | None:
+def _supervisor(world: World) -> int | None:
     listed = json.loads(world.zfw("list", "--json").stdout)
     return listed[0]["keeper_pid"] if listed else None
 
@@ -40,34 +40,34 @@ def _running(world: World) -> Iterator[tuple[subprocess.Popen[str], int]]:
     command = (str(ZFW), "guard", "run", "--dns-upstream", UPSTREAM, "--", "cat")
     with world.start(*command, stdin=subprocess.PIPE) as running:
         try:
-            assert wait_until(lambda: _keeper(world) is not None)
-            keeper = _keeper(world)
-            assert keeper is not None
-            yield running, keeper
+            assert wait_until(lambda: _supervisor(world) is not None)
+            supervisor = _supervisor(world)
+            assert supervisor is not None
+            yield running, supervisor
         finally:
             running.kill()
 
 
 def test_that_it_ends_with_the_command_is_nothing_to_warn_of(world: World) -> None:
     """Also where the command is seen to have ended late: until then the guard is kept."""
-    with _running(world) as (running, keeper):
+    with _running(world) as (running, supervisor):
         os.kill(running.pid, signal.SIGSTOP)
         children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
-        (command,) = {int(child) for child in children} - {keeper}
+        (command,) = {int(child) for child in children} - {supervisor}
         assert running.stdin is not None
         running.stdin.close()
         running.stdin = None
         assert wait_until(lambda: _is_zombie(command))
-        assert _keeper(world) == keeper
+        assert _supervisor(world) == supervisor
         os.kill(running.pid, signal.SIGCONT)
         assert running.communicate(timeout=60) == ("", "")
         assert running.returncode == 0
-        assert _keeper(world) is None
+        assert _supervisor(world) is None
 
 
 def test_that_it_is_killed_is_warned_of(world: World) -> None:
-    with _running(world) as (running, keeper):
-        os.kill(keeper, signal.SIGKILL)
+    with _running(world) as (running, supervisor):
+        os.kill(supervisor, signal.SIGKILL)
         assert running.stderr is not None
         warning = "zfw: warning: the guard's process has ended: DNS fails from now on\n"
         assert running.stderr.readline() == warning

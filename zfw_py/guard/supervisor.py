@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The supervisor: a guard's process, which runs the DNS proxy and logs the guard's events.
+
+It ends at a signal, or when the guard was removed. If the guarded cgroup is gone, or was created
+for the guard and is empty, it removes the guard and ends. If it is killed, programs and maps stay
+as they are: DNS fails, and everything else is enforced as before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+from zfw_py.errors import ZfwError
+from zfw_py.guard import background, layout, listeners
+from zfw_py.guard.codec import Event
+from zfw_py.guard.dns.proxy import Proxy
+from zfw_py.guard.dns.upstream import check_upstreams
+from zfw_py.guard.events import TRANSPORTS, EventBuilder
+from zfw_py.guard.maps import STORE
+from zfw_py.guard.programs import SYSTEM, is_gone
+from zfw_py.kernel import cgroup
+from zfw_py.kernel.libbpf import RingBuffer
+from zfw_py.kernel.netns_cookie import netns_cookie
+from zfw_py.kernel.process import Process
+from zfw_py.lifecycle.programs import clear, locked, remove
+
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable, Iterable, Iterator
+
+    from zfw_py.guard.dns.proxy import AnsweredQuery
+    from zfw_py.guard.events import EventSink
+    from zfw_py.guard.listeners import Listeners
+    from zfw_py.guard.maps import Manifest, Maps
+    from zfw_py.guard.model import Policy
+    from zfw_py.values.endpoint import Endpoint
+
+# How often expired addresses are removed, and how often the supervisor checks whether the guard or
+# its cgroup is gone.
+_EXPIRE_INTERVAL = 30.0  # seconds
+_CHECK_INTERVAL = 1.0
+# Waking this process costs a guarded program more than all else about an event. The kernel sends
+# no wake-up while the ring buffer holds events, so wait this long before it is emptied again.
+_BATCH_DELAY = 0.02
+# Events of one batch; then the DNS proxy gets its turn. Programs may add events faster than the
+# sink takes them.
+_BATCH = layout.EVENT_BYTES // layout.EVENT_SIZE
+# Entering a network namespace takes a thread, and a guarded program can cause it at will.
+_FOLLOW_INTERVAL = 1.0  # seconds, for each namespace
+_MAX_FOLLOWED = 4096
+
+
+class GuardContext(NamedTuple):
+    """A guard's maps, manifest, policy (None for a redirect), upstream servers and event sink."""
+
+    maps: Maps
+    manifest: Manifest
+    policy: Policy | None
+    upstreams: list[Endpoint]
+    sink: EventSink
+
+
+def open_sockets(context: GuardContext, pids: Iterable[int]) -> list[Listeners]:
+    """Open the DNS proxy's sockets in the network namespaces of these processes.
+
+    Writes their ports to the map ``proxies``, and the calling process as the supervisor. Call it
+    before the programs are attached, from the namespace where upstream servers are asked. Raises
+    UsageError for an upstream server that is the proxy itself, KernelError.
+    """
+    # No process yet: the first one most likely starts in our own namespace.
+    opened = listeners.open_for(pids) or [listeners.open_here()]
+    with ExitStack() as undo:
+        for each in opened:
+            undo.callback(each.close)
+            context.maps.write_proxy(each.cookie, each.proxy)
+        own = netns_cookie()
+        here = (each for each in opened if each.cookie == own)
+        check_upstreams(context.upstreams, [end for each in here for end in each.addresses()])
+        context.maps.write_supervisor(Process.current())
+        undo.pop_all()
+    return opened
+
+
+def supervise(
+    context: GuardContext,
+    opened: list[Listeners],
+    ready: Callable[[], None],
+    stops: Iterable[signal.Signals],
+    creator: int | None = None,
+) -> None:
+    """Run the supervisor until one of the signals ``stops``, or until the guard is of no use.
+
+    ``ready`` is called once all is running. ``creator`` is a pipe that ends when the command that
+    created the guard has ended or needs stderr no longer; until then that command is responsible
+    for removing the guard.
+    """
+    if asyncio.run(_Supervisor(context, opened, creator).run(ready, stops)):
+        with locked(STORE, is_exclusive=True):
+            clear(SYSTEM)
+            remove(SYSTEM, context.manifest.id)
+
+
+class _Supervisor:
+    def __init__(self, context: GuardContext, opened: list[Listeners], creator: int | None) -> None:
+        self._context = context
+        self._creator = creator
+        self._ring: RingBuffer | None = None
+        self._proxy: Proxy | None = None
+        is_log_only = False
+        if context.policy is not None:
+            is_log_only = context.policy.is_log_only
+            self._proxy = Proxy(
+                ports_of_name=context.policy.ports_of_name,
+                is_blocked_name=context.policy.is_blocked_name,
+                upstreams=context.upstreams,
+                admit=context.maps.admit,
+                report=self._on_query,
+                is_log_only=is_log_only,
+            )
+        self._events = EventBuilder(context.manifest.cgroup, is_log_only=is_log_only)
+        self._opened = opened
+        self._here = {each.cookie: each for each in opened}
+        self._followed: dict[int, float] = {}
+        self._stop = asyncio.Event()
+        self._is_of_no_use = False
+        self._failure: BaseException | None = None
+
+    async def run(self, ready: Callable[[], None], stops: Iterable[signal.Signals]) -> bool:
+        """Return True if the guard is of no use any more and has to be removed."""
+        loop = asyncio.get_running_loop()
+        for each in self._opened:
+            self._serve(each)
+        for number in stops:
+            loop.add_signal_handler(number, self._stop.set)
+        with ExitStack() as open_until_the_end:
+            self._ring = ring = open_until_the_end.enter_context(
+                RingBuffer(self._context.maps.map("events").fd, self._on_event)
+            )
+            population = open_until_the_end.enter_context(
+                cgroup.Population(self._context.manifest.cgroup)
+            )
+            loop.add_reader(population.fileno(), self._guarded(self._check), population)
+            if self._creator is not None:
+                loop.add_reader(self._creator, self._guarded(self._on_end_of_creator), population)
+            tasks = [
+                loop.create_task(self._read_events(ring)),
+                loop.create_task(self._check_regularly(population)),
+            ]
+            ready()
+            try:
+                if self._proxy is None:
+                    await self._stop.wait()
+                else:
+                    await self._proxy.run(self._stop)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                loop.remove_reader(ring.fileno())
+                loop.remove_reader(population.fileno())
+                await asyncio.gather(*tasks, return_exceptions=True)
+            ring.consume(_BATCH)
+        if self._failure is not None:
+            raise self._failure
+        return self._is_of_no_use
+
+    def _serve(self, opened: Listeners) -> None:
+        if self._proxy is None:
+            return
+        by_family = {each.family: each for each in opened.tcp}
+        for udp in opened.udp:
+            # A family has one TCP socket, on the port of its first UDP socket.
+            self._proxy.serve(udp, by_family.pop(udp.family, None))
+
+    def _guarded(self, function: Callable[..., object]) -> Callable[..., None]:
+        """Wrap a callback: if it raises, the supervisor stops and ``run`` raises the exception."""
+
+        def call(*arguments: object) -> None:
+            try:
+                function(*arguments)
+            except BaseException as error:  # noqa: BLE001 - raised by run()
+                self._failure = self._failure or error
+                self._stop.set()
+
+        return call
+
+    # Events
+
+    async def _read_events(self, ring: RingBuffer) -> None:
+        loop = asyncio.get_running_loop()
+        has_some = asyncio.Event()
+        while True:
+            loop.add_reader(ring.fileno(), has_some.set)
+            await has_some.wait()
+            loop.remove_reader(ring.fileno())
+            has_some.clear()
+            self._guarded(ring.consume)(_BATCH)
+            await asyncio.sleep(_BATCH_DELAY)
+
+    def _on_event(self, data: bytes) -> None:
+        event = Event.decode(data)
+        self._context.sink.emit(self._events.from_kernel(event))
+        if event.reason == "no_proxy" and self._proxy is not None:
+            self._follow(event.pid, event.netns_cookie)
+
+    def _on_query(self, query: AnsweredQuery) -> None:
+        self._events.remember(query.name, query.addresses)
+        if query.verdict == "allow" and not self._context.sink.wants_all:
+            return
+        # Keep the log in order: first the decisions that came before this query.
+        if self._ring is not None:
+            self._ring.consume(_BATCH)
+        protocol = TRANSPORTS[query.transport]
+        address, port = query.client
+        clients = (
+            self._context.maps.client(cookie, port, protocol, is_ipv6=":" in address)
+            for cookie in self._here
+        )
+        client = next(filter(None, clients), None)
+        self._context.sink.emit(self._events.from_query(query, client))
+
+    def _follow(self, pid: int, cookie: int) -> None:
+        """Open sockets in a network namespace where a query found none; the next one finds them.
+
+        The namespace is new to the supervisor, or its loopback was not up for that family.
+        """
+        now = asyncio.get_running_loop().time()
+        if now - self._followed.get(cookie, -_FOLLOW_INTERVAL) < _FOLLOW_INTERVAL:
+            return
+        if len(self._followed) >= _MAX_FOLLOWED:
+            self._followed.clear()
+        self._followed[cookie] = now
+        # No descriptor left, or no room in the map: the next query tries again.
+        with suppress(ZfwError, OSError):
+            path = listeners.namespace_of(cookie, self._candidates(pid))
+            if path is None:
+                return
+            opened = listeners.open_in(path)
+            known = self._here.get(cookie)
+            if known is not None and len(opened.udp) <= len(known.udp):
+                opened.close()
+                return
+            try:
+                self._context.maps.write_proxy(cookie, opened.proxy)
+            except OSError:
+                opened.close()
+                raise
+            self._serve(opened)
+            self._here[cookie] = opened
+
+    def _candidates(self, pid: int) -> Iterator[int]:
+        """Processes that may be in the namespace: the client first, then all guarded ones.
+
+        ``pid`` is the client's in the initial PID namespace. Here it may have another pid, or
+        have ended.
+        """
+        yield pid
+        yield from cgroup.processes(self._context.manifest.cgroup, is_recursive=True)
+
+    # The end
+
+    def _on_end_of_creator(self, population: cgroup.Population) -> None:
+        if self._creator is not None:
+            asyncio.get_running_loop().remove_reader(self._creator)
+            os.close(self._creator)
+            self._creator = None
+            background.release_stderr()
+            self._check(population)
+
+    def _check(self, population: cgroup.Population) -> None:
+        """Stop if the guard was removed, or is of no use any more."""
+        is_populated = population.is_populated()
+        if self._creator is not None:
+            return
+        manifest = self._context.manifest
+        if not STORE.exists(manifest.id):
+            self._stop.set()
+        elif not is_populated and (manifest.is_cgroup_ours or is_gone(manifest)):
+            self._is_of_no_use = True
+            self._stop.set()
+
+    async def _check_regularly(self, population: cgroup.Population) -> None:
+        loop = asyncio.get_running_loop()
+        expired = loop.time()
+        while True:
+            await asyncio.sleep(_CHECK_INTERVAL)
+            # The removal of a guard, or of an empty cgroup, causes no event.
+            self._guarded(self._check)(population)
+            if loop.time() - expired >= _EXPIRE_INTERVAL:
+                expired = loop.time()
+                self._guarded(self._context.maps.remove_expired)()
