@@ -41,6 +41,19 @@ _HOMES = {
     "Prefix": "zfw_py.values.prefix",
     "Rule": "zfw_py.firewall.model",
     "RuleKey": "zfw_py.firewall.model",
+    "RedirectStatus": "zfw_py.docker_dns.listing",
+    "Redirect": "zfw_py.docker_dns.model",
+    "DnsRedirect": "zfw_py.docker_dns.service",
+    "RedirectOptions": "zfw_py.docker_dns.service",
+    "MappingStatus": "zfw_py.steer.listing",
+    "SteeringStatus": "zfw_py.steer.listing",
+    "AddressTarget": "zfw_py.steer.model",
+    "Mapping": "zfw_py.steer.model",
+    "MappingKey": "zfw_py.steer.model",
+    "ProcessTarget": "zfw_py.steer.model",
+    "UnitTarget": "zfw_py.steer.model",
+    "Applied": "zfw_py.steer.service",
+    "Steering": "zfw_py.steer.service",
     "ZfwError": "zfw_py.errors",
     "UsageError": "zfw_py.errors",
     "NotInstalled": "zfw_py.errors",
@@ -58,6 +71,10 @@ __all__ = sorted(_HOMES)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from zfw_py.docker_dns.listing import RedirectStatus as RedirectStatus
+    from zfw_py.docker_dns.model import Redirect as Redirect
+    from zfw_py.docker_dns.service import DnsRedirect as DnsRedirect
+    from zfw_py.docker_dns.service import RedirectOptions as RedirectOptions
     from zfw_py.errors import Busy as Busy
     from zfw_py.errors import Conflict as Conflict
     from zfw_py.errors import KernelError as KernelError
@@ -92,6 +109,15 @@ if TYPE_CHECKING:
     from zfw_py.guard.model import Policy as Policy
     from zfw_py.guard.service import Guard as Guard
     from zfw_py.guard.target import GuardTarget as GuardTarget
+    from zfw_py.steer.listing import MappingStatus as MappingStatus
+    from zfw_py.steer.listing import SteeringStatus as SteeringStatus
+    from zfw_py.steer.model import AddressTarget as AddressTarget
+    from zfw_py.steer.model import Mapping as Mapping
+    from zfw_py.steer.model import MappingKey as MappingKey
+    from zfw_py.steer.model import ProcessTarget as ProcessTarget
+    from zfw_py.steer.model import UnitTarget as UnitTarget
+    from zfw_py.steer.service import Applied as Applied
+    from zfw_py.steer.service import Steering as Steering
     from zfw_py.values.prefix import Prefix as Prefix
 
 

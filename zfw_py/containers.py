@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A container's name and its main process, as the container engine knows them; when it starts.
+"""Asks the container engine for a container's first process, and for its starts and ends.
 
-Through Docker's API, which podman serves too, by the optional package docker.
-An engine says which process we are to act on, so only a socket of root's or of
-the caller's own is asked.
+It speaks Docker's API, which podman serves too, by the optional package docker. zfw enters
+the namespaces of the process that the engine names. It therefore asks only an engine whose
+socket belongs to root or to the caller.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from docker.types import CancellableStream
 
 _SOCKETS = ("/var/run/docker.sock", "/run/podman/podman.sock")
-_TIMEOUT = 5  # seconds, for each answer
+_TIMEOUT = 5  # seconds for each answer
 _MAX_EVENT = 1 << 20
-# How long an engine that has gone is waited for, and how long between tries.
+# How long to wait for an engine that has gone, and the pauses between tries: seconds.
 _PATIENCE = 120.0
 _FIRST_PAUSE, _LAST_PAUSE = 0.1, 5.0
-# What docker and podman let a container be called; an id is one as well.
+# The names that docker and podman allow; an id matches as well.
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}")
 
 
@@ -46,16 +46,15 @@ class Container(NamedTuple):
 
 
 class NotRunning(ZfwError):
-    """There is a container of that name, and no process of it."""
+    """The container exists, but has no process."""
 
 
 def find(name: str) -> Container:
-    """The running container of a name, an id or an id's first digits.
+    """Find a running container by its name, its id, or the first digits of its id.
 
-    The engine is the one of the environment variable DOCKER_HOST, a ``unix://``
-    path; else Docker's, and podman's for what that one does not know or where there
-    is no other. Raises UsageError for what is no name, NotFound if no engine knows
-    it, NotRunning, and ZfwError if an engine cannot be asked.
+    If DOCKER_HOST is set (``unix://`` and a path), that engine is asked. Else Docker is asked,
+    then podman. Raises UsageError for a malformed name, NotFound if no engine knows it,
+    NotRunning, PermissionDenied, and ZfwError if an engine cannot be asked.
     """
     if not _NAME.fullmatch(name):
         raise UsageError(f"not a container's name: {name!r}")
@@ -85,7 +84,7 @@ def _engines() -> list[str]:
 
 @contextmanager
 def _opened(path: str) -> Iterator[str]:
-    """Another path of a socket, which stays that of the socket whose owner was looked at."""
+    """Check the owner of a socket; a path to it that stays the same socket's."""
     try:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError as error:
@@ -98,15 +97,15 @@ def _opened(path: str) -> Iterator[str]:
             raise PermissionDenied(
                 f"container engine {path}: belongs to user {status.st_uid}, not to root or you"
             )
-        place = descriptor_path(fd)
+        held = descriptor_path(fd)
         try:
-            # Here an error is still what the kernel said.
+            # The docker package would wrap the kernel's error several times.
             with socket(AF_UNIX, SOCK_STREAM) as probe:
                 probe.settimeout(_TIMEOUT)
-                probe.connect(place)
+                probe.connect(held)
         except OSError as error:
             raise _unreached(path, error) from error
-        yield place
+        yield held
     finally:
         os.close(fd)
 
@@ -121,7 +120,7 @@ def _unreached(path: str, error: OSError) -> ZfwError:
 
 @contextmanager
 def _asked(path: str, name: str = "") -> Iterator[APIClient]:
-    """A client of an engine, whose failures are told as ours. Raises NotFound, ZfwError."""
+    """A client of an engine; its exceptions become NotFound and ZfwError."""
     try:
         from docker import APIClient
         from docker.errors import APIError, DockerException
@@ -131,15 +130,15 @@ def _asked(path: str, name: str = "") -> Iterator[APIClient]:
             "to find a container by its name zfw needs the docker package",
             hint="pip install 'zfw[docker]'",
         ) from None
-    with _opened(path) as place:
+    with _opened(path) as held:
         try:
-            with APIClient(f"unix://{place}", version="auto", timeout=_TIMEOUT) as client:
+            with APIClient(f"unix://{held}", version="auto", timeout=_TIMEOUT) as client:
                 yield client
         except Unknown as error:
             raise NotFound(f"no such container: {name}") from error
         except APIError as error:
             raise ZfwError(f"container engine {path}: {_line(error.explanation)}") from error
-        # Those of requests are OSErrors; the last are raised where an answer is not as documented.
+        # requests raises OSErrors; docker the last four for an answer that is not as documented.
         except (
             DockerException,
             OSError,
@@ -158,7 +157,7 @@ def _inspect(path: str, name: str) -> object:
 
 
 def _unanswered(path: str, error: BaseException) -> ZfwError:
-    # The packages between wrap what happened several times.
+    # requests and urllib3 wrap a time-out several times.
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, TimeoutError):
@@ -167,14 +166,14 @@ def _unanswered(path: str, error: BaseException) -> ZfwError:
     return ZfwError(f"container engine {path}: no answer of Docker's API: {_line(error)}")
 
 
-def _line(words: object) -> str:
-    """Some words of an engine's, fit to be shown."""
-    first = (str(words).strip().splitlines() or ["nothing"])[0]
+def _line(text: object) -> str:
+    """The first line of an engine's text, at most 200 characters, all of them printable."""
+    first = (str(text).strip().splitlines() or ["nothing"])[0]
     return "".join(each if each.isprintable() else "?" for each in first[:200])
 
 
 def _found(path: str, answer: object) -> Container:
-    """A container from what an engine answers, GET /containers/(id)/json."""
+    """The container in the answer to GET /containers/(id)/json. Raises NotRunning, ZfwError."""
     match answer:
         case {
             "Name": str(name),
@@ -192,15 +191,15 @@ def _found(path: str, answer: object) -> Container:
     return Container(name, identifier, pid)
 
 
-# What happens to it
+# Events
 
 
-class Happening(NamedTuple):
-    """Something that happened to a container, or to the engine that knows of it.
+class ContainerEvent(NamedTuple):
+    """A change of a container, or of its engine.
 
-    ``runs``: it does, from now on or since earlier; ``absent``: it does not; ``lost``: the
-    engine has gone, and is waited for; ``back``: it is there again, and what has become of
-    the container comes next.
+    ``kind``: "runs" (``container`` is set), "absent" (the container does not run), "lost" (the
+    engine is gone; Watch waits for it), "back" (the engine answers again; the container's state
+    is the next event). ``reason``: one line of text for "absent" and "lost".
     """
 
     kind: Literal["runs", "absent", "lost", "back"]
@@ -209,14 +208,17 @@ class Happening(NamedTuple):
 
 
 class Watch:
-    """What happens to the container of a name, from now on: to be iterated over, once.
+    """An iterator over the events of one container; the first one says whether it runs.
 
-    First it is whether it runs. Ends when it is closed, from whatever thread; raises
-    ZfwError if there is no engine at first, or has been none for two minutes.
+        for event in Watch("web"):
+            print(event.kind)
+
+    The iteration ends after ``close``. It raises ZfwError if no engine answers at first, or if
+    the engine is gone for two minutes.
     """
 
     def __init__(self, name: str) -> None:
-        """Raises UsageError for what is no name."""
+        """``name``: a name or an id. Raises UsageError if it is malformed."""
         if not _NAME.fullmatch(name):
             raise UsageError(f"not a container's name: {name!r}")
         self._name = name
@@ -225,16 +227,16 @@ class Watch:
         self._stream: CancellableStream | None = None
 
     def close(self) -> None:
-        """End the iteration, also one that waits."""
+        """End the iteration, from any thread, also while it waits."""
         with self._lock:
             self._is_closed.set()
             if self._stream is not None:
                 _end(self._stream)
 
-    def __iter__(self) -> Iterator[Happening]:
+    def __iter__(self) -> Iterator[ContainerEvent]:
         path = self._engine()
         has_begun = False
-        deadline: float | None = None  # for an engine that has gone to be back
+        deadline: float | None = None  # until when to wait for an engine that is gone
         pause = _FIRST_PAUSE
         while not self._is_closed.is_set():
             reason = f"container engine {path} has ended the connection"
@@ -242,7 +244,7 @@ class Watch:
             try:
                 with self._listening(path) as events:
                     if deadline is not None:
-                        yield Happening("back")
+                        yield ContainerEvent("back")
                     has_begun, deadline = True, None
                     yield self._now(path)
                     for event in events:
@@ -257,15 +259,15 @@ class Watch:
             now = time.monotonic()
             if deadline is None:
                 deadline = now + _PATIENCE
-                yield Happening("lost", reason=reason)
+                yield ContainerEvent("lost", reason=reason)
             elif now > deadline:
                 raise ZfwError(f"{reason}; given up after {_PATIENCE:.0f} s")
-            # One that ends each connection at once is not to be asked all the time.
+            # An engine that ends each connection at once must not be asked without a pause.
             pause = _FIRST_PAUSE if now - began > _LAST_PAUSE else min(2 * pause, _LAST_PAUSE)
             self._is_closed.wait(pause)
 
     def _engine(self) -> str:
-        """The engine that knows the container; the first, where none does."""
+        """The path of the engine that knows the container; else of the first one."""
         paths = _engines()
         for path in paths:
             try:
@@ -278,7 +280,7 @@ class Watch:
     @contextmanager
     def _listening(self, path: str) -> Iterator[Iterable[object]]:
         with _asked(path) as client:
-            # Not decoded: what is no JSON it would keep, and wait for the rest of.
+            # Not decoded by docker, which would wait for the rest of what is no JSON.
             stream = client.events(filters={"type": "container"})
             with self._lock:
                 self._stream = stream
@@ -290,14 +292,14 @@ class Watch:
                     self._stream = None
                     _end(stream)
 
-    def _now(self, path: str) -> Happening:
+    def _now(self, path: str) -> ContainerEvent:
         try:
-            return Happening("runs", _found(path, _inspect(path, self._name)))
+            return ContainerEvent("runs", _found(path, _inspect(path, self._name)))
         except (NotFound, NotRunning) as error:
-            return Happening("absent", reason=error.message)
+            return ContainerEvent("absent", reason=error.message)
 
     def _is_about(self, event: object) -> bool:
-        """Whether an event, as GET /events tells it, is a start or an end of our container."""
+        """Whether an event of GET /events is a start or an end of our container."""
         match event:
             case {
                 "Action": "start" | "die" | "died",
@@ -308,7 +310,7 @@ class Watch:
 
 
 def _events(chunks: Iterable[bytes]) -> Iterator[object]:
-    """JSON, a line each. Raises ValueError for anything else."""
+    """The JSON values of a stream, one in each line. Raises ValueError for other data."""
     rest = b""
     for chunk in chunks:
         *lines, rest = (rest + chunk).split(b"\n")
@@ -323,7 +325,7 @@ def _events(chunks: Iterable[bytes]) -> Iterator[object]:
 
 
 def _end(stream: CancellableStream) -> None:
-    """Hang up, whoever reads from it."""
-    # It looks for the socket where there is none any more, if the engine was quicker.
+    """Close the connection, also while another thread reads from it."""
+    # AttributeError: docker looks for a socket that the engine has closed already.
     with suppress(AttributeError, OSError):
         stream.close()

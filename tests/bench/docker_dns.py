@@ -17,15 +17,15 @@ from tests.bench.path import build
 from tests.bench.report import Section, number, progress
 from tests.docker_dns.support.world import RESOLVER, SERVER, DockerNetwork, nft_rules
 from zfw_py.docker_dns import layout
-from zfw_py.docker_dns import service as redirects
 from zfw_py.docker_dns.maps import STORE
-from zfw_py.docker_dns.model import parse_redirect
+from zfw_py.docker_dns.model import Redirect
+from zfw_py.docker_dns.service import DnsRedirect
 from zfw_py.kernel import bpf_maps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from zfw_py.docker_dns.maps import About
+    from zfw_py.docker_dns.maps import Manifest
 
 DIRECT, DOCKER, OUTWARD = "asked directly", "Docker's DNAT, server on lo", "DNAT out, masqueraded"
 REDIRECT = "redirected"
@@ -102,10 +102,10 @@ class Bed:
         container.run("nft", "-f", "-", input=f"delete table ip docker-dns\n{_OUTWARD_RULES}")
         container.sysctl(1, "ipv4/conf/eth0/route_localnet")
 
-    def redirect(self, suffixes: Sequence[str]) -> About:
+    def redirect(self, suffixes: Sequence[str]) -> Manifest:
         """Ours does."""
-        asked = parse_redirect(SERVER, domains=suffixes)
-        return redirects.redirect(redirects.of_path(self.network.path), asked)
+        asked = Redirect.parse(SERVER, domains=suffixes)
+        return DnsRedirect(self.network.path).create(asked)
 
     def ask(self, address: str, seconds: float, at_a_time: int, *, is_new: bool) -> Answers:
         """Ask from within the container for so long."""
@@ -142,7 +142,7 @@ class _Measured:
             OUTWARD: (outward, RESOLVER),
         }
         self._programs = {}
-        stack.callback(redirects.remove_all)
+        stack.callback(DnsRedirect.remove_all)
         for way, suffixes in REDIRECTS.items():
             bed = Bed(work, stack)
             self._programs[way] = _Programs(bed.redirect(suffixes).id, stack)

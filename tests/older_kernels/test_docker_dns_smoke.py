@@ -16,7 +16,7 @@ from tests.docker_dns.support.world import ANY_ANSWER, BUILTIN_ANSWER, CONTAINER
 from tests.older_kernels.test_smoke import COMPILERS, MODE
 from tests.support.command import ZFW
 from zfw_py.docker_dns import programs
-from zfw_py.docker_dns import service as redirects
+from zfw_py.docker_dns.service import DnsRedirect
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,6 +69,6 @@ def test_the_installed_command_redirects_and_leaves_nothing(docker: World) -> No
     assert set(counted.values()) == {0}
 
     assert zfw("remove", number) == f"removed {number}\n"
-    assert redirects.redirects() == []
+    assert DnsRedirect.all() == []
     assert qdiscs() == before
     assert docker.addresses("www.example") == [BUILTIN_ANSWER]

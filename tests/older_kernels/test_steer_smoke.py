@@ -78,8 +78,12 @@ def test_what_each_compiler_of_this_machine_makes_steers(
                     asking.sendto(b"question", (asked, 5353))
                     server.sendto(*server.recvfrom(100))
                     assert asking.recvfrom(100)[1][:2] == (asked, 5353)
-            assert programs.counter(2 * target) == Counter(lookups=2, kept=0, no_socket=1)
-            assert programs.counter(2 * target + 1) == Counter(lookups=1, kept=0, no_socket=0)
+            assert programs.counter(2 * target) == Counter(
+                lookups=2, kept_by_listener=0, no_socket=1
+            )
+            assert programs.counter(2 * target + 1) == Counter(
+                lookups=1, kept_by_listener=0, no_socket=0
+            )
         programs.scan()
         assert programs.listening() == {}
         assert programs.troubles() == {}

@@ -33,7 +33,7 @@ def as_object(record: Query | Change) -> dict[str, object]:
         "id": record.id or None,
     }
     if not isinstance(record, Query):
-        return made | {"event": record.kind, "text": record.words}
+        return made | {"event": record.kind, "text": record.text}
     return made | {
         "event": "query",
         "protocol": record.protocol,
@@ -50,7 +50,7 @@ def as_object(record: Query | Change) -> dict[str, object]:
 def line(record: Query | Change) -> str:
     """A record for people, without its time."""
     if not isinstance(record, Query):
-        return f"{record.container}: {record.words}"
+        return f"{record.container}: {record.text}"
     what = f"{record.protocol} from {record.source}"
     if record.name is not None:
         what = f"{record.name} ({what})"
@@ -61,13 +61,13 @@ def line(record: Query | Change) -> str:
     return f"{record.container}: {what}: {done}"
 
 
-def teller(log: str | None, events: output.Events) -> Callable[[Query | Change], None]:
+def emitter(log: str | None, events: output.Events) -> Callable[[Query | Change], None]:
     """Make the function that logs records: as text lines, and to the file if there is one."""
     file = None if log is None else JsonLog(log, "zfw docker-dns")
 
-    def tell(record: Query | Change) -> None:
+    def emit(record: Query | Change) -> None:
         if file is not None:
             file.write(as_object(record))
         events.write(f"{clock_text(record.time)} {line(record)}")
 
-    return tell
+    return emit

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the maps of a redirected resolver hold, as bytes and as values. Pure.
+"""Encodes and decodes the elements of Docker DNS's maps. Pure.
 
-Addresses are 4 bytes in network order.
+An address is 4 bytes in network order, a port a number in host order.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ DOMAIN_VALUE = b"\1"
 
 
 def _number(address: bytes) -> int:
-    """An address as a struct of the layout has it: the same bytes, read as a number."""
+    """The same 4 bytes as a number, because the layout has an address as an __u32."""
     (number,) = _u32.unpack(_address.pack(address))
     return int(number)
 
 
 class Config(NamedTuple):
-    """What the programs go by."""
+    """The settings of the programs: the only element of the map ``config``."""
 
     abi_version: int
     resolver: bytes
@@ -49,61 +49,64 @@ class Config(NamedTuple):
     is_watched: bool
 
     def encode(self) -> bytes:
-        """As the map has it."""
+        """The value of the map element."""
         addresses = map(_number, (self.resolver, self.server, self.source))
         return _config.pack(self.abi_version, *addresses, *self[4:])
 
     @classmethod
     def decode(cls, data: bytes) -> Config:
-        """The inverse."""
+        """From the value of the map element."""
         version, resolver, server, source, *numbers = _config.unpack(data)
         addresses = map(_u32.pack, (resolver, server, source))
         return cls(version, *addresses, *numbers[:5], *map(bool, numbers[5:]))  # type: ignore[arg-type]
 
 
-class Daemon(NamedTuple):
-    """The ports that NAT sends queries to; 0: none is known."""
+class DaemonPorts(NamedTuple):
+    """The ports of Docker's DNS daemon, to which NAT changes port 53; 0: not known."""
 
     udp_port: int = 0
     tcp_port: int = 0
 
     def encode(self) -> bytes:
-        """As the map has it."""
+        """The value of the map element."""
         return _daemon.pack(*self)
 
     @classmethod
-    def decode(cls, data: bytes) -> Daemon:
-        """The inverse."""
+    def decode(cls, data: bytes) -> DaemonPorts:
+        """From the value of the map element."""
         return cls(*_daemon.unpack(data))
 
 
 def domain_key(name: str) -> bytes:
-    """Key of the trie for a name and all below it. ``name``: A-labels in lower case, no last dot.
+    """Key of the trie ``domains`` for a name and all names below it.
 
-    Backwards, with a dot where a name on the wire has the length of its first label: so
-    the key of example.com is the beginning of the key of www.example.com, and of no other.
+    ``name``: A-labels in lower case, without a last dot. The key is the name backwards with a
+    dot at its end, so that the key of example.com is a prefix of the key of www.example.com,
+    but not of the key of notexample.com.
     """
     backwards = f".{name}"[::-1].encode("ascii")
     return _domain_key.pack(8 * len(backwards), backwards)
 
 
 def counts(per_cpu: bytes) -> tuple[int, int]:
-    """Packets and bytes, over all CPUs."""
+    """Packets and bytes, summed over all CPUs."""
     each = list(_counter.iter_unpack(per_cpu))
     return sum(packets for packets, _ in each), sum(size for _, size in each)
 
 
 def total(per_cpu: bytes) -> int:
-    """The sum over all CPUs of a number."""
+    """A counter, summed over all CPUs."""
     return sum(value for (value,) in _u64.iter_unpack(per_cpu))
 
 
 class Event(NamedTuple):
-    """What became of a query. ``time`` is CLOCK_MONOTONIC in nanoseconds.
+    """One query, or the first packet of a TCP connection, as the program ``query`` logged it.
 
-    ``source`` and ``destination`` are as the query left its program, with the daemon's
-    port where NAT had put it. ``port`` is its source's on the uplink, 0 if it did not
-    go there. ``wire_name`` is without the root's byte; None: not known.
+    ``time``: CLOCK_MONOTONIC in nanoseconds. ``source``, ``destination`` and ``server``:
+    address and port. ``destination`` has the daemon's port, because NAT changed port 53 before.
+    ``protocol``: IPPROTO_UDP or IPPROTO_TCP. ``outcome``: of the layout's OUTCOMES. ``port``:
+    its source port on the uplink, 0 if the query was not sent there. ``wire_name``: the first
+    question's name (RFC 1035, section 3.1) without the root's byte; None: not known.
     """
 
     time: int
@@ -118,7 +121,7 @@ class Event(NamedTuple):
 
     @classmethod
     def decode(cls, data: bytes) -> Event:
-        """From a record of the ring buffer."""
+        """From a record of the ring buffer ``events``."""
         time, key, server, server_port, outcome, has_name, port, length, message_id, name = (
             _event.unpack_from(data)
         )

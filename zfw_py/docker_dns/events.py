@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a watch tells: queries, and what happens to the container and its redirect."""
+"""The records that ``zfw docker-dns watch`` emits: queries, and changes of the redirect."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ Kind = Literal["redirected", "ended", "absent", "failed", "broken", "lost", "bac
 
 
 class Query(NamedTuple):
-    """A query, or a connection that begins, and what became of it. ``time``: seconds since 1970.
+    """A query, or the begin of a TCP connection to the resolver.
 
-    ``resolver`` has the port that NAT put there. ``server`` and ``port``, its source's on
-    the uplink, are None where it did not go there. ``name`` is that of the first question,
-    in the master file format; None where there is none to read. ``id`` is the redirect's.
+    ``time``: seconds since 1970. ``id``: the redirect's. ``protocol``: "udp" or "tcp".
+    ``resolver`` has the port to which NAT changed port 53. ``server``, and ``port``, the source
+    port on the uplink, are None if the query was not sent there. ``name``: of the first
+    question, in the master file format (RFC 1035, section 5.1); None if none could be read.
+    ``outcome``: of the layout's OUTCOMES.
     """
 
     time: float
@@ -41,22 +43,17 @@ class Query(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What happened. ``id``: of the redirect that is or was, or ""."""
+    """A change of the container, its redirect or the engine. ``id``: the redirect's, or ""."""
 
     time: float
     container: str
     id: str
     kind: Kind
-    words: str
-
-
-def change(container: str, identifier: str, kind: Kind, words: str) -> Change:
-    """One that happens now."""
-    return Change(time.time(), container, identifier, kind, words)
+    text: str
 
 
 class Reader:
-    """Makes records of a redirect's events."""
+    """Converts the events of one redirect to records."""
 
     def __init__(self, container: str, identifier: str) -> None:
         self._container = container
@@ -64,7 +61,7 @@ class Reader:
         self._offset = time.time() - time.monotonic()
 
     def of_event(self, event: Event) -> Query:
-        """What the program on lo did."""
+        """The record of an event that the program ``query`` wrote."""
         is_sent = event.port != 0
         has_name = event.wire_name is not None
         return Query(
@@ -87,6 +84,6 @@ def _endpoint(end: tuple[bytes, int]) -> Endpoint:
 
 
 def _text(wire_name: bytes) -> str:
-    """Without the root's dot at the end, unless it is the root."""
+    """The name as text, without a last dot; the root is "."."""
     name, _ = from_wire(wire_name + b"\0", 0)
     return name.to_text(omit_final_dot=True)

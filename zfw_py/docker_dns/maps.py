@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The pinned maps of one redirect."""
+"""The pinned maps of one redirect, read and written as values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from zfw_py.docker_dns.codec import (
     DOMAIN_VALUE,
     ZERO,
     Config,
-    Daemon,
+    DaemonPorts,
     counts,
     domain_key,
     total,
@@ -25,7 +25,7 @@ FLOWS = ("queries", "answers")
 
 
 class NoRedirects(NotFound):
-    """There are none, and nobody has ever made one here."""
+    """No redirect was ever created on this machine since it booted."""
 
 
 STORE = Store(
@@ -39,31 +39,31 @@ STORE = Store(
 
 
 class Watcher(msgspec.Struct, frozen=True):
-    """The process that takes a redirect away with itself: its id, and when it started."""
+    """The ``zfw docker-dns watch`` process that removes a redirect at its end."""
 
     pid: int
     start_time: int  # clock ticks since boot
 
     @property
     def process(self) -> Process:
-        """The same, apart from how it is pinned."""
+        """The process, as a value that can say whether it runs."""
         return Process(self.pid, self.start_time)
 
 
-class About(msgspec.Struct, frozen=True):
-    """What a redirect is, for people and for whoever removes it. Pinned as JSON in a map.
+class Manifest(msgspec.Struct, frozen=True):
+    """What was created for a redirect, and where; pinned as JSON in the map ``about``.
 
-    ``id`` is the cookie of its network namespace, which ``path`` led to as it was made.
-    ``mode`` is "tcx" or "clsact"; ``made_clsact`` has the interfaces that had no clsact before.
+    ``id``: the cookie of the network namespace, which ``path`` led to at that time. ``mode``:
+    "tcx" or "clsact". ``made_clsact``: interfaces on which zfw created the clsact qdisc.
     """
 
     id: str
-    container: str  # its name; "" if it was not by a container that the namespace was found
+    container: str  # its name; "" if the namespace was given by a path or a process id
     container_id: str
     path: str
     interface: str
     ifindex: int
-    source: str  # the interface's address, that the server sees
+    source: str  # the interface's address, from which the server gets the queries
     server: str
     resolver: str
     domains: list[str]
@@ -72,47 +72,47 @@ class About(msgspec.Struct, frozen=True):
     made_clsact: list[int]
     created: float  # seconds since 1970
     watcher: Watcher | None = None
-    digest: str = ""  # of the object that its programs are from; before 0.2 nobody wrote it
+    digest: str = ""  # SHA-256 of the object that the programs are from; "" before 0.2
 
 
-class Tables(Pins):
-    """The maps of a redirect."""
+class Maps(Pins):
+    """The maps of one redirect."""
 
     def __init__(self, directory: str) -> None:
-        """``directory`` has the pins; see ``STORE.directory``."""
+        """``directory``: the redirect's pins, as ``STORE.directory`` returns it."""
         super().__init__(STORE, directory)
 
-    def about(self) -> About:
-        """What was pinned. Raises LayoutMismatch, NotFound."""
-        return manifest.read(self, About)
+    def manifest(self) -> Manifest:
+        """The manifest of the redirect. Raises NotFound, LayoutMismatch."""
+        return manifest.read(self, Manifest)
 
     def config(self) -> Config:
-        """What the programs go by. Raises LayoutMismatch if another version wrote it."""
+        """The settings of the programs. Raises LayoutMismatch if another version wrote them."""
         config = Config.decode(self.map("config").lookup(ZERO) or bytes(layout.CONFIG_SIZE))
         if config.abi_version != layout.ABI_VERSION:
             raise self.mismatch("config", f"version {config.abi_version}")
         return config
 
     def write_config(self, config: Config) -> None:
-        """Set it. Not in one step for programs that run: before they do."""
+        """Write the settings; not atomic, so only before a program is attached."""
         self.map("config").update(ZERO, config.encode())
 
-    def daemon(self) -> Daemon:
-        """The daemon's ports, as the programs know them by now."""
-        return Daemon.decode(self.map("daemon").lookup(ZERO) or bytes(layout.DAEMON_SIZE))
+    def daemon(self) -> DaemonPorts:
+        """The ports of Docker's DNS daemon, as the program ``query`` last saw them."""
+        return DaemonPorts.decode(self.map("daemon").lookup(ZERO) or bytes(layout.DAEMON_SIZE))
 
-    def write_daemon(self, daemon: Daemon) -> None:
-        """Say where it is."""
+    def write_daemon(self, daemon: DaemonPorts) -> None:
+        """Set the ports of Docker's DNS daemon."""
         self.map("daemon").update(ZERO, daemon.encode())
 
     def write_domains(self, names: tuple[str, ...]) -> None:
-        """Redirect names below these only."""
+        """Redirect only these names and all names below them."""
         table = self.map("domains")
         for name in names:
             table.update(domain_key(name), DOMAIN_VALUE)
 
     def outcomes(self) -> dict[str, tuple[int, int]]:
-        """What became of packets: how many, and their bytes."""
+        """Packets and bytes by outcome."""
         found = sorted(self.map("outcomes").items())
         return {
             outcome: counts(value)
@@ -120,5 +120,5 @@ class Tables(Pins):
         }
 
     def lost(self) -> int:
-        """How many events found no room."""
+        """How many events found the ring buffer full."""
         return total(self.map("lost").lookup(ZERO) or b"")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Where a container's queries shall go, and which of them. Pure."""
+"""The request for a redirect: servers, interface and names, parsed and checked. Pure."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ Tcp = Literal["builtin", "redirect"]
 
 RESOLVER = Server(4, b"\x7f\0\0\x0b")
 INTERFACE = "eth0"
-# As many as the kernel's trie takes.
+# The max_entries of the map ``domains``.
 MAX_DOMAINS = 4096
 _LOOPBACK = 127  # the first byte of 127.0.0.0/8
 _MAX_INTERFACE = 15  # IFNAMSIZ, without the 0 at its end
 
 
 class Redirect(NamedTuple):
-    """What is asked for. Both servers are IPv4; without ``domains`` all names are redirected.
+    """Which queries are redirected, and to which server; both servers are IPv4.
 
-    ``domains`` are in A-labels and lower case, without a last dot. TCP carries no name
-    where it could be read in time: with ``tcp`` "builtin" it stays where it is.
+    ``resolver``: the address and port whose queries are redirected. ``interface``: the
+    interface by which they leave the namespace. ``domains``: only these names and all names
+    below them, in A-labels and lower case, without a last dot; empty: all names. ``tcp``:
+    whether TCP to the resolver is redirected. A TCP connection begins before a name is known,
+    so ``domains`` do not apply to it.
     """
 
     server: Server
@@ -35,36 +38,35 @@ class Redirect(NamedTuple):
     domains: tuple[str, ...] = ()
     tcp: Tcp = "redirect"
 
+    @classmethod
+    def parse(
+        cls,
+        to: str,
+        resolver: str | None = None,
+        interface: str = INTERFACE,
+        domains: Iterable[str] = (),
+        tcp: Tcp | None = None,
+    ) -> Redirect:
+        """Read the texts of the command line's options. Raises UsageError.
 
-def parse_redirect(
-    to: str,
-    resolver: str | None = None,
-    interface: str = INTERFACE,
-    domains: Iterable[str] = (),
-    tcp: Tcp | None = None,
-) -> Redirect:
-    """Read what the options of the command line say. Raises UsageError.
-
-    Without ``tcp`` it is "builtin" if there are domains: a name that is not of them is
-    not to be asked of the server by TCP either.
-    """
-    names = tuple(dict.fromkeys(_parse_domain(text) for text in domains))
-    if len(names) > MAX_DOMAINS:
-        raise UsageError(f"--only-domain: {len(names)} names; {MAX_DOMAINS} at most")
-    made = Redirect(
-        server=_parse_ipv4(to, "--to"),
-        resolver=RESOLVER if resolver is None else _parse_ipv4(resolver, "--from"),
-        interface=_parse_interface(interface),
-        domains=names,
-        tcp=tcp or ("builtin" if names else "redirect"),
-    )
-    if made.server.address == made.resolver.address:
-        raise UsageError(f"--to: {made.server} is the resolver whose queries are to be redirected")
-    if made.server.address[0] == made.resolver.address[0] == _LOOPBACK:
-        raise UsageError(
-            f"--to: {made.server} is a loopback address, which no packet reaches from outside of it"
+        ``to`` and ``resolver`` are ADDR or ADDR:PORT. Without ``tcp`` it is "builtin" if there
+        are domains: the server must not get queries for other names by TCP.
+        """
+        names = tuple(dict.fromkeys(_parse_domain(text) for text in domains))
+        if len(names) > MAX_DOMAINS:
+            raise UsageError(f"--only-domain: {len(names)} names; {MAX_DOMAINS} at most")
+        made = cls(
+            server=_parse_ipv4(to, "--to"),
+            resolver=RESOLVER if resolver is None else _parse_ipv4(resolver, "--from"),
+            interface=_parse_interface(interface),
+            domains=names,
+            tcp=tcp or ("builtin" if names else "redirect"),
         )
-    return made
+        if made.server.address == made.resolver.address:
+            raise UsageError(f"--to: {made.server} is the resolver whose queries are redirected")
+        if made.server.address[0] == made.resolver.address[0] == _LOOPBACK:
+            raise UsageError(f"--to: {made.server} is a loopback address, which no query reaches")
+        return made
 
 
 def _parse_ipv4(text: str, option: str) -> Server:
@@ -86,7 +88,7 @@ def _parse_domain(text: str) -> str:
 
 
 def _parse_interface(text: str) -> str:
-    """As dev_valid_name() of the kernel has it."""
+    """Check the name of an interface as the kernel's dev_valid_name() does."""
     is_name = text not in ("", ".", "..") and not any(c.isspace() or c in "/:" for c in text)
     if not is_name or len(text.encode()) > _MAX_INTERFACE:
         raise UsageError(f"--interface: not an interface's name: {text!r}")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a network namespace has for a redirect to go by: uplink, route, ports, the daemon.
+"""Inspects the caller's network namespace for a redirect, and changes nothing in it.
 
-All of it is looked at from within the namespace, and nothing in it is changed.
+It finds the uplink, the route to the server, free ports and Docker's DNS daemon.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from struct import pack, unpack_from
 from typing import TYPE_CHECKING, NamedTuple
 
-from zfw_py.docker_dns.codec import Daemon
+from zfw_py.docker_dns.codec import DaemonPorts
 from zfw_py.errors import Conflict, KernelError, NotFound, UsageError, ZfwError
 from zfw_py.kernel import conntrack, routing, tc
 from zfw_py.kernel.netns_cookie import netns_cookie
@@ -27,19 +27,23 @@ if TYPE_CHECKING:
 LOOPBACK_IFINDEX = 1
 _LAST_PORT = 65535
 _FIRST_UNPRIVILEGED = 1024
-# Fewer are soon taken, and soon guessed.
+# Fewer are soon in use, and an attacker guesses the port of a query too easily.
 _FEWEST_PORTS = 1024
 _TRIES, _PATIENCE = 3, 1.0  # seconds each
 
-# A question for the root's servers, which every resolver can answer or refuse: RFC 1035,
+# The question "NS of the root", which every resolver can answer or refuse: RFC 1035,
 # sections 4.1.1 and 4.1.2. Recursion desired, one question; type NS, class IN.
 _HEADER = ">HHHHHH"
 _QUESTION = b"\0" + pack(">HH", 2, 1)
 _RECURSION_DESIRED, _RESPONSE = 0x0100, 0x8000
 
 
-class Surroundings(NamedTuple):
-    """What was found. Ports are from ``first_port`` on, ``port_count`` of them."""
+class NamespaceInfo(NamedTuple):
+    """What a redirect needs to know of its network namespace.
+
+    ``ifindex``, ``has_ethernet`` and ``source`` (an IPv4 address) are the uplink's. Redirected
+    queries get ``port_count`` source ports, from ``first_port`` on.
+    """
 
     cookie: int
     ifindex: int
@@ -47,19 +51,19 @@ class Surroundings(NamedTuple):
     source: str
     first_port: int
     port_count: int
-    daemon: Daemon
+    daemon: DaemonPorts
 
 
-def look(asked: Redirect, daemon: Daemon | None) -> Surroundings:
-    """Look at the caller's namespace; ``daemon`` is given where somebody knows its ports.
+def inspect(asked: Redirect, daemon: DaemonPorts | None) -> NamespaceInfo:
+    """Inspect the caller's namespace; the daemon is looked for if ``daemon`` is None.
 
-    Raises NotFound, UsageError, Conflict, ZfwError for what makes a redirect impossible.
+    Raises NotFound, UsageError, Conflict, ZfwError if a redirect is impossible.
     """
     uplink = _uplink(asked.interface)
     _check_resolver(asked.resolver)
     source = _source(asked.server, uplink)
     first_port, port_count = _free_ports()
-    return Surroundings(
+    return NamespaceInfo(
         cookie=netns_cookie(),
         ifindex=uplink.ifindex,
         has_ethernet=bool(uplink.has_ethernet),
@@ -71,7 +75,7 @@ def look(asked: Redirect, daemon: Daemon | None) -> Surroundings:
 
 
 def without_clsact(uplink_ifindex: int) -> list[int]:
-    """Those of lo and the uplink that no clsact is on."""
+    """The ifindexes of lo and the uplink, without those that have a clsact qdisc."""
     return [ifindex for ifindex in (LOOPBACK_IFINDEX, uplink_ifindex) if not tc.has_clsact(ifindex)]
 
 
@@ -84,7 +88,7 @@ def _uplink(name: str) -> routing.Interface:
             f"no interface {name} in the network namespace", hint=f"it has {others}"
         ) from None
     if found.ifindex == LOOPBACK_IFINDEX:
-        raise UsageError("--interface: lo leads nowhere; it is where queries come from")
+        raise UsageError("--interface: lo leads to no server; queries come from it")
     if found.has_ethernet is None:
         raise UsageError(f"--interface: {name} is of a kind that is unsupported: {found.link_type}")
     if not found.is_up:
@@ -95,7 +99,7 @@ def _uplink(name: str) -> routing.Interface:
 
 
 def _check_resolver(resolver: Server) -> None:
-    """Its packets have to go by lo."""
+    """Raise UsageError if packets to the resolver do not leave by lo, where ``query`` runs."""
     route = routing.route_to(resolver.address_text)
     if route is None or route.kind != "local":
         raise UsageError(
@@ -105,7 +109,7 @@ def _check_resolver(resolver: Server) -> None:
 
 
 def _source(server: Server, uplink: routing.Interface) -> str:
-    """The address that packets to the server get."""
+    """The source address of packets to the server."""
     address = server.address_text
     usual = routing.route_to(address)
     if usual is not None and usual.kind == "local":
@@ -125,7 +129,7 @@ def _source(server: Server, uplink: routing.Interface) -> str:
 
 
 def _free_ports() -> tuple[int, int]:
-    """First port and count of the larger range that the kernel draws none from by itself."""
+    """First port and count of the larger range outside of net.ipv4.ip_local_port_range."""
     low, high = local_port_range()
     below = (_FIRST_UNPRIVILEGED, low - _FIRST_UNPRIVILEGED)
     above = (high + 1, _LAST_PORT - high)
@@ -140,22 +144,24 @@ def _free_ports() -> tuple[int, int]:
 
 # The daemon
 
-# The state of a socket that takes what comes from anybody; of UDP, one that is not connected.
+# The state of a TCP socket that listens, and of a UDP socket that is not connected.
 _LISTENING = {socket.IPPROTO_UDP: "CLOSE", socket.IPPROTO_TCP: "LISTEN"}
 
 
-def find_daemon(resolver: Server) -> Daemon:
-    """The ports that queries to the resolver come to, where NAT sends them to others.
+def find_daemon(resolver: Server) -> DaemonPorts:
+    """The ports to which NAT changes the resolver's port; 0: NAT leaves it as it is.
 
-    Those of the sockets on the resolver's very address, if connection tracking does not
-    say otherwise of a packet that is sent there. Raises Conflict where that leaves several.
+    1. Sockets bound to the resolver's address on another port are candidates.
+    2. If there are any, an empty packet is sent to the resolver, and connection tracking says
+       to which port NAT sent it.
+    3. Without connection tracking the only candidate is it. Raises Conflict if there are several.
     """
     bound: dict[int, set[int]] = {protocol: set() for protocol in _LISTENING}
     for each in sockets(_LISTENING):
         address, port = each.local or ("", 0)
         if address == resolver.address_text and each.state == _LISTENING[each.protocol]:
             bound[each.protocol].add(port)
-    return Daemon(*(_port(resolver, protocol, ports) for protocol, ports in bound.items()))
+    return DaemonPorts(*(_port(resolver, protocol, ports) for protocol, ports in bound.items()))
 
 
 def _port(resolver: Server, protocol: int, ports: set[int]) -> int:
@@ -181,12 +187,12 @@ def _port(resolver: Server, protocol: int, ports: set[int]) -> int:
 
 
 def _seen_destination(resolver: Server, protocol: int) -> tuple[str, int] | None:
-    """Where a packet for the resolver arrives. It is empty, and nobody answers such."""
+    """Where a packet to the resolver arrives, None: not known. An empty one gets no answer."""
     kind = socket.SOCK_DGRAM if protocol == socket.IPPROTO_UDP else socket.SOCK_STREAM
     end = (resolver.address_text, resolver.port)
     with socket.socket(socket.AF_INET, kind) as sent:
         sent.setblocking(False)
-        # A connection is not waited for: its first packet is on its way.
+        # The first packet of the connection is enough: do not wait for the answer.
         sent.connect_ex(end)
         if protocol == socket.IPPROTO_UDP:
             try:
@@ -200,7 +206,7 @@ def _seen_destination(resolver: Server, protocol: int) -> tuple[str, int] | None
 
 
 def probe(asked: Redirect, source: str) -> None:
-    """Ask the server something from the uplink, three times at most. Raises ZfwError."""
+    """Ask the server one question from the uplink, at most three times. Raises ZfwError."""
     server = (asked.server.address_text, asked.server.port)
     reason = f"for {_TRIES * _PATIENCE:.0f} s"
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sent:
@@ -217,7 +223,7 @@ def probe(asked: Redirect, source: str) -> None:
                 if _is_answered(sent, message_id):
                     return
             except OSError as error:
-                # Somebody on the way has said so; the next try may do better.
+                # ICMP from a router, or from the server: the next try may succeed.
                 reason = f"({error.strerror})"
                 time.sleep(_PATIENCE / 4)
     raise ZfwError(
@@ -241,6 +247,6 @@ def _is_answered(sent: socket.socket, message_id: int) -> bool:
 
 
 def is_source(source: str, ifindex: int, server: str) -> bool:
-    """Whether packets to a server's address still get this source by that interface."""
+    """Whether packets to a server by an interface have this source address."""
     route = routing.route_to(server, ifindex)
     return route is not None and route.source == source

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A redirect's two programs, on lo and on the uplink.
+"""Declares the two programs of a redirect to the life cycle, and finds where they are attached.
 
-The maps are filled before the first program is attached; the program that takes answers is
-attached before the one that sends queries, and detached after it.
+1. The maps are filled before a program is attached.
+2. ``answer`` is attached to the uplink's ingress.
+3. ``query`` is attached to the egress of lo, and the redirect takes effect.
+
+Removal detaches in reverse, so that no query is sent whose answer could not come back.
 """
 
 from __future__ import annotations
@@ -14,21 +17,22 @@ from typing import TYPE_CHECKING, NamedTuple
 from msgspec.structs import replace
 
 from zfw_py.docker_dns import layout
-from zfw_py.docker_dns.maps import FLOWS, STORE, Tables
+from zfw_py.docker_dns.maps import FLOWS, STORE, Maps
 from zfw_py.docker_dns.namespace_info import LOOPBACK_IFINDEX
 from zfw_py.errors import ZfwError
 from zfw_py.kernel import tc
 from zfw_py.kernel.namespaces import call_in, find, live_cookies
 from zfw_py.kernel.netns_cookie import netns_cookie
-from zfw_py.lifecycle import manifest, programs
+from zfw_py.lifecycle import programs
 from zfw_py.lifecycle.attachment import Attachment, Clsact, Tcx
+from zfw_py.lifecycle.manifest import write as write_manifest
 from zfw_py.lifecycle.programs import System
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
 
-    from zfw_py.docker_dns.codec import Config, Daemon
-    from zfw_py.docker_dns.maps import About
+    from zfw_py.docker_dns.codec import Config, DaemonPorts
+    from zfw_py.docker_dns.maps import Manifest
 
 
 class _Hook(NamedTuple):
@@ -37,34 +41,34 @@ class _Hook(NamedTuple):
     direction: str
 
 
-# In the order in which they are attached.
+# In attach order.
 _HOOKS = (_Hook("answer", False, "ingress"), _Hook("query", True, "egress"))
 
 
-def _about(directory: str) -> About | None:
-    """None: another version made it, or its maker was killed before it wrote one."""
+def _manifest(directory: str) -> Manifest | None:
+    """None: another version wrote it, or its creator was killed before it wrote one."""
     try:
-        return Tables(directory).about()
+        return Maps(directory).manifest()
     except ZfwError:
         return None
 
 
 def _attachments(directory: str) -> Sequence[Attachment]:
-    about = _about(directory)
-    if about is None:
+    manifest = _manifest(directory)
+    if manifest is None:
         # Links need no namespace to be detached.
         return [Tcx(directory, hook.program, 0, hook.direction) for hook in _HOOKS]
-    path = path_of(about) if about.mode == "clsact" else about.path
-    return [] if path is None else _placed(directory, about, path)
+    path = path_of(manifest) if manifest.mode == "clsact" else manifest.path
+    return [] if path is None else _attachments_at(directory, manifest, path)
 
 
-def _placed(directory: str, about: About, path: str) -> list[Attachment]:
-    """Both attachments; ``path`` leads to the network namespace."""
+def _attachments_at(directory: str, manifest: Manifest, path: str) -> list[Attachment]:
+    """Both attachments, in attach order; ``path`` leads to the network namespace."""
     call = partial(call_in, path)
     made: list[Attachment] = []
     for hook in _HOOKS:
-        ifindex = LOOPBACK_IFINDEX if hook.is_on_loopback else about.ifindex
-        if about.mode == "clsact":
+        ifindex = LOOPBACK_IFINDEX if hook.is_on_loopback else manifest.ifindex
+        if manifest.mode == "clsact":
             ours = partial(programs.program_ids, SYSTEM, directory, hook.program)
             handle = tc.DOCKER_DNS_HANDLE
             made.append(Clsact(hook.program, ifindex, hook.direction, handle, ours, call))
@@ -74,27 +78,27 @@ def _placed(directory: str, about: About, path: str) -> list[Attachment]:
 
 
 def _digest(directory: str) -> str:
-    return Tables(directory).about().digest
+    return Maps(directory).manifest().digest
 
 
 def _record(directory: str, digest: str) -> None:
-    manifest.write(directory, replace(Tables(directory).about(), digest=digest))
+    write_manifest(directory, replace(Maps(directory).manifest(), digest=digest))
 
 
 def _undo(directory: str) -> None:
-    """Remove the qdiscs that were made for the filters."""
-    about = _about(directory)
-    path = path_of(about) if about is not None and about.made_clsact else None
-    if about is not None and path is not None:
-        for ifindex in about.made_clsact:
+    """Remove the clsact qdiscs that zfw created, where they are empty."""
+    manifest = _manifest(directory)
+    path = path_of(manifest) if manifest is not None and manifest.made_clsact else None
+    if manifest is not None and path is not None:
+        for ifindex in manifest.made_clsact:
             call_in(path, partial(tc.remove_empty_clsact, ifindex))
 
 
 def _abandoned() -> Iterator[str]:
-    """Those whose network namespace or interface is gone; another version's stay."""
+    """Redirects whose namespace or interface is gone; those of another version stay."""
     for identifier in STORE.identifiers():
-        about = _about(STORE.directory(identifier))
-        if about is not None and (is_gone(about) or detached(about)):
+        manifest = _manifest(STORE.directory(identifier))
+        if manifest is not None and (is_gone(manifest) or detached(manifest)):
             yield identifier
 
 
@@ -111,61 +115,63 @@ SYSTEM = System(
 
 
 def install(
-    about: About, config: Config, daemon: Daemon, domains: tuple[str, ...], path: str
-) -> About:
-    """Redirect from now on; the caller holds the lock. ``path`` leads to the namespace.
+    manifest: Manifest, config: Config, daemon: DaemonPorts, domains: tuple[str, ...], path: str
+) -> Manifest:
+    """Create a redirect; its manifest with the digest. The caller holds the lock.
 
-    Raises KernelError, VerifierError, Conflict, PermissionDenied; then nothing is changed.
+    ``path`` leads to the network namespace. Raises KernelError, VerifierError, Conflict,
+    PermissionDenied; then nothing is changed.
     """
 
     def prepare(directory: str) -> Generator[Attachment]:
-        tables = Tables(directory)
-        tables.write_config(config)
-        tables.write_daemon(daemon)
-        tables.write_domains(domains)
-        yield from _placed(directory, about, path)
+        maps = Maps(directory)
+        maps.write_config(config)
+        maps.write_daemon(daemon)
+        maps.write_domains(domains)
+        yield from _attachments_at(directory, manifest, path)
 
-    # The table forgets the oldest, and so there always is a port that is free.
+    # An LRU map that is full drops its oldest flow. With half as many flows as ports,
+    # ``query`` finds a free port in 16 random tries.
     size = min(layout.FLOWS, config.port_count // 2)
-    about = replace(about, digest=programs.digest_of(SYSTEM))
-    programs.install(SYSTEM, about.id, prepare, about, dict.fromkeys(FLOWS, size))
-    return about
+    manifest = replace(manifest, digest=programs.digest_of(SYSTEM))
+    programs.install(SYSTEM, manifest.id, prepare, manifest, dict.fromkeys(FLOWS, size))
+    return manifest
 
 
-def path_of(about: About) -> str | None:
-    """A path to a redirect's namespace, None if that is gone.
+def path_of(manifest: Manifest) -> str | None:
+    """A path to the namespace of a redirect; None if the namespace is gone.
 
-    Raises ZfwError if it can only be that it is hidden from this process.
+    Raises ZfwError if this process cannot see all namespaces, and not this one.
     """
-    cookie = int(about.id)
-    if is_at(about.path, cookie):
-        return about.path
+    cookie = int(manifest.id)
+    if is_at(manifest.path, cookie):
+        return manifest.path
     path = find(cookie)
     if path is None and live_cookies() is None:
         raise ZfwError(
-            f"redirect {about.id}: its network namespace cannot be seen from here",
+            f"redirect {manifest.id}: its network namespace cannot be seen from here",
             hint="outside of all PID namespaces it can",
         )
     return path
 
 
 def is_at(path: str, cookie: int) -> bool:
-    """Whether a path leads to the namespace of a cookie: process ids are given again."""
+    """Whether a path leads to the namespace of a cookie; a process id in it may be reused."""
     try:
         return call_in(path, netns_cookie) == cookie
     except ZfwError:
         return False
 
 
-def detached(about: About) -> list[str]:
-    """The programs that are not where they were put: their interface is gone, or they were."""
-    attachments = _attachments(STORE.directory(about.id))
+def detached(manifest: Manifest) -> list[str]:
+    """The programs that are no longer attached: detached by hand, or their interface is gone."""
+    attachments = _attachments(STORE.directory(manifest.id))
     there = {each.program for each in attachments if each.program_id() is not None}
     return [hook.program for hook in _HOOKS if hook.program not in there]
 
 
-def is_gone(about: About) -> bool:
-    """Whether the network namespace is: lo goes with it, and never before."""
-    if about.mode == "clsact":
-        return path_of(about) is None
-    return Tcx(STORE.directory(about.id), "query", LOOPBACK_IFINDEX, "egress").target == 0
+def is_gone(manifest: Manifest) -> bool:
+    """Whether the network namespace is gone; lo is removed with it, and never before."""
+    if manifest.mode == "clsact":
+        return path_of(manifest) is None
+    return Tcx(STORE.directory(manifest.id), "query", LOOPBACK_IFINDEX, "egress").target == 0

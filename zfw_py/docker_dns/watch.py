@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Keeps a container redirected: each time that it starts, its namespace is another one.
+"""Redirects a container at each of its starts, because a new start has a new namespace.
 
-Whatever this makes it takes away again as it ends.
+A redirect that the watcher created is removed at its end.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from contextlib import suppress
 from functools import partial
+from time import time
 from typing import TYPE_CHECKING
 
 from zfw_py.containers import Watch
-from zfw_py.docker_dns import service as redirects
 from zfw_py.docker_dns.codec import Event
-from zfw_py.docker_dns.events import Reader, change
-from zfw_py.docker_dns.maps import STORE, Tables
+from zfw_py.docker_dns.events import Change, Reader
+from zfw_py.docker_dns.listing import problem
+from zfw_py.docker_dns.maps import STORE, Maps
+from zfw_py.docker_dns.service import DnsRedirect
 from zfw_py.errors import NotFound, ZfwError
 from zfw_py.kernel.libbpf import RingBuffer
 from zfw_py.kernel.process import start_time
@@ -26,30 +27,30 @@ if TYPE_CHECKING:
     import signal
     from collections.abc import Awaitable, Callable, Iterable
 
-    from zfw_py.containers import Container, Happening
-    from zfw_py.docker_dns.events import Change, Kind, Query
-    from zfw_py.docker_dns.maps import About
+    from zfw_py.containers import Container, ContainerEvent
+    from zfw_py.docker_dns.events import Kind, Query
+    from zfw_py.docker_dns.maps import Manifest
     from zfw_py.docker_dns.model import Redirect
+    from zfw_py.docker_dns.service import RedirectOptions
 
-# What fails is tried again, and what is there looked at, this often.
-_AGAIN = 1.0  # seconds
-_CHECK = 2.0
+_RETRY = 1.0  # seconds until a redirect that failed is tried again
+_CHECK = 2.0  # seconds between checks of a redirect
 
 
 def watch(
     name: str,
     asked: Redirect,
-    making: redirects.Making,
-    tell: Callable[[Query | Change], None],
+    options: RedirectOptions,
+    emit: Callable[[Query | Change], None],
     stops: Iterable[signal.Signals],
 ) -> None:
-    """Redirect a container, now if it runs and whenever it starts, until a signal comes.
+    """Redirect a container, now if it runs and at each start, until one of ``stops`` arrives.
 
-    Ends as well when somebody else takes the redirect away. Raises what keeps the first
-    redirect from being made, and ZfwError for an engine that stays away; later ones are
-    told and tried again.
+    Also returns when another process removed the redirect. ``emit`` gets each record. Raises
+    the error of the first ``DnsRedirect.create``, and ZfwError if the engine stays away for two
+    minutes. Later errors of ``create`` are emitted, and it is tried again.
     """
-    asyncio.run(_Watcher(name, asked, making._replace(is_watched=True), tell).run(stops))
+    asyncio.run(_Watcher(name, asked, options._replace(is_watched=True), emit).run(stops))
 
 
 class _Watcher:
@@ -57,19 +58,19 @@ class _Watcher:
         self,
         name: str,
         asked: Redirect,
-        making: redirects.Making,
-        tell: Callable[[Query | Change], None],
+        options: RedirectOptions,
+        emit: Callable[[Query | Change], None],
     ) -> None:
         self._name = name
         self._asked = asked
-        self._making = making
-        self._tell = tell
+        self._options = options
+        self._emit = emit
         self._source = Watch(name)
-        # What is to be done next; None: nothing more.
+        # The steps to run, in order; None ends the loop.
         self._steps: asyncio.Queue[Callable[[], Awaitable[None]] | None] = asyncio.Queue()
         self._container: Container | None = None
         self._start_time: int | None = None
-        self._about: About | None = None
+        self._manifest: Manifest | None = None
         self._ring: RingBuffer | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._has_begun = False
@@ -85,20 +86,20 @@ class _Watcher:
         try:
             while (step := await self._steps.get()) is not None:
                 await step()
-                self._come_back()
+                self._set_timer()
         finally:
             self._source.close()
             listening.join()
-            self._take_away()
+            self._remove()
         if self._failure is not None:
             raise self._failure
 
     def _listen(self) -> None:
-        """In a thread of its own, which waits for the engine."""
+        """Queue a step for each event of the engine; runs in a thread, because reading blocks."""
         try:
-            for happening in self._source:
+            for event in self._source:
                 self._loop.call_soon_threadsafe(
-                    self._steps.put_nowait, partial(self._on_happening, happening)
+                    self._steps.put_nowait, partial(self._on_event, event)
                 )
         except BaseException as error:  # noqa: BLE001 - raised by run()
             self._loop.call_soon_threadsafe(self._fail, error)
@@ -107,50 +108,50 @@ class _Watcher:
         self._failure = self._failure or error
         self._steps.put_nowait(None)
 
-    def _come_back(self) -> None:
-        """Look again in a while."""
+    def _set_timer(self) -> None:
+        """Schedule the next check of the redirect, or the next try to create it."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._about is not None:
+        if self._manifest is not None:
             self._timer = self._loop.call_later(_CHECK, self._steps.put_nowait, self._check)
         elif self._container is not None:
-            self._timer = self._loop.call_later(_AGAIN, self._steps.put_nowait, self._begin)
+            self._timer = self._loop.call_later(_RETRY, self._steps.put_nowait, self._begin)
 
-    def _say(self, kind: Kind, words: str) -> None:
-        identifier = self._about.id if self._about else ""
-        self._tell(change(self._name, identifier, kind, words))
+    def _emit_change(self, kind: Kind, text: str) -> None:
+        identifier = self._manifest.id if self._manifest else ""
+        self._emit(Change(time(), self._name, identifier, kind, text))
 
-    async def _on_happening(self, happening: Happening) -> None:
-        match happening.kind:
+    async def _on_event(self, event: ContainerEvent) -> None:
+        match event.kind:
             case "lost":
-                self._say("lost", f"{happening.reason}; waiting for it")
+                self._emit_change("lost", f"{event.reason}; waiting for it")
             case "back":
-                self._say("back", "the container engine is back")
+                self._emit_change("back", "the container engine is back")
             case "absent":
                 if not self._has_begun:
-                    self._say("absent", f"{happening.reason}; waiting for its start")
+                    self._emit_change("absent", f"{event.reason}; waiting for its start")
                 elif self._container is not None:
-                    self._say("ended", f"{happening.reason}; waiting for its next start")
+                    self._emit_change("ended", f"{event.reason}; waiting for its next start")
                 self._has_begun, self._container = True, None
-                self._take_away()
-            case "runs" if happening.container not in (None, self._container):
-                self._container = happening.container
-                self._start_time = start_time(happening.container.pid)
-                self._take_away()
+                self._remove()
+            case "runs" if event.container not in (None, self._container):
+                self._container = event.container
+                self._start_time = start_time(event.container.pid)
+                self._remove()
                 await self._begin()
 
     async def _begin(self) -> None:
-        """Redirect the container, or have it tried again."""
-        if self._container is None or self._about is not None or self._has_ended():
+        """Redirect the container; after an error the timer tries again."""
+        if self._container is None or self._manifest is not None or self._has_ended():
             return
-        target = redirects.of_container(self._container)
         try:
-            # In a thread: it may wait for a server that does not answer.
-            about = await asyncio.to_thread(redirects.redirect, target, self._asked, self._making)
+            redirect = DnsRedirect.of_container(self._container)
+            # In a thread, because it may wait for a server that does not answer.
+            manifest = await asyncio.to_thread(redirect.create, self._asked, self._options)
             if self._has_ended():
-                # It was another process's namespace, perhaps.
-                redirects.remove(about.id)
+                # The process id may have been another process's by then.
+                redirect.remove()
                 return
         except ZfwError as error:
             if self._has_ended():
@@ -159,25 +160,25 @@ class _Watcher:
                 raise
             if error.message != self._last_failure:
                 self._last_failure = error.message
-                self._say("failed", f"{error.message}; trying again")
+                self._emit_change("failed", f"{error.message}; trying again")
             return
-        self._about = about
+        self._manifest = manifest
         self._has_begun, self._last_failure = True, ""
-        self._read_events(about)
-        self._say("redirected", f"redirected to {about.server}")
+        self._read_events(manifest)
+        self._emit_change("redirected", f"redirected to {manifest.server}")
 
     def _has_ended(self) -> bool:
-        """Whether the container's process has: the engine tells soon, and its id is another's."""
+        """Whether the container's first process has ended; the engine's event follows."""
         container = self._container
         return container is None or start_time(container.pid) != self._start_time
 
-    def _read_events(self, about: About) -> None:
-        reader = Reader(self._name, about.id)
-        # Kept: the descriptor goes with the map, and the map with its tables.
-        self._tables = Tables(STORE.directory(about.id))
+    def _read_events(self, manifest: Manifest) -> None:
+        reader = Reader(self._name, manifest.id)
+        # An attribute, because the descriptor is closed when the object is collected.
+        self._maps = Maps(STORE.directory(manifest.id))
         ring = RingBuffer(
-            self._tables.map("events").fd,
-            lambda data: self._tell(reader.of_event(Event.decode(data))),
+            self._maps.map("events").fd,
+            lambda data: self._emit(reader.of_event(Event.decode(data))),
         )
 
         def consume() -> None:
@@ -190,27 +191,27 @@ class _Watcher:
         self._loop.add_reader(ring.fileno(), consume)
 
     async def _check(self) -> None:
-        """Look whether the redirect is as it was made."""
-        about = self._about
-        if about is None:
+        """End if the redirect was removed; create it again if it does not work."""
+        manifest = self._manifest
+        if manifest is None:
             return
-        if not os.path.isdir(STORE.directory(about.id)):
-            self._say("removed", "somebody else has taken the redirect away")
+        if not STORE.exists(manifest.id):
+            self._emit_change("removed", "the redirect was removed by another process; exiting")
             self._steps.put_nowait(None)
-        elif (problem := redirects.problem(about)) and not self._has_ended():
-            self._say("broken", f"{problem}; redirecting again")
-            self._take_away()
+        elif (why := problem(manifest)) and not self._has_ended():
+            self._emit_change("broken", f"{why}; redirecting again")
+            self._remove()
             await self._begin()
 
-    def _take_away(self) -> None:
-        """The redirect that there is, if there is one."""
-        about, self._about = self._about, None
+    def _remove(self) -> None:
+        """Remove the redirect, if there is one, after its last events."""
+        manifest, self._manifest = self._manifest, None
         ring, self._ring = self._ring, None
         if ring is not None:
             self._loop.remove_reader(ring.fileno())
             with ring:
                 ring.consume()
-        if about is not None:
-            # Somebody else may have removed it, or collected it as its namespace was gone.
+        if manifest is not None:
+            # Another process may have removed it, or collected it if its namespace is gone.
             with suppress(NotFound):
-                redirects.remove(about.id)
+                DnsRedirect.remove_id(manifest.id)

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The sockets that systemd passed to this process, sd_listen_fds(3)."""
+"""Reads the sockets that systemd passed to this process (sd_listen_fds(3))."""
 
 from __future__ import annotations
 
 import os
-from socket import AF_INET, AF_INET6, SO_PROTOCOL, SOL_SOCKET, inet_pton, socket
+from socket import AF_INET, AF_INET6, SO_PROTOCOL, SOL_SOCKET, socket
 from typing import NamedTuple
 
 from zfw_py.errors import UsageError
+from zfw_py.values.prefix import mapped_address, parse_address
 
 _FIRST = 3  # SD_LISTEN_FDS_START
 _MOST = 1024
 
 
 class Passed(NamedTuple):
-    """A socket of the internet that was passed. ``address`` has 16 bytes, IPv4 as mapped."""
+    """An IPv4 or IPv6 socket that was passed. ``address``: 16 bytes, IPv4 as ::ffff:a.b.c.d."""
 
     socket: socket
     protocol: int
@@ -23,9 +24,9 @@ class Passed(NamedTuple):
 
 
 def passed_sockets() -> list[Passed]:
-    """All of them; each descriptor is the caller's to close.
+    """Duplicates of all passed IPv4 and IPv6 sockets, which the caller closes.
 
-    Others, such as Unix sockets, are left out. Raises UsageError if none was passed.
+    Raises UsageError if systemd passed no descriptor.
     """
     count = os.environ.get("LISTEN_FDS", "")
     is_ours = os.environ.get("LISTEN_PID", "") == str(os.getpid())
@@ -42,16 +43,8 @@ def passed_sockets() -> list[Passed]:
             continue  # a FIFO or another file
         if held.family in (AF_INET, AF_INET6):
             address, port = held.getsockname()[:2]
-            found.append(
-                Passed(held, held.getsockopt(SOL_SOCKET, SO_PROTOCOL), _mapped(address), port)
-            )
+            mapped = mapped_address(*parse_address(address.partition("%")[0], "LISTEN_FDS"))
+            found.append(Passed(held, held.getsockopt(SOL_SOCKET, SO_PROTOCOL), mapped, port))
         else:
             held.close()
     return found
-
-
-def _mapped(address: str) -> bytes:
-    plain = address.partition("%")[0]
-    if ":" in plain:
-        return inet_pton(AF_INET6, plain)
-    return b"\0" * 10 + b"\xff\xff" + inet_pton(AF_INET, plain)

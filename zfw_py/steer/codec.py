@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What steer's maps hold, as bytes and as values. Pure.
+"""Encodes and decodes the elements of steer's maps. Pure.
 
-Addresses are 16 bytes in network order, IPv4 as ::ffff:a.b.c.d. A protocol is
-IPPROTO_TCP or IPPROTO_UDP, a family 4 or 6.
+An address is 16 bytes in network order, IPv4 as ::ffff:a.b.c.d, a port a number in host
+order. A protocol is IPPROTO_TCP or IPPROTO_UDP, a family 4 or 6.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 IPPROTO_TCP, IPPROTO_UDP = 6, 17
 PROTOCOLS = (IPPROTO_TCP, IPPROTO_UDP)
-# What precedes the address in a mapping's key, and an IPv4 address in an address: bits.
+# How many bits precede the address in a mapping's key, and an IPv4 address in 16 bytes.
 _FIXED_BITS, _MAPPED_BITS = 64, 96
 
 _u32 = Struct("=I")
@@ -37,41 +37,41 @@ ZERO = _u32.pack(0)
 
 
 def number_key(number: int) -> bytes:
-    """Key of an array, of a target, of a mapping's counter; and the value of target_ids."""
+    """Key of an array, of a destination, of a mapping's counter; and value of ``target_ids``."""
     return _u32.pack(number)
 
 
 def number_of(data: bytes) -> int:
-    """The inverse."""
+    """The inverse of ``number_key``."""
     (number,) = _u32.unpack(data)
     return int(number)
 
 
 def cookie_key(cookie: int) -> bytes:
-    """Key of a listener; what the program ``forget`` is asked."""
+    """Key of ``listening``, and argument of the program ``forget``."""
     return _u64.pack(cookie)
 
 
 def cookie_of(data: bytes) -> int:
-    """The inverse; also of what a look-up in ``sockets`` gives."""
+    """The inverse of ``cookie_key``; also decodes a value of ``sockets``."""
     (cookie,) = _u64.unpack(data)
     return int(cookie)
 
 
 class Config(NamedTuple):
-    """What the programs go by: ``flags`` is TELL_ALL or 0."""
+    """The settings of the programs: ``flags`` is TELL_ALL or 0."""
 
     netns_cookie: int
     abi_version: int
     flags: int
 
     def encode(self) -> bytes:
-        """As the map has it."""
+        """The bytes of the map element."""
         return _config.pack(*self)
 
     @classmethod
     def decode(cls, data: bytes) -> Config:
-        """The inverse."""
+        """From the bytes of the map element."""
         return cls(*_config.unpack(data))
 
 
@@ -79,32 +79,32 @@ class Config(NamedTuple):
 
 
 def class_bit(mapping_class: int, family: int, protocol: int) -> int:
-    """The bit in ``Active.classes`` without which a look-up is not made."""
+    """The bit in ``Active.classes``; the program skips a look-up whose bit is 0."""
     group = (family == 6) + 2 * (protocol == IPPROTO_UDP)
     return 1 << (mapping_class + layout.CLASSES * group)
 
 
 class Active(NamedTuple):
-    """Which table is in use, and which look-ups can find anything in it."""
+    """The word ``active``: the number of the table in use, and the bits of ``class_bit``."""
 
     table: int
     classes: int
 
     def encode(self) -> bytes:
-        """As the map has it."""
+        """The bytes of the map element."""
         return _u64.pack(self.classes << 32 | self.table)
 
     @classmethod
     def decode(cls, data: bytes) -> Active:
-        """The inverse."""
+        """From the bytes of the map element."""
         (word,) = _u64.unpack(data)
         return cls(word & 0xFFFFFFFF, word >> 32)
 
 
 class MappingKey(NamedTuple):
-    """Key of a table. ``length`` is the prefix's as users know it: up to 32 or 128.
+    """Key of a table. ``length``: of the prefix, up to 32 for IPv4 or 128 for IPv6.
 
-    ``port`` by ``mapping_class``: the port, the segment's number, or 0.
+    ``port``: the port, the number of the segment, or 0, depending on ``mapping_class``.
     """
 
     protocol: int
@@ -115,41 +115,29 @@ class MappingKey(NamedTuple):
     length: int
 
     def encode(self) -> bytes:
-        """As the map has it; the bits of the address beyond the length have to be 0."""
+        """The bytes of the map key; the bits of the address beyond the length must be 0."""
         bits = _FIXED_BITS + self.length + (_MAPPED_BITS if self.family == 4 else 0)
         return _mapping_key.pack(
             bits, self.protocol, self.family, self.port, self.mapping_class, self.address
         )
 
-    @classmethod
-    def decode(cls, data: bytes) -> MappingKey:
-        """The inverse."""
-        bits, protocol, family, port, mapping_class, address = _mapping_key.unpack(data)
-        length = bits - _FIXED_BITS - (_MAPPED_BITS if family == 4 else 0)
-        return cls(protocol, family, mapping_class, port, address, length)
-
 
 class Mapping(NamedTuple):
-    """Value of a table: ``flags`` are of OVERRIDE and FALLTHROUGH, ``id`` is its counter's."""
+    """Value of a table: key of its counter, number of its destination, OVERRIDE | FALLTHROUGH."""
 
     id: int
     target: int
     flags: int
 
     def encode(self) -> bytes:
-        """As the map has it."""
+        """The bytes of the map element."""
         return _mapping.pack(*self)
-
-    @classmethod
-    def decode(cls, data: bytes) -> Mapping:
-        """The inverse."""
-        return cls(*_mapping.unpack(data))
 
 
 def segment_elements(
     table: int, protocol: int, segments: Sequence[int]
 ) -> tuple[list[bytes], list[bytes]]:
-    """Keys and values that say of all 65,536 ports of a protocol which segment they are in."""
+    """Keys and values of ``segments`` for one protocol; ``segments`` has a number for each port."""
     first = (table * 2 + (protocol == IPPROTO_UDP)) * layout.SEGMENT_ELEMENTS
     step = layout.SEGMENT_PORTS
     return (
@@ -162,7 +150,7 @@ def segment_elements(
 
 
 class Address(NamedTuple):
-    """What a socket is bound to; ``ifindex`` of its device or 0, always 0 in ``target_ids``."""
+    """What a socket is bound to. ``ifindex``: of its device or 0; always 0 in ``target_ids``."""
 
     address: bytes
     ifindex: int
@@ -170,12 +158,12 @@ class Address(NamedTuple):
     protocol: int
 
     def encode(self) -> bytes:
-        """As the maps have it: key of ``target_ids`` and ``listeners``."""
+        """The key of ``target_ids`` and ``listeners``."""
         return _address.pack(*self)
 
     @classmethod
     def decode(cls, data: bytes) -> Address:
-        """The inverse."""
+        """From the bytes of the map element."""
         return cls(*_address.unpack(data))
 
 
@@ -185,40 +173,40 @@ def socket_key(target: int, slot: int) -> bytes:
 
 
 def slots_newest_first(taken: int) -> list[int]:
-    """A target's slots, the one that was taken last first; ``taken`` is its element."""
+    """The slots of a destination, the newest first. ``taken``: how many it was given so far."""
     return [(taken - 1 - age) % layout.TARGET_SOCKETS for age in range(layout.TARGET_SOCKETS)]
 
 
 def slot_request(target: int) -> bytes:
-    """What the program ``take_slot`` is asked."""
+    """The argument of the program ``take_slot``."""
     return _slot.pack(target, 0)
 
 
 def slot_of(answer: bytes) -> int:
-    """What it answers."""
+    """The slot in the answer of ``take_slot``."""
     _, slot = _slot.unpack(answer)
     return int(slot)
 
 
 class Listener(NamedTuple):
-    """A socket that listens, or a bound one of UDP. ``pid`` 0: it did before we looked."""
+    """A TCP socket that listens, or a bound UDP socket. ``pid`` 0: older than the programs."""
 
     at: Address
     pid: int
     family: int  # of the socket
     is_exact: bool
-    is_mptcp: bool  # never adopted: no map of sockets takes it
+    is_mptcp: bool  # never adopted: a SOCKHASH cannot hold it
     command: str
 
     @classmethod
     def decode(cls, data: bytes) -> Listener:
-        """From what the map has."""
+        """From a value of ``listening``."""
         at, pid, family, is_exact, is_mptcp, command = _listener.unpack(data)
         return cls(Address.decode(at), pid, family, bool(is_exact), bool(is_mptcp), _text(command))
 
 
 class Event(NamedTuple):
-    """A listener that came or left. ``time`` is CLOCK_MONOTONIC in nanoseconds."""
+    """The begin or end of a listener. ``time``: CLOCK_MONOTONIC in nanoseconds."""
 
     time: int
     cookie: int
@@ -229,7 +217,7 @@ class Event(NamedTuple):
 
     @classmethod
     def decode(cls, data: bytes) -> Event:
-        """From a record of the ring buffer."""
+        """From a record of the ring buffer ``events``."""
         time, cookie, listener, target, kind, is_adopted = _event.unpack_from(data)
         return cls(
             time,
@@ -245,20 +233,25 @@ class Event(NamedTuple):
 
 
 class Counter(NamedTuple):
-    """Of a mapping: how often it was the one, and how often that did not lead to its target."""
+    """Counters of one mapping.
+
+    ``lookups``: times it was the best match. ``kept_by_listener``: times a listener on exactly
+    that address and port kept the packet. ``no_socket``: times its target had no socket, so
+    that the packet was refused, or left to the kernel's look-up.
+    """
 
     lookups: int
-    kept: int  # a listener on exactly that address and port took it
-    no_socket: int  # refused, or left to the kernel's look-up
+    kept_by_listener: int
+    no_socket: int
 
     @classmethod
     def total(cls, per_cpu: bytes) -> Counter:
-        """The sum over all CPUs."""
+        """The counters, summed over all CPUs."""
         return cls(*map(sum, zip(*_counter.iter_unpack(per_cpu), strict=True)))
 
 
-def trouble_counts(per_cpu: Sequence[bytes]) -> dict[str, int]:
-    """By trouble how often it occurred, of those that did; ``per_cpu`` has all values in order."""
+def error_counts(per_cpu: Sequence[bytes]) -> dict[str, int]:
+    """How often each error occurred, without zeros; ``per_cpu``: the values, in TROUBLES' order."""
     totals = (sum(value for (value,) in _u64.iter_unpack(data)) for data in per_cpu)
     return {name: total for name, total in zip(layout.TROUBLES, totals, strict=True) if total}
 

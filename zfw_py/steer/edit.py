@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""From what is steered to what shall be: all of it with one word, or on an error nothing.
+"""Changes the mappings in force, atomically: all of a change takes effect with one word.
 
-A new target is there, with the sockets that listen already, before the first packet looks
-for it; an old one goes when none does any more. The state that is pinned beside a table
-comes into force with it: a writer that is killed leaves what was, and perhaps targets that
-nobody leads to, which the next one removes.
+put_in_force, killed after     leaves                                who cleans up
+1 the old state is checked     the old mappings
+2 destinations created         and unused destinations               the next change, step 1
+3 idle table filled            and a filled idle table               the next change, step 3
+4 ``active`` written           the new mappings, and unused          the next change, step 1
+                               destinations and counters
+5 unused things removed        the new mappings
 """
 
 from __future__ import annotations
@@ -21,101 +24,111 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Sequence
 
     from zfw_py.kernel.process import Process
-    from zfw_py.steer.maps import Tables
+    from zfw_py.steer.maps import Maps
     from zfw_py.steer.model import Mapping
-    from zfw_py.steer.sockets import Surroundings
-    from zfw_py.steer.state import Place, State
+    from zfw_py.steer.sockets import SocketSnapshot
+    from zfw_py.steer.state import Destination, State
 
 
 def put_in_force(
-    tables: Tables,
+    maps: Maps,
     old: State,
     pairs: Sequence[tuple[Mapping, Process | None]],
-    look: Callable[[], Surroundings],
+    scan: Callable[[], SocketSnapshot],
 ) -> State:
-    """Steer so; the caller holds the lock. ``look`` takes a look into the network namespace.
+    """Replace the mappings of ``old`` by ``pairs``; the new state. The caller holds the lock.
 
-    Raises Conflict where a process or unit has several sockets, MapFull, KernelError.
+    ``scan`` returns the sockets of the network namespace, and counts them in ``listeners``.
+    Raises Conflict if a process or unit listens on several addresses, MapFull, KernelError; then
+    ``old`` stays in force.
     """
     if len(pairs) > MAX_MAPPINGS:
         raise MapFull(f"{len(pairs)} mappings; {MAX_MAPPINGS} at most")
     new = successor(old, pairs, layout.TARGETS)
     if new is None:
         raise MapFull(
-            f"more than {layout.TARGETS} targets, with those that go",
-            hint="remove some mappings first" if old.steered else None,
+            f"more than {layout.TARGETS} targets, with those that this change removes",
+            hint="remove some mappings first" if old.mappings else None,
         )
-    table = table_of([each.mapping for each in new.steered])
-    tables.forget_strangers(old)
-    fresh = {place: number for place, number in new.places.items() if place not in old.places}
-    gone = {place: number for place, number in old.places.items() if place not in new.places}
-    made = []
+    table = table_of([each.mapping for each in new.mappings])
+    # 1. Of a writer that was killed.
+    maps.remove_unused(old)
+    fresh = {
+        each: number for each, number in new.destinations.items() if each not in old.destinations
+    }
+    gone = {
+        each: number for each, number in old.destinations.items() if each not in new.destinations
+    }
+    created = []
     try:
-        if _needs_all(new):
-            _tell_all(tables, is_on=True)
-        for place, number in fresh.items():
-            made.append((place, number))
-            tables.make_target(place, number)
-        _supply(tables, new, fresh, look)
-        filled = tables.fill(new, table)
+        # 2. A destination has its sockets before the first packet is led to it.
+        if _needs_all_events(new):
+            _set_event_flag(maps, is_on=True)
+        for destination, number in fresh.items():
+            created.append((destination, number))
+            maps.create_destination(destination, number)
+        _supply(maps, new, fresh, scan)
+        # 3.
+        filled = maps.fill(new, table)
     except BaseException:
-        for place, number in made:
-            tables.remove_target(place, number)
-        _tell_all(tables, is_on=_needs_all(old))
+        for destination, number in created:
+            maps.remove_destination(destination, number)
+        _set_event_flag(maps, is_on=_needs_all_events(old))
         raise
-    # From here on it is so. Whoever is interrupted leaves what the next change removes.
-    tables.switch(filled)
-    for place, number in gone.items():
-        tables.remove_target(place, number)
-    _tell_all(tables, is_on=_needs_all(new))
-    kept = {each.id for each in new.steered}
-    tables.forget_counters(each.id for each in old.steered if each.id not in kept)
-    programs.share(tables.directory)
+    # 4. The new mappings are in force.
+    maps.switch(filled)
+    # 5. No packet is led to the old ones any more.
+    for destination, number in gone.items():
+        maps.remove_destination(destination, number)
+    _set_event_flag(maps, is_on=_needs_all_events(new))
+    stay = {each.id for each in new.mappings}
+    maps.remove_counters(each.id for each in old.mappings if each.id not in stay)
+    programs.share(maps.directory)
     return new
 
 
 def _supply(
-    tables: Tables, new: State, fresh: Container[Place], look: Callable[[], Surroundings]
+    maps: Maps, new: State, fresh: Container[Destination], scan: Callable[[], SocketSnapshot]
 ) -> None:
-    """Give targets their sockets: those that are new, and those that the kernel gives none."""
+    """Insert sockets into new destinations, and into those that no kernel hook supplies."""
     wanting = {
-        place: number
-        for place, number in new.places.items()
-        if place in fresh or not place.is_kept_by_kernel
+        each: number
+        for each, number in new.destinations.items()
+        if each in fresh or not each.is_supplied_by_kernel
     }
     if not wanting:
         return
-    around = look()
-    for place, number in wanting.items():
+    snapshot = scan()
+    for destination, number in wanting.items():
         try:
-            adoption.adopt(tables, place, number, around)
+            adoption.adopt(maps, destination, number, snapshot)
         except ZfwError:
-            # Of the others it is told in a listing.
-            if place in fresh:
+            # A problem of an old destination is shown by the listing, and stops no change.
+            if destination in fresh:
                 raise
 
 
-def _needs_all(state: State) -> bool:
-    """Whether listeners on any address may be a target's."""
-    return any(not isinstance(place.target, AddressTarget) for place in state.places)
+def _needs_all_events(state: State) -> bool:
+    """Whether the manager needs events of sockets that are on no target's address."""
+    return any(not isinstance(each.target, AddressTarget) for each in state.destinations)
 
 
-def _tell_all(tables: Tables, *, is_on: bool) -> None:
-    config = programs.check_version(tables)
+def _set_event_flag(maps: Maps, *, is_on: bool) -> None:
+    config = programs.check_version(maps)
     flags = layout.TELL_ALL if is_on else 0
     if config.flags != flags:
-        tables.map("config").update(codec.ZERO, config._replace(flags=flags).encode())
+        maps.map("config").update(codec.ZERO, config._replace(flags=flags).encode())
 
 
-def of_the_living(state: State) -> list[tuple[Mapping, Process | None]]:
-    """What stays: mappings of a run that was killed go with the next change."""
-    runs = {each.run for each in state.steered}
+def without_dead_runs(state: State) -> list[tuple[Mapping, Process | None]]:
+    """The mappings of a state, without those whose ``zfw steer run`` was killed."""
+    runs = {each.run for each in state.mappings}
     ended = {run for run in runs if run is not None and not run.is_alive()}
-    return [(each.mapping, each.run) for each in state.steered if each.run not in ended]
+    return [(each.mapping, each.run) for each in state.mappings if each.run not in ended]
 
 
-def check_free(pairs: Iterable[tuple[Mapping, Process | None]], added: Iterable[Mapping]) -> None:
-    """Raise Conflict if one is there already, or overlaps one by its families."""
+def check_unique(pairs: Iterable[tuple[Mapping, Process | None]], added: Iterable[Mapping]) -> None:
+    """Raise Conflict if an added mapping has the protocol, prefix and ports of another one."""
     taken = {
         (mapping.key.protocol, prefix, mapping.key.ports): mapping
         for mapping, _ in pairs
@@ -123,8 +136,8 @@ def check_free(pairs: Iterable[tuple[Mapping, Process | None]], added: Iterable[
     }
     for mapping in added:
         for prefix in mapping.key.prefixes:
-            place = (mapping.key.protocol, prefix, mapping.key.ports)
-            other = taken.get(place)
+            key = (mapping.key.protocol, prefix, mapping.key.ports)
+            other = taken.get(key)
             if other is not None:
                 label = f", of label {other.label}" if other.label else ""
                 raise Conflict(
@@ -132,4 +145,4 @@ def check_free(pairs: Iterable[tuple[Mapping, Process | None]], added: Iterable[
                     hint=f"zfw steer remove {other.key.protocol} {other.key.address_text}"
                     f" {other.key.ports}",
                 )
-            taken[place] = mapping
+            taken[key] = mapping

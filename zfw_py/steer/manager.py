@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Keeps targets supplied with sockets, as the kernel tells who begins to listen.
+"""The manager: inserts the sockets that no kernel hook can insert, at each event of a listener.
 
-TCP listeners on a target's address are taken in the kernel. The rest is taken here: UDP
-sockets, and those of processes and units. Of several managers the one that holds the lock
-on the namespace's directory reads the events, which can be read once; the others wait for
-the lock. A manager that is killed leaves steering as it is, and its mappings to the next
-change.
+These are UDP sockets, and the sockets of processes and units. A ring buffer has one consumer,
+so a manager holds the lock on the steering's directory, and other managers wait for it. If a
+manager is killed, all mappings stay in force; the next change removes those that it held.
 """
 
 from __future__ import annotations
@@ -26,9 +24,9 @@ from zfw_py.kernel.process import Process
 from zfw_py.lifecycle.programs import locked
 from zfw_py.steer import adoption, layout, units
 from zfw_py.steer.codec import Event
-from zfw_py.steer.maps import STORE, Tables
+from zfw_py.steer.maps import STORE, Maps
 from zfw_py.steer.model import AddressTarget, ProcessTarget
-from zfw_py.steer.sockets import PROTOCOL_NUMBERS
+from zfw_py.steer.sockets import PROTOCOL_NAMES
 from zfw_py.values.endpoint import Endpoint
 
 if TYPE_CHECKING:
@@ -36,13 +34,12 @@ if TYPE_CHECKING:
 
     from zfw_py.steer.model import Mapping, Target
     from zfw_py.steer.service import Steering
-    from zfw_py.steer.sockets import Surroundings
-    from zfw_py.steer.state import Place
+    from zfw_py.steer.sockets import SocketSnapshot
+    from zfw_py.steer.state import Destination
 
-# That all steering has ended makes no event, nor does an event that was lost.
+# Between checks for what causes no event: the end of the steering, and lost events.
 _CHECK = 2.0  # seconds
 _END, _TURN = b"e", b"t"
-_NAMES = {number: name for name, number in PROTOCOL_NUMBERS.items()}
 _KINDS = {
     "tcp": frozenset(("TCP", "TCPv6")),
     "udp": frozenset(("UDP", "UDPv6")),
@@ -52,31 +49,31 @@ _KINDS = {
 def run(
     steering: Steering,
     mappings: Sequence[Mapping],
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
     stops: Iterable[signal.Signals],
 ) -> None:
-    """Steer by these for as long as this runs, and manage all targets, until a signal comes.
+    """Add mappings, manage all destinations until one of ``stops`` arrives, then remove them.
 
-    Ends as well when somebody ends all steering of the namespace. Raises as
-    ``Steering.add``, and what keeps it from managing.
+    Also returns when another process detached the steering. ``log`` gets each line of text.
+    Raises as ``Steering.add``, Busy, KernelError.
     """
     own = Process.current()
-    # Also without mappings: what is to be managed has to be attached.
+    # Also if there are no mappings: it attaches the programs.
     for listed in steering.add(mappings, own):
-        tell(f"{listed.mapping}: {listed.state}")
+        log(f"{listed.mapping}: {listed.state}")
     try:
-        _Manager(steering, tell).run(stops)
+        _Manager(steering, log).run(stops)
     finally:
         steering.remove_run(own)
 
 
 class _Manager:
-    def __init__(self, steering: Steering, tell: Callable[[str], None]) -> None:
+    def __init__(self, steering: Steering, log: Callable[[str], None]) -> None:
         self._steering = steering
-        self._tell = tell
+        self._log = log
         self._directory = STORE.directory(steering.cookie)
-        self._tables = Tables(self._directory)
-        self._pending: dict[Place, str] = {}
+        self._maps = Maps(self._directory)
+        self._last_errors: dict[Destination, str] = {}
         self._lost = 0
         self._is_managing = False
 
@@ -89,7 +86,8 @@ class _Manager:
             held.callback(os.close, turn)
             selector = held.enter_context(selectors.DefaultSelector())
             selector.register(waking.woken, selectors.EVENT_READ)
-            # Where no signal reaches it; it ends with the process at the latest.
+            # wait_for() blocks, so it has a thread, which no signal interrupts. A daemon thread:
+            # it ends with the process.
             threading.Thread(target=_wait_for_turn, args=(turn, waking), daemon=True).start()
             self._serve(selector, waking.woken, held)
 
@@ -101,7 +99,7 @@ class _Manager:
             if woken in ready:
                 if os.read(woken, 1) != _TURN:
                     return
-                ring = held.enter_context(RingBuffer(self._tables.map("events").fd, self._on_event))
+                ring = held.enter_context(RingBuffer(self._maps.map("events").fd, self._on_event))
                 selector.register(ring.fileno(), selectors.EVENT_READ)
                 self._begin(ring)
             if ring is not None and ring.fileno() in ready:
@@ -110,50 +108,50 @@ class _Manager:
                 continue
             checked = monotonic()
             if not os.path.isdir(self._directory):
-                self._tell("somebody has ended all steering here")
+                self._log("steering was removed by another process; exiting")
                 return
             if self._is_managing:
-                with suppress(Busy, NotInstalled):  # for a while, and from now on
-                    self._look_again()
+                with suppress(Busy, NotInstalled):  # the next check tries again, or ends us
+                    self._supply_after_loss()
 
     def _begin(self, ring: RingBuffer) -> None:
-        # What came before: sockets that are here are found, and the others are gone.
+        # Earlier events are out of date: the scan finds the sockets that exist now.
         ring.consume()
-        self._lost = self._troubles()
+        self._lost = self._count_lost()
         self._supply_all()
         self._is_managing = True
-        self._tell("managing")
+        self._log("managing")
 
-    def _look_again(self) -> None:
-        """What the kernel could not tell or take."""
-        lost = self._troubles()
+    def _supply_after_loss(self) -> None:
+        """Scan again if the kernel lost an event, or could not count or adopt a listener."""
+        lost = self._count_lost()
         if lost != self._lost:
             self._lost = lost
             self._supply_all()
 
-    def _troubles(self) -> int:
-        found = self._tables.troubles()
-        return sum(found.get(name, 0) for name in ("events", "adoption", "listeners"))
+    def _count_lost(self) -> int:
+        errors = self._maps.errors()
+        return sum(errors.get(name, 0) for name in ("events", "adoption", "listeners"))
 
     def _supply_all(self) -> None:
         with locked(STORE, is_exclusive=False):
             if not os.path.isdir(self._directory):
                 return
-            around = self._steering.look(self._tables)
-            for place, number in self._tables.state().places.items():
-                self._supply(place, number, around)
+            snapshot = self._steering.snapshot(self._maps)
+            for destination, number in self._maps.state().destinations.items():
+                self._supply(destination, number, snapshot)
 
-    def _supply(self, place: Place, number: int, around: Surroundings) -> None:
+    def _supply(self, destination: Destination, number: int, snapshot: SocketSnapshot) -> None:
         try:
-            for adopted in adoption.adopt(self._tables, place, number, around):
+            for adopted in adoption.adopt(self._maps, destination, number, snapshot):
                 pids = "+".join(map(str, adopted.pids))
-                self._tell(f"{place}: took {adopted.listener} of process {pids}")
+                self._log(f"{destination}: adopted {adopted.listener} of process {pids}")
         except ZfwError as error:
-            if self._pending.get(place) != error.message:
-                self._pending[place] = error.message
-                self._tell(f"{place}: {error.message}")
+            if self._last_errors.get(destination) != error.message:
+                self._last_errors[destination] = error.message
+                self._log(f"{destination}: {error.message}")
         else:
-            self._pending.pop(place, None)
+            self._last_errors.pop(destination, None)
 
     # Events
 
@@ -163,89 +161,90 @@ class _Manager:
             return
         try:
             with locked(STORE, is_exclusive=False):
-                places = self._tables.state().places
+                destinations = self._maps.state().destinations
                 if event.kind == "came":
-                    self._on_came(event, places)
+                    self._on_came(event, destinations)
                 else:
-                    self._on_left(event, places)
+                    self._on_left(event, destinations)
         except NotInstalled:
-            pass  # the next check ends us
+            pass  # the next check returns
         except ZfwError as error:
-            # One socket that cannot be had is no reason to leave all others.
-            self._tell(error.message)
+            # An error with one socket must not stop the work for the others.
+            self._log(error.message)
 
-    def _on_came(self, event: Event, places: dict[Place, int]) -> None:
-        at = event.listener.at
-        protocol = _NAMES[at.protocol]
-        for place, number in places.items():
-            if place.protocol != protocol or place.port not in (None, at.port):
+    def _on_came(self, event: Event, destinations: dict[Destination, int]) -> None:
+        at, process = event.listener.at, _process_text(event)
+        protocol = PROTOCOL_NAMES[at.protocol]
+        for destination, number in destinations.items():
+            if destination.protocol != protocol or destination.port not in (None, at.port):
                 continue
-            if isinstance(place.target, AddressTarget):
+            if isinstance(destination.target, AddressTarget):
                 if number != event.target:
                     continue
                 if event.listener.is_mptcp:
-                    self._tell(f"{place}: {_whose(event)} listens by MPTCP, which is not steered")
+                    self._log(f"{destination}: {process} listens by MPTCP: not adopted")
                     continue
                 if event.is_adopted:
-                    self._tell(f"{place}: the kernel took the one of {_whose(event)}")
+                    self._log(f"{destination}: the kernel adopted the socket of {process}")
                     continue
-            elif not _has(place.target, event.listener.pid):
+            elif not _is_of_target(destination.target, event.listener.pid):
                 continue
-            self._take(place, number, event)
+            self._insert(destination, number, event)
 
-    def _take(self, place: Place, number: int, event: Event) -> None:
-        others = self._others(place, number, event)
+    def _insert(self, destination: Destination, number: int, event: Event) -> None:
+        others = self._others(destination, number, event)
         if others:
-            self._tell(f"{place}: it listens on several: {', '.join(others)}; not taken")
+            self._log(f"{destination}: it listens on several: {', '.join(others)}; not adopted")
             return
-        if len(self._tables.sockets_of(number)) == layout.TARGET_SOCKETS:
-            # Some daemons bind a socket for each client, and connect it at once: these must
-            # not push out the one that all others come to.
-            self._supply(place, number, self._steering.look())
+        if len(self._maps.sockets_of(number)) == layout.TARGET_SOCKETS:
+            # Some daemons bind a socket for each client and connect it at once. Such sockets must
+            # not replace the one that new clients need.
+            self._supply(destination, number, self._steering.snapshot())
             return
-        held = process_sockets.take(event.listener.pid, event.cookie, kinds=_KINDS[place.protocol])
+        kinds = _KINDS[destination.protocol]
+        held = process_sockets.take(event.listener.pid, event.cookie, kinds=kinds)
         if held is None:
-            # It has another id where we are, or has handed it on, or it is gone by now.
-            self._supply(place, number, self._steering.look())
+            # Its process has another id in our PID namespace, or passed the socket on, or ended.
+            self._supply(destination, number, self._steering.snapshot())
             return
-        # For as long as we have it too, a daemon that ends leaves its port in use.
+        # While our duplicate is open, a daemon that ends leaves its port in use.
         with held:
-            is_taken = adoption.put(self._tables, number, held)
-        if is_taken:
-            self._tell(f"{place}: took the one of {_whose(event)}")
+            is_inserted = adoption.insert(self._maps, number, held)
+        if is_inserted:
+            self._log(f"{destination}: adopted the socket of {_process_text(event)}")
 
-    def _others(self, place: Place, number: int, event: Event) -> list[str]:
-        """Where a process or unit listens besides, if that leaves open which is meant."""
-        if isinstance(place.target, AddressTarget):
+    def _others(self, destination: Destination, number: int, event: Event) -> list[str]:
+        """The addresses of a process or unit if it listens on several; [] if on one."""
+        if isinstance(destination.target, AddressTarget):
             return []
         at = event.listener.at
         ends = {str(Endpoint.from_mapped(at.address, at.port))}
-        for cookie in self._tables.sockets_of(number):
-            known = self._tables.listening(cookie)
+        for cookie in self._maps.sockets_of(number):
+            known = self._maps.listening(cookie)
             if known is not None and known.family == event.listener.family:
                 ends.add(str(Endpoint.from_mapped(known.at.address, known.at.port)))
         return sorted(ends) if len(ends) > 1 else []
 
-    def _on_left(self, event: Event, places: dict[Place, int]) -> None:
-        protocol = _NAMES[event.listener.at.protocol]
-        for place, number in places.items():
-            if place.protocol != protocol:
+    def _on_left(self, event: Event, destinations: dict[Destination, int]) -> None:
+        protocol = PROTOCOL_NAMES[event.listener.at.protocol]
+        for destination, number in destinations.items():
+            if destination.protocol != protocol:
                 continue
-            if isinstance(place.target, AddressTarget) and number != event.target:
+            if isinstance(destination.target, AddressTarget) and number != event.target:
                 continue
-            if not self._tables.sockets_of(number):
-                # Of more than there is room for, some may listen still.
-                self._supply(place, number, self._steering.look())
+            if not self._maps.sockets_of(number):
+                # A target may have more sockets than slots: insert those that still listen.
+                self._supply(destination, number, self._steering.snapshot())
 
 
 class _Waking:
-    """A pipe by which signals and a thread wake the loop, until it is closed."""
+    """A pipe by which signals and a thread wake the loop."""
 
     def __init__(self) -> None:
         self.woken, self._wake = os.pipe()
-        self._lock = threading.RLock()  # a signal may come while we hold it
+        self._lock = threading.RLock()  # a signal handler may interrupt its holder
 
-    def say(self, what: bytes) -> None:
+    def write(self, what: bytes) -> None:
         with self._lock:
             if self._wake >= 0:
                 os.write(self._wake, what)
@@ -254,25 +253,25 @@ class _Waking:
         with self._lock:
             os.close(self.woken)
             os.close(self._wake)
-            # Another file's by and by.
+            # The number may become another file's.
             self._wake = -1
 
 
 def _end_by(stops: Iterable[signal.Signals], waking: _Waking, held: ExitStack) -> None:
-    """Have signals wake us until all that is held is let go."""
+    """Have signals wake the loop until ``held`` is closed."""
     for number in stops:
-        before = signal.signal(number, lambda *_: waking.say(_END))
+        before = signal.signal(number, lambda *_: waking.write(_END))
         held.callback(signal.signal, number, before)
 
 
 def _wait_for_turn(turn: int, waking: _Waking) -> None:
-    with suppress(OSError):  # closed: it has ended
+    with suppress(OSError):  # closed: the loop has ended
         wait_for(turn)
-        waking.say(_TURN)
+        waking.write(_TURN)
 
 
-def _has(target: Target, pid: int) -> bool:
-    """Whether a process is the one, or of the unit, that a target means."""
+def _is_of_target(target: Target, pid: int) -> bool:
+    """Whether a process is the target, or belongs to the unit that is the target."""
     if isinstance(target, ProcessTarget):
         return target.pid == pid and Process(*target).is_alive()
     if isinstance(target, AddressTarget):
@@ -283,6 +282,6 @@ def _has(target: Target, pid: int) -> bool:
         return False
 
 
-def _whose(event: Event) -> str:
+def _process_text(event: Event) -> str:
     listener = event.listener
     return f"process {listener.pid} ({listener.command})"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The pinned maps of steering in one network namespace."""
+"""The pinned maps of one steering, read and written as values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from zfw_py.steer.model import Mapping
     from zfw_py.steer.segments import Class, Table
-    from zfw_py.steer.state import Place, Steered
+    from zfw_py.steer.state import ActiveMapping, Destination
 
 STORE = Store(
     f"{ROOT}/steer",
@@ -37,7 +37,7 @@ STORE = Store(
 )
 _STATE = "state_"
 _ARRAY = 2  # BPF_MAP_TYPE_ARRAY
-# A value that every kernel lets user space read at once; KMALLOC_MAX_SIZE is a limit of some.
+# The size of a state's map elements; some kernels limit a value to KMALLOC_MAX_SIZE.
 _CHUNK = 1 << 16
 _CLASSES: dict[Class, int] = {
     "port": layout.CLASS_PORT,
@@ -46,22 +46,22 @@ _CLASSES: dict[Class, int] = {
 }
 
 
-class Tables(Pins):
-    """The maps of one network namespace."""
+class Maps(Pins):
+    """The maps of one steering."""
 
     def __init__(self, directory: str) -> None:
-        """``directory`` has the pins; see ``STORE.directory``."""
+        """``directory``: the steering's pins, as ``STORE.directory`` returns it."""
         super().__init__(STORE, directory, is_read_only=os.geteuid() != 0)
         self._read: tuple[int, State] | None = None
 
-    # What is steered
+    # Mappings
 
     def active(self) -> codec.Active:
-        """Which of the two tables is in use, and which look-ups can find anything."""
+        """The word ``active``: the table in use, and the classes of mappings that it has."""
         return codec.Active.decode(self.map("active").lookup(codec.ZERO) or b"")
 
     def state(self) -> State:
-        """What is in force. Raises LayoutMismatch if another version wrote it."""
+        """The state in force. Raises LayoutMismatch if another version wrote it."""
         name = f"{_STATE}{self.active().table}"
         stored = self.open(name)
         number = bpf_maps.object_id(stored.fd)
@@ -79,18 +79,15 @@ class Tables(Pins):
             raise self.mismatch(name, str(error)) from None
 
     def fill(self, state: State, table: Table) -> codec.Active:
-        """Write mappings into the table that is not in use; what ``switch`` is to be given.
-
-        Raises MapFull, OSError.
-        """
+        """Write mappings into the idle table; the word for ``switch``. Raises MapFull, OSError."""
         number = 1 - self.active().table
         try:
-            self._write_table(number, state.steered, table)
+            self._write_table(number, state.mappings, table)
             self._write_state(number, state)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.E2BIG):
                 raise MapFull(
-                    f"{len(state.steered)} mappings: {os.strerror(error.errno)}"
+                    f"{len(state.mappings)} mappings: {os.strerror(error.errno)}"
                 ) from None
             raise
         classes = 0
@@ -100,10 +97,10 @@ class Tables(Pins):
         return codec.Active(number, classes)
 
     def switch(self, active: codec.Active) -> None:
-        """Put in force what was filled, with one word; what they lead to has to be there.
+        """Put the filled table in force by writing the word ``active``, and empty the other one.
 
-        The room of the mappings of before is free then, and nothing that is removed from
-        now on is still looked for.
+        The destinations of the filled table must exist. After the return no program reads the
+        old table any more, so what only its mappings lead to can be removed.
         """
         self.map("active").update(codec.ZERO, active.encode())
         old = 1 - active.table
@@ -111,16 +108,19 @@ class Tables(Pins):
         unlink(f"{self.directory}/{_STATE}{old}")
 
     def empty_table(self, number: int, size: int = 1) -> bpf_maps.Map:
-        """An empty one, once no packet reads the one before (maybe_wait_bpf_programs())."""
+        """Replace a table by an empty one; returns when no program reads the old one any more.
+
+        The kernel waits for that itself (maybe_wait_bpf_programs()).
+        """
         spec = layout.INNER_MAPS["tables"]
         inner = bpf_maps.create_map((*spec[:3], size, spec[4]), "mappings")
         self.map("tables").update(codec.number_key(number), codec.number_key(inner.fd))
         return inner
 
-    def _write_table(self, number: int, steered: Sequence[Steered], table: Table) -> None:
+    def _write_table(self, number: int, mappings: Sequence[ActiveMapping], table: Table) -> None:
         inner = self.empty_table(number, max(1, len(table.elements)))
-        of_mapping = [
-            codec.Mapping(each.id, each.target, _flags(each.mapping)).encode() for each in steered
+        values = [
+            codec.Mapping(each.id, each.target, _flags(each.mapping)).encode() for each in mappings
         ]
         keys = [
             codec.MappingKey(
@@ -133,7 +133,7 @@ class Tables(Pins):
             ).encode()
             for each in table.elements
         ]
-        inner.update_many(keys, [of_mapping[each.number] for each in table.elements])
+        inner.update_many(keys, [values[each.number] for each in table.elements])
         for name, protocol in PROTOCOL_NUMBERS.items():
             ports = [0] * (1 << 16)
             for segment in table.segments:
@@ -143,7 +143,7 @@ class Tables(Pins):
             self.map("segments").update_many(*codec.segment_elements(number, protocol, ports))
 
     def begin(self) -> None:
-        """Steer nothing, in a directory that has no state yet."""
+        """Create empty tables and an empty state, in a new directory."""
         for number in range(layout.TABLES):
             self.empty_table(number)
         self._write_state(self.active().table, State())
@@ -158,62 +158,67 @@ class Tables(Pins):
             stored.update(codec.number_key(index), chunk.ljust(_CHUNK, b"\0"))
         replace_pin(stored.fd, f"{self.directory}/{_STATE}{number}")
 
-    # Targets
+    # Destinations
 
-    def make_target(self, place: Place, number: int) -> None:
-        """From now on what begins to listen on a target's address is taken. Raises MapFull."""
-        self.clear_target(number)
-        if isinstance(place.target, AddressTarget):
+    def create_destination(self, destination: Destination, number: int) -> None:
+        """Have the kernel add the next listeners on a target's address. Raises MapFull."""
+        self._clear_destination(number)
+        if isinstance(destination.target, AddressTarget):
             try:
-                self.map("target_ids").update(_address_of(place), codec.number_key(number))
+                self.map("target_ids").update(_address_of(destination), codec.number_key(number))
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.E2BIG):
-                    raise MapFull(f"{place}: the table of targets is full") from None
+                    raise MapFull(f"{destination}: the table of targets is full") from None
                 raise
 
-    def remove_target(self, place: Place, number: int) -> None:
-        """The opposite; its sockets are let go."""
-        if isinstance(place.target, AddressTarget):
-            self.map("target_ids").delete(_address_of(place))
-        self.clear_target(number)
+    def remove_destination(self, destination: Destination, number: int) -> None:
+        """Remove a destination and its sockets; the sockets themselves stay open."""
+        if isinstance(destination.target, AddressTarget):
+            self.map("target_ids").delete(_address_of(destination))
+        self._clear_destination(number)
 
-    def clear_target(self, number: int) -> None:
-        """Let a target's sockets go."""
+    def _clear_destination(self, number: int) -> None:
         self.map("targets").update(codec.number_key(number), codec.number_key(0))
         for slot in range(layout.TARGET_SOCKETS):
             self.map("sockets").delete(codec.socket_key(number, slot))
 
     def addressed(self) -> dict[bytes, int]:
-        """The targets that are known by an address, as the map has it."""
+        """The numbers of destinations by their address, a key of ``target_ids``."""
         return {key: codec.number_of(value) for key, value in self.map("target_ids").items()}
 
-    def forget_strangers(self, state: State) -> None:
-        """Remove targets by address that are not of this state: a writer was killed."""
+    def remove_unused(self, state: State) -> None:
+        """Remove destinations and counters that a writer left that was killed.
+
+        ``state`` is in force. Destinations without an address are not removed here: nothing
+        adds sockets to them, and ``create_destination`` clears the number before its next use.
+        """
         own = {
-            _address_of(place): number
-            for place, number in state.places.items()
-            if isinstance(place.target, AddressTarget)
+            _address_of(each): number
+            for each, number in state.destinations.items()
+            if isinstance(each.target, AddressTarget)
         }
         for key, number in self.addressed().items():
             if own.get(key) != number:
                 self.map("target_ids").delete(key)
                 if number not in own.values():
-                    self.clear_target(number)
+                    self._clear_destination(number)
+        counted = {codec.number_of(key) for key, _ in self.map("counters").items()}
+        self.remove_counters(counted - {each.id for each in state.mappings})
 
-    def sockets_of(self, target: int) -> list[int]:
-        """The cookies of a target's sockets, the newest first."""
-        taken = codec.number_of(self.map("targets").lookup(codec.number_key(target)) or bytes(4))
+    def sockets_of(self, number: int) -> list[int]:
+        """The cookies of a destination's sockets, the newest first."""
+        taken = codec.number_of(self.map("targets").lookup(codec.number_key(number)) or bytes(4))
         values = (
-            self.map("sockets").lookup(codec.socket_key(target, slot))
+            self.map("sockets").lookup(codec.socket_key(number, slot))
             for slot in codec.slots_newest_first(taken)
         )
-        # Of one that was put in twice the newer place counts.
+        # A socket may be in two slots; the newer one counts.
         return list(dict.fromkeys(codec.cookie_of(value) for value in values if value is not None))
 
-    def take_slot(self, target: int) -> int:
-        """A slot for a target's newest socket; the oldest one's, if it has all. Raises OSError."""
-        result, answer = self._call("take_slot", codec.slot_request(target))
-        assert result == 0, f"no target {target}"  # noqa: S101 - all of the array are there
+    def take_slot(self, number: int) -> int:
+        """Reserve a slot for a destination's newest socket, the oldest of all. Raises OSError."""
+        result, answer = self._call("take_slot", codec.slot_request(number))
+        assert result == 0, f"no destination {number}"  # noqa: S101 - an array has all elements
         return codec.slot_of(answer)
 
     def _call(self, name: str, argument: bytes) -> tuple[int, bytes]:
@@ -223,40 +228,40 @@ class Tables(Pins):
         finally:
             os.close(program)
 
-    def put_socket(self, target: int, slot: int, held: socket) -> None:
-        """Make a socket the one in a slot that was taken for it. Raises OSError."""
-        self.map("sockets").update(codec.socket_key(target, slot), codec.cookie_key(held.fileno()))
+    def store_socket(self, number: int, slot: int, held: socket) -> None:
+        """Store a socket in a slot of ``take_slot``. Raises OSError if it does not listen."""
+        self.map("sockets").update(codec.socket_key(number, slot), codec.cookie_key(held.fileno()))
 
     def listening(self, cookie: int) -> codec.Listener | None:
-        """What is known of a socket that listens."""
+        """The entry of a listening socket, by its cookie; None if the kernel has not counted it."""
         value = self.map("listening").lookup(codec.cookie_key(cookie))
         return None if value is None else codec.Listener.decode(value)
 
-    def noted(self) -> set[int]:
-        """The cookies of all sockets of which the kernel knows that they listen."""
+    def counted(self) -> set[int]:
+        """The cookies of all sockets that are counted in ``listeners``."""
         return {codec.cookie_of(key) for key, _ in self.map("listening").items()}
 
     def forget_listener(self, cookie: int) -> None:
-        """A socket is gone, though nobody saw it go."""
+        """Stop counting a socket that closed while no hook saw it."""
         self._call("forget", codec.cookie_key(cookie))
 
     # Counters
 
     def counters(self) -> dict[int, codec.Counter]:
-        """By the id of a mapping; one that was never looked up has none."""
+        """Counters by the id of their mapping; a mapping that was never looked up has none."""
         return {
             codec.number_of(key): codec.Counter.total(value)
             for key, value in self.map("counters").items()
         }
 
-    def forget_counters(self, ids: Iterable[int]) -> None:
-        """Remove those of mappings that are gone."""
+    def remove_counters(self, ids: Iterable[int]) -> None:
+        """Remove the counters of mappings, by their ids."""
         for each in ids:
             self.map("counters").delete(codec.number_key(each))
 
-    def troubles(self) -> dict[str, int]:
-        """What did not work, and how often."""
-        return codec.trouble_counts([value for _, value in sorted(self.map("troubles").items())])
+    def errors(self) -> dict[str, int]:
+        """How often each error of the layout's TROUBLES occurred, without zeros."""
+        return codec.error_counts([value for _, value in sorted(self.map("troubles").items())])
 
 
 def _flags(mapping: Mapping) -> int:
@@ -264,7 +269,7 @@ def _flags(mapping: Mapping) -> int:
     return override | (layout.FALLTHROUGH if mapping.is_fallthrough else 0)
 
 
-def _address_of(place: Place) -> bytes:
-    assert isinstance(place.target, AddressTarget)  # noqa: S101 - the caller asked
-    target = place.target
-    return codec.Address(target.address, 0, target.port, PROTOCOL_NUMBERS[place.protocol]).encode()
+def _address_of(destination: Destination) -> bytes:
+    protocol, target, _ = destination
+    assert isinstance(target, AddressTarget)  # noqa: S101 - the caller has checked
+    return codec.Address(target.address, 0, target.port, PROTOCOL_NUMBERS[protocol]).encode()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which connections land on which daemon's socket: mappings, read and checked. Pure."""
+"""Mappings: which connections go to which daemon's socket; parsed and checked. Pure."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ ANY = "any"
 MAX_PORT = 65535
 MAX_LABEL = 63
 MAX_MAPPINGS = 131_072
-MAX_BYTES = 1 << 26
+MAX_BYTES = 1 << 26  # of a document
 
 _LABEL = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.:@-]{{0,{MAX_LABEL - 1}}}")
-# What systemd takes for the name of a unit that has processes (unit_name_is_valid()).
+# The names of units that have processes, as unit_name_is_valid() of systemd checks them.
 _UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]{1,240}\.(service|socket|scope|mount|swap)")
 _MAX_PID = 1 << 22  # PID_MAX_LIMIT, include/linux/threads.h
 
 
 class Ports(NamedTuple):
-    """The ports from ``low`` to ``high``."""
+    """The ports from ``low`` to ``high``, both included."""
 
     low: int
     high: int
 
     @property
     def is_any(self) -> bool:
-        """Whether it is all ports."""
+        """Whether these are all ports."""
         return self == ANY_PORT
 
     @property
     def is_one(self) -> bool:
-        """Whether it is a single port."""
+        """Whether this is a single port."""
         return self.low == self.high
 
     def __str__(self) -> str:
@@ -54,14 +54,28 @@ ANY_PORT = Ports(0, MAX_PORT)
 
 
 class AddressTarget(NamedTuple):
-    """Whichever socket listens on an address and port; the address may be a wildcard's.
+    """The sockets that listen on an address and port; the address may be 0.0.0.0 or ::.
 
-    ``address`` is 16 bytes in network order, IPv4 as ::ffff:a.b.c.d: an IPv6 socket that is
-    bound to that is the same for a client as an IPv4 one.
+    ``address``: 16 bytes in network order, IPv4 as ::ffff:a.b.c.d. An IPv6 socket that is bound
+    to ::ffff:a.b.c.d is the same target as an IPv4 socket.
     """
 
     address: bytes
     port: int
+
+    @classmethod
+    def parse(cls, text: str, option: str = "--to") -> AddressTarget:
+        """Read ADDR:PORT, IPv6 in brackets. Raises UsageError that names ``option``."""
+        if text.startswith("["):
+            address, bracket, port = text[1:].partition("]:")
+            is_whole = bool(bracket) and ":" in address
+        else:
+            address, colon, port = text.rpartition(":")
+            is_whole = bool(colon) and ":" not in address
+        if not is_whole:
+            raise UsageError(f"{option}: not ADDR:PORT, or [ADDR]:PORT for IPv6: {text[:80]!r}")
+        family, raw = parse_address(address, option)
+        return cls(mapped_address(family, raw), parse_port(port, f"{option}: port"))
 
     @property
     def family(self) -> int:
@@ -73,22 +87,39 @@ class AddressTarget(NamedTuple):
 
 
 class ProcessTarget(NamedTuple):
-    """The socket that a process listens with.
+    """The socket on which a process listens.
 
-    ``start_time`` is in clock ticks since boot: a process id is given again, both are not.
+    ``start_time``: of the process, in clock ticks since boot; a process id alone is reused.
     """
 
     pid: int
     start_time: int
+
+    @classmethod
+    def of(cls, pid: int, start_time: int) -> ProcessTarget:
+        """Check the range of a process id. Raises UsageError."""
+        if not 0 < pid <= _MAX_PID:
+            raise UsageError(f"--to-pid: not a process id: {pid}")
+        return cls(pid, start_time)
 
     def __str__(self) -> str:
         return f"pid {self.pid}"
 
 
 class UnitTarget(NamedTuple):
-    """The socket that a process of a systemd unit listens with."""
+    """The socket on which a process of a systemd unit listens."""
 
     unit: str
+
+    @classmethod
+    def parse(cls, text: str) -> UnitTarget:
+        """Read a unit's name; ``.service`` may be left out, as for systemctl. Raises UsageError."""
+        unit = text if "." in text else f"{text}.service"
+        if not _UNIT.fullmatch(unit):
+            raise UsageError(f"--to-unit: not the name of a unit with processes: {text[:80]!r}")
+        if unit.partition(".")[0].endswith("@"):
+            raise UsageError(f"--to-unit: a template, which has no processes: {text!r}")
+        return cls(unit)
 
     def __str__(self) -> str:
         return f"unit {self.unit}"
@@ -97,21 +128,32 @@ class UnitTarget(NamedTuple):
 Target = AddressTarget | ProcessTarget | UnitTarget
 
 
-class Key(NamedTuple):
-    """What tells mappings apart. ``prefix`` is None for any address, IPv4 and IPv6."""
+class MappingKey(NamedTuple):
+    """The packets of a mapping, by their destination; no two mappings have an equal key.
+
+    ``prefix``: None for any address, IPv4 and IPv6.
+    """
 
     protocol: Protocol
     prefix: Prefix | None
     ports: Ports
 
+    @classmethod
+    def parse(cls, protocol: str, address: str, port: str) -> MappingKey:
+        """Read "tcp" or "udp", ADDR, ADDR/LEN or any, and PORT, LOW-HIGH or any.
+
+        Raises UsageError.
+        """
+        return cls(parse_protocol(protocol), parse_prefix(address), parse_ports(port))
+
     @property
     def prefixes(self) -> tuple[Prefix, ...]:
-        """What it covers, a prefix a family."""
+        """The prefix, or for any address one of each family."""
         return (Prefix.any(4), Prefix.any(6)) if self.prefix is None else (self.prefix,)
 
     @property
     def address_text(self) -> str:
-        """The address or prefix, as ``parse_key`` reads it."""
+        """The address or prefix, as ``parse`` reads it."""
         if self.prefix is None:
             return ANY
         is_address = self.prefix.length == 8 * len(self.prefix.address)
@@ -122,17 +164,41 @@ class Key(NamedTuple):
 
 
 class Mapping(NamedTuple):
-    """Connections, or datagrams, and where they land.
+    """Leads connections, or datagrams, to the socket of a target.
 
-    With ``is_override`` also those that another socket listens for exactly; with
-    ``is_fallthrough`` the kernel's own look-up follows where the target has no socket.
+    ``label``: groups mappings for ``remove_all``. ``is_override``: a socket that listens on
+    exactly the address and port of a packet does not keep it. ``is_fallthrough``: if the target
+    has no socket, the kernel's own look-up follows; else the packet is refused.
     """
 
-    key: Key
+    key: MappingKey
     target: Target
     label: str = ""
     is_override: bool = False
     is_fallthrough: bool = False
+
+    @classmethod
+    def make(
+        cls,
+        key: MappingKey,
+        target: Target,
+        label: str = "",
+        *,
+        is_override: bool = False,
+        is_fallthrough: bool = False,
+    ) -> Mapping:
+        """A mapping that can work. Raises UsageError that says why it cannot.
+
+        Any address becomes all addresses of the family of an address target.
+        """
+        if isinstance(target, AddressTarget):
+            if key.prefix is None:
+                key = key._replace(prefix=Prefix.any(target.family))
+            elif key.prefix.family == 6 and target.family == 4:
+                raise UsageError(f"{key}: an IPv4 socket, {target}, accepts no IPv6")
+        if key.protocol == "udp":
+            _check_udp(key, target)
+        return cls(key, target, parse_label(label), is_override, is_fallthrough)
 
     def __str__(self) -> str:
         return f"{self.key} to {self.target}"
@@ -157,7 +223,7 @@ def parse_port(text: str, option: str = "port") -> int:
 
 
 def parse_ports(text: str) -> Ports:
-    """Read PORT, LOW-HIGH or ``any``. Raises UsageError."""
+    """Read PORT, LOW-HIGH or any. Raises UsageError."""
     if text == ANY:
         return ANY_PORT
     low, dash, high = text.partition("-")
@@ -169,10 +235,9 @@ def parse_ports(text: str) -> Ports:
 
 
 def parse_prefix(text: str) -> Prefix | None:
-    """Read ADDR, ADDR/LEN or ``any``, which is None.
+    """Read ADDR or ADDR/LEN; None for any. Raises UsageError.
 
-    Host bits that are set are refused: 10.0.0.1/8 could be meant to be as narrow as it
-    looks. Raises UsageError.
+    Host bits that are set are refused, because 10.0.0.1/8 may be a mistake for one address.
     """
     if text == ANY:
         return None
@@ -189,59 +254,21 @@ def parse_prefix(text: str) -> Prefix | None:
             f"address: no connection comes to {text!r}",
             hint="every address is 0.0.0.0/0, ::/0, any",
         )
-    if _is_of_a_group(prefix):
-        raise UsageError(
-            f"address: a group, or all hosts, for which there is no steering: {text!r}"
-        )
+    if _is_multicast(prefix):
+        raise UsageError(f"address: multicast and broadcast cannot be steered: {text!r}")
     return prefix
 
 
-def _is_of_a_group(prefix: Prefix) -> bool:
-    """Multicast, or IPv4's broadcast: the kernel runs no sk_lookup program for these."""
+def _is_multicast(prefix: Prefix) -> bool:
+    """Multicast or IPv4 broadcast, for which the kernel runs no sk_lookup program."""
     first = prefix.address[0]
     if prefix.family == 6:
         return first == 0xFF and prefix.length >= 8
     return (first >> 4 == 0xE and prefix.length >= 4) or prefix.address == b"\xff" * 4
 
 
-def parse_key(protocol: str, address: str, port: str) -> Key:
-    """Read what a mapping is for. Raises UsageError."""
-    return Key(parse_protocol(protocol), parse_prefix(address), parse_ports(port))
-
-
-def parse_address_target(text: str, option: str = "--to") -> AddressTarget:
-    """Read ADDR:PORT, IPv6 in brackets. Raises UsageError."""
-    if text.startswith("["):
-        address, bracket, port = text[1:].partition("]:")
-        is_whole = bool(bracket) and ":" in address
-    else:
-        address, colon, port = text.rpartition(":")
-        is_whole = bool(colon) and ":" not in address
-    if not is_whole:
-        raise UsageError(f"{option}: not ADDR:PORT, or [ADDR]:PORT for IPv6: {text[:80]!r}")
-    family, raw = parse_address(address, option)
-    return AddressTarget(mapped_address(family, raw), parse_port(port, f"{option}: port"))
-
-
-def parse_process_target(pid: int, start_time: int) -> ProcessTarget:
-    """Check a process id. Raises UsageError."""
-    if not 0 < pid <= _MAX_PID:
-        raise UsageError(f"--to-pid: not a process id: {pid}")
-    return ProcessTarget(pid, start_time)
-
-
-def parse_unit_target(text: str) -> UnitTarget:
-    """Read a unit's name; ``.service`` may be left out, as for systemctl. Raises UsageError."""
-    unit = text if "." in text else f"{text}.service"
-    if not _UNIT.fullmatch(unit):
-        raise UsageError(f"--to-unit: not the name of a unit with processes: {text[:80]!r}")
-    if unit.partition(".")[0].endswith("@"):
-        raise UsageError(f"--to-unit: a template, which has no processes: {text!r}")
-    return UnitTarget(unit)
-
-
 def parse_label(text: str) -> str:
-    """Check a label; "" is none. Raises UsageError."""
+    """Check a label; "" is no label. Raises UsageError."""
     if text and not _LABEL.fullmatch(text):
         raise UsageError(
             f"--label: not up to {MAX_LABEL} letters, digits and _.:@- : {text[: MAX_LABEL + 1]!r}"
@@ -249,48 +276,25 @@ def parse_label(text: str) -> str:
     return text
 
 
-def make_mapping(
-    key: Key,
-    target: Target,
-    label: str = "",
-    *,
-    is_override: bool = False,
-    is_fallthrough: bool = False,
-) -> Mapping:
-    """A mapping that can work. Raises UsageError that says why it cannot.
-
-    ``any`` address is of the family of a target that has one.
-    """
-    if isinstance(target, AddressTarget):
-        if key.prefix is None:
-            key = key._replace(prefix=Prefix.any(target.family))
-        elif key.prefix.family == 6 and target.family == 4:
-            raise UsageError(f"{key}: an IPv4 socket, {target}, takes no IPv6")
-    if key.protocol == "udp":
-        _check_udp(key, target)
-    return Mapping(key, target, parse_label(label), is_override, is_fallthrough)
-
-
-def _check_udp(key: Key, target: Target) -> None:
-    """The answers' source address can be mended as they are sent; their port cannot."""
+def _check_udp(key: MappingKey, target: Target) -> None:
+    """Raise UsageError if answers would have a wrong port: ``sendmsg`` sets their address only."""
     if isinstance(target, AddressTarget) and key.ports != Ports(target.port, target.port):
         raise UsageError(
             f"{key}: UDP answers of {target} come from port {target.port},"
-            " and the kernel lets nobody mend that: clients would not know them",
-            hint=f"have the daemon listen on the port that clients ask, or steer port"
-            f" {target.port}",
+            " which a program cannot change: clients would discard them",
+            hint=f"let the daemon listen on the port that clients ask, or steer port {target.port}",
         )
     if not key.ports.is_one:
         raise UsageError(
-            f"{key}: UDP answers come from the daemon's own port: steer one port, that one"
+            f"{key}: UDP answers come from the daemon's own port: steer that port alone"
         )
 
 
 def parse_short(text: str) -> tuple[str, str, str, AddressTarget]:
-    """Read FROM=TO of ``run -t``: protocol, address, port, target.
+    """Read FROM=TO of ``run -t``: protocol, address, port, target. Raises UsageError.
 
-    FROM is PORT, RANGE, ``any``, ADDR:PORT, ADDR/LEN:PORT or [ADDR/LEN]:PORT, after
-    ``udp:`` perhaps. ``[::]`` and ``0.0.0.0`` are any address of the family. Raises UsageError.
+    FROM is PORT, LOW-HIGH, any, ADDR:PORT, ADDR/LEN:PORT or [ADDR/LEN]:PORT, with ``tcp:`` or
+    ``udp:`` before it or not. ``[::]`` and ``0.0.0.0`` are all addresses of their family.
     """
     source, equals, to = text.partition("=")
     if not equals:
@@ -307,14 +311,14 @@ def parse_short(text: str) -> tuple[str, str, str, AddressTarget]:
         address, colon, port = source.rpartition(":")
         address = address if colon else ANY
     address = {"0.0.0.0": "0.0.0.0/0", "::": "::/0"}.get(address, address)  # noqa: S104
-    return protocol, address, port, parse_address_target(to, "-t")
+    return protocol, address, port, AddressTarget.parse(to, "-t")
 
 
-# As a document
+# Documents
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A mapping as JSON has it. What a listing tells besides is not read, but may be there."""
+    """A mapping in JSON; the last five fields are written by listings, and not read."""
 
     protocol: Protocol
     address: str
@@ -334,13 +338,13 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class _Document(msgspec.Struct, frozen=True):
-    """The array of entries; what makes a document of structures wants a structure."""
+    """The array of entries as a structure, because ``structured.make`` needs one."""
 
     entries: list[Entry]
 
 
 def entry_of(mapping: Mapping) -> dict[str, object]:
-    """A mapping as JSON has it."""
+    """The object of a mapping in JSON."""
     made: dict[str, object] = {
         "protocol": mapping.key.protocol,
         "address": mapping.key.address_text,
@@ -361,24 +365,24 @@ def entry_of(mapping: Mapping) -> dict[str, object]:
 
 
 def mapping_of(entry: Entry, start_time: int = 0) -> Mapping:
-    """A mapping of its JSON. ``start_time`` is for a process of which none is said.
+    """The mapping of an entry. Raises UsageError.
 
-    Raises UsageError.
+    ``start_time``: of the process ``to_pid``, for an entry without ``to_pid_start``.
     """
     if sum(each is not None for each in (entry.to, entry.to_pid, entry.to_unit)) != 1:
-        raise UsageError("one of to, to_pid and to_unit says where it leads")
+        raise UsageError("needs one of to, to_pid and to_unit")
     target: Target
     if entry.to is not None:
-        target = parse_address_target(entry.to, "to")
+        target = AddressTarget.parse(entry.to, "to")
     elif entry.to_unit is not None:
-        target = parse_unit_target(entry.to_unit)
+        target = UnitTarget.parse(entry.to_unit)
     else:
         pid = entry.to_pid or 0
-        target = parse_process_target(
+        target = ProcessTarget.of(
             pid, start_time if entry.to_pid_start is None else entry.to_pid_start
         )
-    return make_mapping(
-        parse_key(entry.protocol, entry.address, str(entry.port)),
+    return Mapping.make(
+        MappingKey.parse(entry.protocol, entry.address, str(entry.port)),
         target,
         entry.label,
         is_override=entry.override,
@@ -387,18 +391,18 @@ def mapping_of(entry: Entry, start_time: int = 0) -> Mapping:
 
 
 def decode(data: bytes) -> list[Entry]:
-    """Read a document of at most MAX_BYTES.
+    """Read the entries of a JSON document of at most MAX_BYTES.
 
-    Mappings that a ``zfw steer run`` holds are that one's affair, and left out. Raises
-    DocumentError with the place of the first fault.
+    Entries with ``run_pid`` are left out, because a ``zfw steer run`` holds these mappings.
+    Raises DocumentError with the line or path of the first error.
     """
     raw = parse(data, "json", MAX_BYTES)
     try:
         document = make({"entries": raw}, _Document)
     except DocumentError as error:
         path = error.path.removeprefix("entries")
-        what = error.message.removeprefix(f"{error.path}: ")
-        raise DocumentError(what, path=path or "document") from None
+        message = error.message.removeprefix(f"{error.path}: ")
+        raise DocumentError(message, path=path or "document") from None
     entries = [entry for entry in document.entries if entry.run_pid is None]
     if len(entries) > MAX_MAPPINGS:
         raise DocumentError(f"{len(entries)} mappings; {MAX_MAPPINGS} at most")
@@ -406,7 +410,11 @@ def decode(data: bytes) -> list[Entry]:
 
 
 def mappings_of(entries: list[Entry], start_times: dict[int, int] | None = None) -> list[Mapping]:
-    """The mappings of a document. Raises DocumentError with the index of the first fault."""
+    """The mappings of entries, whose keys must differ.
+
+    ``start_times``: of processes, by their ids. Raises DocumentError with the index of the first
+    error.
+    """
     made: list[Mapping] = []
     taken: dict[tuple[Protocol, Prefix, Ports], int] = {}
     for index, entry in enumerate(entries):

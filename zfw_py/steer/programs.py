@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Steer's programs on a network namespace and the cgroups of the machine.
+"""Declares steer's programs to the life cycle, and attaches them in this order.
 
-The hooks that see listeners are attached first, then a scan finds the sockets that listened
-before, and the program that steers is attached last.
+1. The hooks that see sockets: ``set_state``, then those of the root cgroup.
+2. A scan finds the sockets that listened before.
+3. ``lookup``, on the network namespace: steering takes effect.
 """
 
 from __future__ import annotations
@@ -18,21 +19,24 @@ import msgspec
 
 from zfw_py.errors import KernelError, raise_expected
 from zfw_py.kernel import bpf_links, bpf_run, cgroup
-from zfw_py.lifecycle import manifest, programs
+from zfw_py.lifecycle import programs
 from zfw_py.lifecycle.attachment import Attachment, CgroupHook, NetnsHook, Tracing, opened
+from zfw_py.lifecycle.manifest import NAME as MANIFEST
+from zfw_py.lifecycle.manifest import read as read_manifest
+from zfw_py.lifecycle.manifest import write as write_manifest
 from zfw_py.lifecycle.programs import System
 from zfw_py.lifecycle.store import ROOT
 from zfw_py.steer import codec, layout
-from zfw_py.steer.maps import STORE, Tables
-from zfw_py.steer.sockets import Surroundings
+from zfw_py.steer.maps import STORE, Maps
+from zfw_py.steer.sockets import SocketSnapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
 
-# Its members may read what is steered, with all counters. Made by whoever wants that.
+# Its members may read the mappings and counters. zfw does not create the group.
 GROUP = "zfw"
 
-# In the order in which they are attached; then comes what steers.
+# In attach order; ``lookup`` follows.
 _CGROUP_HOOKS = {
     "sock_release": bpf_links.CGROUP_INET_SOCK_RELEASE,
     "adopt": bpf_links.CGROUP_SOCK_OPS,
@@ -47,17 +51,19 @@ _TRACING = "set_state"
 _LOOKUP = "lookup"
 _SCANS = ("scan_tcp", "scan_udp")
 _CALLED = ("take_slot", "forget")
-# What others than root may read.
+# The pins that members of the group may read.
 _READABLE = (
     "active", "config", "counters", "listening", "sockets", "target_ids", "targets", "troubles",
-    manifest.NAME,
+    MANIFEST,
 )  # fmt: skip
 
 
-class About(msgspec.Struct, frozen=True):
-    """What was attached: the digest of its programs, and on which cgroup they are.
+class Manifest(msgspec.Struct, frozen=True):
+    """The manifest of a steering, pinned as JSON in the map ``about``.
 
-    ``is_whole`` is false where the cgroup is not all of the machine, but what can be seen.
+    ``digest``: SHA-256 of the object that the programs are from. ``cgroup``: the path of the
+    cgroup that they are attached to. ``is_whole``: whether it is the root of all cgroups;
+    false in a container, which sees a part of them.
     """
 
     digest: str
@@ -66,7 +72,7 @@ class About(msgspec.Struct, frozen=True):
 
 
 class Namespace(NamedTuple):
-    """A network namespace: its cookie, a descriptor of it, and what calls from within it."""
+    """A network namespace: cookie, descriptor, and a function that calls another one in it."""
 
     cookie: int
     fd: int
@@ -82,12 +88,12 @@ def _attachments(directory: str, cgroup: int = -1, netns: int = -1) -> Sequence[
 
 
 def _record(directory: str, digest: str) -> None:
-    about = manifest.read(Tables(directory), About)
-    manifest.write(directory, msgspec.structs.replace(about, digest=digest))
+    manifest = read_manifest(Maps(directory), Manifest)
+    write_manifest(directory, msgspec.structs.replace(manifest, digest=digest))
 
 
 def _abandoned() -> Iterator[str]:
-    """Those whose network namespace is gone: their link was detached with it."""
+    """Steerings whose network namespace is gone; the kernel detached their link with it."""
     return (each for each in STORE.identifiers() if not _lookup(each).target)
 
 
@@ -95,40 +101,40 @@ SYSTEM = System(
     store=STORE,
     object=Path(__file__).resolve().parent.parent / "objects" / "steer.bpf.o",
     attachments=_attachments,
-    digest=lambda directory: manifest.read(Tables(directory), About).digest,
+    digest=lambda directory: read_manifest(Maps(directory), Manifest).digest,
     record=_record,
     abandoned=_abandoned,
     pinned=(_TRACING, *_CGROUP_HOOKS, _LOOKUP, *_SCANS, *_CALLED),
 )
 
 
-def install(namespace: Namespace) -> Tables:
-    """Attach what there is, with no mapping yet; the caller holds the lock.
+def install(namespace: Namespace) -> Maps:
+    """Create a steering without mappings and attach its programs; the caller holds the lock.
 
     Raises KernelError, VerifierError, PermissionDenied; then nothing is changed.
     """
     _check_kernel(namespace.fd)
     programs.collect(SYSTEM)
-    place = cgroup.mount_point()
-    about = About(programs.digest_of(SYSTEM), place, cgroup.is_root(place))
+    path = cgroup.mount_point()
+    manifest = Manifest(programs.digest_of(SYSTEM), path, cgroup.is_root(path))
 
     def prepare(directory: str) -> Generator[Attachment]:
-        tables = Tables(directory)
+        maps = Maps(directory)
         config = codec.Config(namespace.cookie, layout.ABI_VERSION, 0)
-        tables.map("config").update(codec.ZERO, config.encode())
-        tables.begin()
-        root = cgroup.open_directory(about.cgroup)
+        maps.map("config").update(codec.ZERO, config.encode())
+        maps.begin()
+        root = cgroup.open_directory(path)
         try:
             *hooks, lookup = _attachments(directory, root, namespace.fd)
             yield from hooks
         finally:
             os.close(root)
-        namespace.call(lambda: scan(tables))
+        namespace.call(lambda: scan(maps))
         yield lookup
         share(directory)
 
-    programs.install(SYSTEM, namespace.cookie, prepare, about)
-    return Tables(STORE.directory(namespace.cookie))
+    programs.install(SYSTEM, namespace.cookie, prepare, manifest)
+    return Maps(STORE.directory(namespace.cookie))
 
 
 def _check_kernel(netns: int) -> None:
@@ -139,50 +145,51 @@ def _check_kernel(netns: int) -> None:
             raise KernelError(
                 "steer: the kernel has no sk_lookup programs",
                 errno.EOPNOTSUPP,
-                hint=f"Linux 5.9 has, and what else it takes came until 5.15; this is"
+                hint=f"steer needs Linux 5.15, which has all that it uses; this is"
                 f" {os.uname().release}",
             ) from None
         raise_expected(error)
 
 
-def scan(tables: Tables) -> Surroundings:
-    """Take note of what listens in the caller's network namespace; what that is.
+def scan(maps: Maps) -> SocketSnapshot:
+    """Count the sockets that listen in the caller's network namespace; a snapshot of them.
 
-    Of a socket that is closed just as it is met nobody tells that it goes: what is noted
-    before a look at all sockets, and is none of these, is forgotten.
+    1. The iterators count the sockets that no hook has seen.
+    2. An iterator can return a UDP socket that is closing, whose end no hook sees any more. So
+       a dump of all sockets follows, and each counted socket that it does not have is forgotten.
     """
     for name in _SCANS:
-        with opened(f"{tables.directory}/{SYSTEM.prefix}{name}") as program:
+        with opened(f"{maps.directory}/{SYSTEM.prefix}{name}") as program:
             bpf_run.run_iterator(program)
-    noted = tables.noted()
-    around = Surroundings()
-    for cookie in noted - around.cookies:
-        tables.forget_listener(cookie)
-    return around
+    counted = maps.counted()
+    snapshot = SocketSnapshot()
+    for cookie in counted - snapshot.cookies:
+        maps.forget_listener(cookie)
+    return snapshot
 
 
-def upgrade(tables: Tables, namespace: Namespace) -> bool:
-    """Exchange programs that another build of zfw has attached, if they are; on the same maps.
+def upgrade(maps: Maps, namespace: Namespace) -> bool:
+    """Exchange the programs of another build, on the same maps; False if they are this one's.
 
-    No look-up is without a program. Raises as ``lifecycle.programs.upgrade``.
+    A program is attached at all times. Raises as ``lifecycle.programs.upgrade``.
     """
-    check_version(tables)
+    check_version(maps)
     if not programs.upgrade(SYSTEM, namespace.cookie):
         return False
-    namespace.call(lambda: scan(tables))
-    share(tables.directory)
+    namespace.call(lambda: scan(maps))
+    share(maps.directory)
     return True
 
 
-def check_version(tables: Tables) -> codec.Config:
-    """What the programs go by. Raises LayoutMismatch if another version wrote it."""
-    config = codec.Config.decode(tables.map("config").lookup(codec.ZERO) or b"")
+def check_version(maps: Maps) -> codec.Config:
+    """The settings of the programs. Raises LayoutMismatch if another version wrote them."""
+    config = codec.Config.decode(maps.map("config").lookup(codec.ZERO) or b"")
     if config.abi_version != layout.ABI_VERSION:
-        raise tables.mismatch("config", f"version {config.abi_version}")
+        raise maps.mismatch("config", f"version {config.abi_version}")
     return config
 
 
-# How it is
+# Reading
 
 
 def _lookup(cookie: str | int) -> NetnsHook:
@@ -190,7 +197,7 @@ def _lookup(cookie: str | int) -> NetnsHook:
 
 
 def program_id(cookie: int) -> int:
-    """The id of the program that steers; 0 if it was detached by hand."""
+    """The id of the attached program ``lookup``; 0 if it was detached by hand."""
     return _lookup(cookie).program_id() or 0
 
 
@@ -204,12 +211,12 @@ def attached(cookie: int) -> list[str]:
 
 
 def share(directory: str) -> None:
-    """Let the group read what may be read, if there is such a group; nobody else."""
+    """Let the group read a steering, if there is such a group; other users cannot."""
     try:
         number = grp.getgrnam(GROUP).gr_gid
     except KeyError:
         return
-    # Whoever may go through it can neither list it nor hold its lock.
+    # With x and without r a member can open a pin, but not list the directory or lock it.
     os.chmod(ROOT, 0o711)  # noqa: S103
     for path, mode in ((STORE.root, 0o710), (directory, 0o710)):
         os.chown(path, 0, number)

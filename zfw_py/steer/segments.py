@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Mappings as the kernel's tables have them: ranges of ports cut into disjoint segments. Pure.
+"""Converts mappings to elements of a table: port ranges are cut into disjoint segments. Pure.
 
-A packet looks for its port, then for the segment that its port is in, then for any port,
-and each time for the longest prefix. So of the ranges that have a port those of the
-longest prefix count; of these the narrowest, and of equally narrow ones the lowest.
+``lookup`` makes at most three look-ups for a packet, each for the longest prefix:
+
+1. with the packet's port;
+2. with the number of the segment that the port is in;
+3. with port 0, for mappings of any port.
+
+Of several ranges that contain a port the longest prefix decides, then the narrowest range, then
+the lowest.
 """
 
 from __future__ import annotations
@@ -26,9 +31,9 @@ MAX_ELEMENTS = 1 << 20
 
 
 class Element(NamedTuple):
-    """An element of the trie. ``port`` is the port, the segment's number, or 0, by class.
+    """An element of the trie. ``number``: the index of the mapping, from 0.
 
-    ``number`` is the mapping's, in the sequence that was given, from 0.
+    ``port``: the port, the number of the segment, or 0, depending on ``port_class``.
     """
 
     protocol: Protocol
@@ -39,7 +44,7 @@ class Element(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """The ports from ``low`` to ``high``, of one protocol; numbers begin at 1."""
+    """The ports from ``low`` to ``high`` of one protocol; ``number`` is 1 or more."""
 
     protocol: Protocol
     low: int
@@ -48,14 +53,14 @@ class Segment(NamedTuple):
 
 
 class Table(NamedTuple):
-    """What is to be written."""
+    """The elements and segments of a table."""
 
     elements: list[Element]
     segments: list[Segment]
 
 
 def table_of(mappings: Sequence[Mapping]) -> Table:
-    """The table of mappings whose keys differ. Raises MapFull if it would be too large."""
+    """The table of mappings whose keys differ. Raises MapFull if it has too many elements."""
     elements: list[Element] = []
     segments: list[Segment] = []
     for protocol in PROTOCOLS:
@@ -90,8 +95,8 @@ def _add_ranges(
     starts = sorted(
         {start for _, each in ranges for start in (each.key.ports.low, each.key.ports.high + 1)}
     )
-    # The one that counts first is written first, and stays.
-    ranges.sort(key=lambda each: _width_and_place(each[1].key.ports))
+    # setdefault() below keeps the first range of a segment and prefix: the narrowest.
+    ranges.sort(key=lambda each: _width_and_low(each[1].key.ports))
     winners: dict[tuple[int, Prefix], int] = {}
     for index, mapping in ranges:
         ports = mapping.key.ports
@@ -113,5 +118,5 @@ def _add_ranges(
     ]
 
 
-def _width_and_place(ports: Ports) -> tuple[int, int]:
+def _width_and_low(ports: Ports) -> tuple[int, int]:
     return ports.high - ports.low, ports.low

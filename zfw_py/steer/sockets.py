@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which sockets of a network namespace a target means, of those that listen there now."""
+"""Finds the listening sockets of a network namespace, and those that belong to a target."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from zfw_py.steer.model import Protocol, Target
 
 PROTOCOL_NUMBERS: dict[Protocol, int] = {"tcp": IPPROTO_TCP, "udp": IPPROTO_UDP}
-_NAMES: dict[int, Protocol] = {IPPROTO_TCP: "tcp", IPPROTO_UDP: "udp"}
+PROTOCOL_NAMES: dict[int, Protocol] = {IPPROTO_TCP: "tcp", IPPROTO_UDP: "udp"}
 
 
 class Listener(NamedTuple):
-    """A socket that takes connections, or an unconnected one of UDP.
+    """A TCP socket that listens, or a UDP socket that is not connected.
 
-    ``address`` is 16 bytes, IPv4 as ::ffff:a.b.c.d. ``families`` are those whose packets it
-    takes. ``cookie`` is SO_COOKIE.
+    ``address``: 16 bytes in network order, IPv4 as ::ffff:a.b.c.d. ``families``: of 4 and 6,
+    those whose packets it accepts. ``cookie``: SO_COOKIE.
     """
 
     protocol: Protocol
@@ -47,7 +47,7 @@ class Listener(NamedTuple):
 
 
 def _listener(each: sock_diag.Socket) -> Listener | None:
-    """A socket as such; None if it is connected, or no process's."""
+    """A socket as a listener; None if it is connected, or no process has it open."""
     is_waiting = each.state == ("LISTEN" if each.protocol == IPPROTO_TCP else "CLOSE")
     if not is_waiting or each.local is None or each.cookie is None or not each.inode:
         return None
@@ -57,19 +57,19 @@ def _listener(each: sock_diag.Socket) -> Listener | None:
     if each.family == AF_INET6 and not each.is_v6only:
         families.add(4)
     return Listener(
-        _NAMES[each.protocol], mapped, port, frozenset(families), each.cookie, each.inode
+        PROTOCOL_NAMES[each.protocol], mapped, port, frozenset(families), each.cookie, each.inode
     )
 
 
-class Surroundings:
-    """The listeners there are, and whose they are, looked up once for many targets.
+class SocketSnapshot:
+    """The listeners of the caller's network namespace at one time, for many targets.
 
-    Has to be made in the network namespace; the rest may be called anywhere. ``cookies``
-    has also those of UDP that are connected.
+    Only the constructor must run in the network namespace. ``cookies`` has the cookies of all
+    TCP listeners and all UDP sockets, connected ones too.
     """
 
     def __init__(self) -> None:
-        """Look for the listeners. Raises KernelError."""
+        """Dump the sockets by sock_diag. Raises KernelError."""
         found = sock_diag.listeners(PROTOCOL_NUMBERS.values())
         self.cookies = {each.cookie for each in found}
         self._by_inode: dict[int, list[Listener]] = {}
@@ -86,9 +86,9 @@ class Surroundings:
     def of_target(
         self, protocol: Protocol, target: Target, port: int | None = None
     ) -> list[Listener]:
-        """The listeners that a target means, in no order.
+        """The listeners of a target, in no order.
 
-        Of a process or a unit those on ``port``, if it is said. Raises ZfwError.
+        ``port``: only those on this port, for a process or unit. Raises ZfwError.
         """
         match target:
             case AddressTarget(address, its_port):
@@ -106,15 +106,15 @@ class Surroundings:
         ]
 
     def holders_of(self, listener: Listener) -> list[int]:
-        """The processes that have it, the latest first."""
+        """The ids of the processes that have it open, the one that started last first."""
         if self._holders is None:
-            # At once for all that may be asked for: the descriptors of all processes are read.
+            # For all listeners at once: this reads the descriptors of all processes.
             self._holders = process_sockets.holders(self._by_inode)
         pids = self._holders.get(listener.inode, [])
         return sorted(pids, key=lambda pid: start_time(pid) or 0, reverse=True)
 
-    def take(self, listener: Listener) -> socket | None:
-        """The socket itself; the caller closes it. None if whoever had it has it no more."""
+    def duplicate(self, listener: Listener) -> socket | None:
+        """A duplicate of the socket, which the caller closes; None if it was closed meanwhile."""
         for pid in self.holders_of(listener):
             taken = process_sockets.take(pid, listener.cookie, listener.inode)
             if taken is not None:
@@ -123,15 +123,14 @@ class Surroundings:
 
 
 def chosen(found: Iterable[Listener], target: Target, family: int) -> list[Listener]:
-    """Those of a target that take packets of a family.
+    """The listeners of a target that accept packets of a family.
 
-    Of an address there may be several, which daemons have opened one after the other or
-    together (SO_REUSEPORT). A process or unit has to have one: sockets on the same address
-    and port are one group. Raises Conflict, naming them.
+    An address may have several, opened one after the other or as a SO_REUSEPORT group. Those
+    of a process or unit must have the same address and port. Raises Conflict that names them.
     """
     usable = [each for each in found if family in each.families]
     if not isinstance(target, AddressTarget):
-        # One of the family itself comes before one that takes it as well.
+        # An IPv4 socket goes before an IPv6 socket that accepts IPv4 as well.
         own = [each for each in usable if AddressTarget(each.address, each.port).family == family]
         usable = own or usable
         ends = sorted({str(each) for each in usable})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What is steered in a network namespace, and as which bytes that is pinned. Pure."""
+"""The state of a steering: its mappings and destinations, and their bytes in msgpack. Pure."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from zfw_py.kernel.process import Process  # noqa: TC001 - msgspec reads the ann
 from zfw_py.steer.model import (
     PROTOCOLS,
     AddressTarget,
-    Key,
     Mapping,
+    MappingKey,
     Ports,
     ProcessTarget,
     Protocol,
@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     from zfw_py.steer.model import Target
 
 
-class Place(NamedTuple):
-    """What a target is in the kernel: one a protocol, and of UDP's processes and units one a port.
+class Destination(NamedTuple):
+    """A target of one protocol: in the kernel a number, and up to eight sockets.
 
-    ``port`` is None where the target itself has one, or any of its sockets will do.
+    ``port``: only for UDP to a process or unit, whose sockets on other ports are other
+    destinations; else None.
     """
 
     protocol: Protocol
@@ -37,16 +38,16 @@ class Place(NamedTuple):
     port: int | None = None
 
     @classmethod
-    def of(cls, mapping: Mapping) -> Place:
-        """A mapping's."""
+    def of(cls, mapping: Mapping) -> Destination:
+        """The destination of a mapping."""
         port = None
         if mapping.key.protocol == "udp" and not isinstance(mapping.target, AddressTarget):
             port = mapping.key.ports.low
         return cls(mapping.key.protocol, mapping.target, port)
 
     @property
-    def is_kept_by_kernel(self) -> bool:
-        """Whether the kernel's own hooks put its sockets there, and no process is needed."""
+    def is_supplied_by_kernel(self) -> bool:
+        """Whether ``adopt`` inserts its sockets as they listen; no process is needed then."""
         return self.protocol == "tcp" and isinstance(self.target, AddressTarget)
 
     def __str__(self) -> str:
@@ -54,8 +55,8 @@ class Place(NamedTuple):
         return text if self.port is None else f"{text} port {self.port}"
 
 
-class Steered(NamedTuple):
-    """A mapping that is in force. ``id`` is that of its counters, ``target`` its target's."""
+class ActiveMapping(NamedTuple):
+    """A mapping in force. ``id``: of its counters. ``target``: the number of its destination."""
 
     id: int
     mapping: Mapping
@@ -64,49 +65,52 @@ class Steered(NamedTuple):
 
 
 class State(NamedTuple):
-    """All of it. ``next_id`` and ``next_target`` were not given last."""
+    """All mappings in force and their destinations; ``next_...`` are the next numbers to give."""
 
-    steered: tuple[Steered, ...] = ()
-    places: dict[Place, int] = {}  # noqa: RUF012 - never changed
+    mappings: tuple[ActiveMapping, ...] = ()
+    destinations: dict[Destination, int] = {}  # noqa: RUF012 - never changed
     next_id: int = 1
     next_target: int = 0
 
     def encode(self) -> bytes:
-        """As ``decode`` reads it."""
-        runs = list(dict.fromkeys(each.run for each in self.steered if each.run is not None))
+        """The state in msgpack."""
+        runs = list(dict.fromkeys(each.run for each in self.mappings if each.run is not None))
         numbers = {run: number for number, run in enumerate(runs, 1)}
         return msgspec.msgpack.encode(
             _State(
                 self.next_id,
                 self.next_target,
                 runs,
-                [_place_bytes(number, place) for place, number in self.places.items()],
                 [
-                    _steered_bytes(each, numbers[each.run] if each.run else 0)
-                    for each in self.steered
+                    _pack_destination(number, destination)
+                    for destination, number in self.destinations.items()
+                ],
+                [
+                    _pack_mapping(each, numbers[each.run] if each.run else 0)
+                    for each in self.mappings
                 ],
             )
         )
 
     @classmethod
     def decode(cls, data: bytes) -> State:
-        """Raises msgspec.DecodeError for what ``encode`` did not make."""
+        """The inverse of ``encode``. Raises msgspec.DecodeError, LookupError, ValueError."""
         read = msgspec.msgpack.decode(data, type=_State)
-        places = {_place(each): each.number for each in read.places}
-        targets = {number: place.target for place, number in places.items()}
+        destinations = {_destination(each): each.number for each in read.destinations}
+        targets = {number: destination.target for destination, number in destinations.items()}
         runs = [None, *read.runs]
         return cls(
             tuple(
-                Steered(each.id, _mapping(each, targets[each.target]), each.target, runs[each.run])
-                for each in read.steered
+                ActiveMapping(each.id, _mapping(each, targets), each.target, runs[each.run])
+                for each in read.mappings
             ),
-            places,
+            destinations,
             read.next_id,
             read.next_target,
         )
 
 
-class _Place(msgspec.Struct, array_like=True):
+class _Destination(msgspec.Struct, array_like=True):
     number: int
     protocol: int  # index into PROTOCOLS
     address: bytes
@@ -117,7 +121,7 @@ class _Place(msgspec.Struct, array_like=True):
     port: int | None
 
 
-class _Steered(msgspec.Struct, array_like=True):
+class _ActiveMapping(msgspec.Struct, array_like=True):
     id: int
     target: int
     run: int  # from 1; 0: none
@@ -136,24 +140,25 @@ class _State(msgspec.Struct, array_like=True):
     next_id: int
     next_target: int
     runs: list[Process]  # each a ``zfw steer run`` that holds mappings
-    places: list[_Place]
-    steered: list[_Steered]
+    destinations: list[_Destination]
+    mappings: list[_ActiveMapping]
 
 
-def _place_bytes(number: int, place: Place) -> _Place:
+def _pack_destination(number: int, destination: Destination) -> _Destination:
     address, address_port, pid, started, unit = b"", 0, 0, 0, ""
-    match place.target:
+    match destination.target:
         case AddressTarget():
-            address, address_port = place.target
+            address, address_port = destination.target
         case ProcessTarget():
-            pid, started = place.target
+            pid, started = destination.target
         case UnitTarget():
-            (unit,) = place.target
-    protocol = PROTOCOLS.index(place.protocol)
-    return _Place(number, protocol, address, address_port, pid, started, unit, place.port)
+            (unit,) = destination.target
+    protocol = PROTOCOLS.index(destination.protocol)
+    port = destination.port
+    return _Destination(number, protocol, address, address_port, pid, started, unit, port)
 
 
-def _place(each: _Place) -> Place:
+def _destination(each: _Destination) -> Destination:
     target: Target
     if each.unit:
         target = UnitTarget(each.unit)
@@ -161,14 +166,14 @@ def _place(each: _Place) -> Place:
         target = ProcessTarget(each.pid, each.start_time)
     else:
         target = AddressTarget(each.address, each.address_port)
-    return Place(PROTOCOLS[each.protocol], target, each.port)
+    return Destination(PROTOCOLS[each.protocol], target, each.port)
 
 
-def _steered_bytes(each: Steered, run: int) -> _Steered:
+def _pack_mapping(each: ActiveMapping, run: int) -> _ActiveMapping:
     mapping = each.mapping
     key = mapping.key
     prefix = key.prefix
-    return _Steered(
+    return _ActiveMapping(
         each.id,
         each.target,
         run,
@@ -184,41 +189,41 @@ def _steered_bytes(each: Steered, run: int) -> _Steered:
     )
 
 
-def _mapping(each: _Steered, target: Target) -> Mapping:
+def _mapping(each: _ActiveMapping, targets: dict[int, Target]) -> Mapping:
     prefix = Prefix(each.family, each.address, each.length) if each.family else None
-    key = Key(PROTOCOLS[each.protocol], prefix, Ports(each.low, each.high))
-    return Mapping(key, target, each.label, each.is_override, each.is_fallthrough)
+    key = MappingKey(PROTOCOLS[each.protocol], prefix, Ports(each.low, each.high))
+    return Mapping(key, targets[each.target], each.label, each.is_override, each.is_fallthrough)
 
 
 def successor(
     old: State, wanted: Iterable[tuple[Mapping, Process | None]], most_targets: int
 ) -> State | None:
-    """What follows when these are in force, and no others.
+    """The state with these mappings instead of those of ``old``.
 
-    None if there are too many targets, those that go included. A mapping that stays as it
-    is keeps its id, a target its number. Numbers that are free are given in turn, so that
-    one that was just freed is not another's at once.
+    None if ``old`` and the new state together have more than ``most_targets`` destinations. An
+    unchanged mapping keeps its id, a destination its number. Free numbers are given in turn:
+    a packet may still be on its way to a number that was freed just now.
     """
-    before = {(each.mapping, each.run): each.id for each in old.steered}
+    before = {(each.mapping, each.run): each.id for each in old.mappings}
     next_id, next_target = old.next_id, old.next_target
     pairs = list(wanted)
-    needed = dict.fromkeys(Place.of(mapping) for mapping, _ in pairs)
-    # Those of targets that go are free only when nothing leads there any more.
-    taken = set(old.places.values())
-    if len(taken) + len(needed.keys() - old.places.keys()) > most_targets:
+    needed = dict.fromkeys(Destination.of(mapping) for mapping, _ in pairs)
+    # Numbers of destinations that this change removes are in use until after the switch.
+    taken = set(old.destinations.values())
+    if len(taken) + len(needed.keys() - old.destinations.keys()) > most_targets:
         return None
-    places = {place: number for place, number in old.places.items() if place in needed}
-    for place in needed:
-        if place not in places:
+    destinations = {each: number for each, number in old.destinations.items() if each in needed}
+    for destination in needed:
+        if destination not in destinations:
             while next_target in taken:
                 next_target = (next_target + 1) % most_targets
-            places[place] = next_target
+            destinations[destination] = next_target
             taken.add(next_target)
             next_target = (next_target + 1) % most_targets
-    steered = []
+    mappings = []
     for mapping, run in pairs:
         number = before.get((mapping, run))
         if number is None:
             number, next_id = next_id, next_id % 0xFFFFFFFF + 1
-        steered.append(Steered(number, mapping, places[Place.of(mapping)], run))
-    return State(tuple(steered), places, next_id, next_target)
+        mappings.append(ActiveMapping(number, mapping, destinations[Destination.of(mapping)], run))
+    return State(tuple(mappings), destinations, next_id, next_target)

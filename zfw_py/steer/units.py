@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The processes of a systemd unit, by its cgroup; systemd is not asked.
+"""Finds the processes of a systemd unit by its cgroup, without a request to systemd.
 
-systemd keeps every unit of the system in slices and nothing else: only these are looked
-through. In a service or scope users may have cgroups of their own, of any name.
+systemd puts the cgroup of each system unit into slices, so only slices are searched. Inside a
+service or scope that was delegated, its user can create cgroups of any name.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from zfw_py.errors import ZfwError
 from zfw_py.kernel.cgroup import systemd_mounts
 
 _SLICE = ".slice"
-# Of a threaded or deep tree: cgroup v2 allows more, and systemd makes none.
+# cgroup v2 allows deeper trees; systemd does not create them.
 _MOST_DEPTH = 16
 
 
 def cgroups_of(unit: str) -> list[str]:
-    """The cgroups that a unit has, one a hierarchy; none if it does not run.
+    """The paths of a unit's cgroups, one in each hierarchy; [] if it does not run.
 
-    Raises ZfwError where there is no hierarchy of systemd's.
+    Raises ZfwError if no hierarchy that systemd uses is mounted.
     """
     mounts = systemd_mounts()
     if not mounts:
         raise ZfwError(
-            "no cgroup hierarchy that systemd keeps is mounted",
+            "no cgroup hierarchy that systemd uses is mounted",
             hint="units need cgroup2, or the named hierarchy of cgroup v1, name=systemd",
         )
     return [path for mount in mounts for path in _within(mount, unit, _MOST_DEPTH)]
@@ -44,12 +44,12 @@ def _within(directory: str, unit: str, depth: int) -> list[str]:
                 elif entry.name.endswith(_SLICE) and depth:
                     found += _within(entry.path, unit, depth - 1)
     except OSError:
-        return []  # removed meanwhile
+        return []  # it was removed meanwhile
     return found
 
 
 def processes_of(unit: str) -> set[int]:
-    """The ids of a unit's processes, in all cgroups that it has. Raises as ``cgroups_of``."""
+    """The ids of a unit's processes, in all of its cgroups. Raises as ``cgroups_of``."""
     pids: set[int] = set()
     for path in cgroups_of(unit):
         for directory, _, _ in os.walk(path):

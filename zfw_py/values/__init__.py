@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Plain values that several systems share, and their text forms. Pure: no system call."""
+"""Values that two systems share, and their texts: prefix, endpoint, DNS name. Pure."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Names of the DNS in their canonical form: A-labels, lower case, no dot at the end. Pure."""
+"""Parses DNS names to their canonical form: A-labels, lower case, without a last dot. Pure."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import re
 
 from zfw_py.errors import UsageError
 
-# The root, which covers every name.
+# The root; every name is below it.
 ROOT = "."
 
 # RFC 1035, section 2.3.4, as text without the root's dot.
 _MAX_NAME = 253
 _MAX_LABEL = 63
 _LABEL = re.compile(r"[a-z0-9_-]+")
-# What separates the labels of a name in Unicode (RFC 3490, section 3.1).
+# The characters that separate labels in Unicode (RFC 3490, section 3.1).
 _DOTS = re.compile("[.\u3002\uff0e\uff61]")
-# With these IDNA 2003 makes another name than IDNA 2008 (UTS 46, section 7).
+# Characters for which IDNA 2003 and IDNA 2008 give different names (UTS 46, section 7).
 _DEVIATIONS = frozenset("\u00df\u03c2\u1e9e\u200c\u200d")
 
 
 def is_like_ipv4(name: str) -> bool:
-    """Whether the last label is a number: no name of a host ends so (RFC 1123, section 2.1)."""
+    """Whether the last label is a number; host names have none such (RFC 1123, section 2.1)."""
     last = name.removesuffix(".").rpartition(".")[2]
     return last.isascii() and last.isdigit()
 
@@ -29,7 +29,7 @@ def is_like_ipv4(name: str) -> bool:
 def parse_name(text: str, option: str) -> str:
     """Read a name, in A-labels or Unicode; its canonical form.
 
-    ``option`` names where the text came from. Raises UsageError.
+    Raises UsageError whose message begins with ``option``.
     """
     if text == ROOT:
         return ROOT
@@ -47,7 +47,7 @@ def parse_name(text: str, option: str) -> str:
             raise UsageError(f"{option}: a label of more than {_MAX_LABEL} octets in {text!r}")
         if not _LABEL.fullmatch(made):
             raise UsageError(
-                f"{option}: other than letters, digits, hyphens and underscores in {text!r}"
+                f"{option}: only letters, digits, hyphens and underscores are allowed: {text!r}"
             )
     name = ".".join(labels)
     if len(name) > _MAX_NAME:
@@ -58,15 +58,15 @@ def parse_name(text: str, option: str) -> str:
 
 
 def _a_label(label: str, text: str, option: str) -> str:
-    """By IDNA 2008 if the package idna is there, else by the standard library's IDNA 2003."""
+    """The A-label, by IDNA 2008 if the package idna is installed, else by IDNA 2003."""
     from dns.exception import DNSException
     from dns.name import IDNA_2003_Practical, IDNA_2008_Practical, have_idna_2008
 
     if not have_idna_2008 and not _DEVIATIONS.isdisjoint(label):
-        # The entry would be for another name than with the package.
+        # IDNA 2003 would give another name than the package does.
         raise UsageError(f"{option}: needs the Python package idna, or A-labels (xn--): {text!r}")
     codec = IDNA_2008_Practical if have_idna_2008 else IDNA_2003_Practical
     try:
         return codec.encode(label).decode("ascii").lower()
     except (DNSException, UnicodeError):
-        raise UsageError(f"{option}: {label!r} is no label of a name: {text!r}") from None
+        raise UsageError(f"{option}: {label!r} is not a valid label: {text!r}") from None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Addresses with a port, as text and back: ADDR:PORT, IPv6 in brackets. Pure."""
+"""Formats and parses an address with a port: ADDR:PORT, IPv6 in brackets. Pure."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from zfw_py.errors import UsageError
 from zfw_py.values.prefix import Prefix, address_text, parse_address, unmapped
 
 DNS_PORT = 53
-# Longer than any name, prefix or address, also before a name is in A-labels.
+# Longer than any name, prefix or address; a name in Unicode may become shorter.
 _MAX_TEXT = 1024
 
 
 class Endpoint(NamedTuple):
-    """One end of a connection: an address or prefix as text, and a port; 0 for no port."""
+    """An address or prefix as text, and a port; port 0 stands for none."""
 
     address: str
     port: int
 
     @classmethod
     def from_mapped(cls, address: bytes, port: int) -> Endpoint:
-        """From the 16 bytes of the kernel's maps, where IPv4 is ::ffff:a.b.c.d."""
+        """From an address of 16 bytes in network order, IPv4 as ::ffff:a.b.c.d."""
         return cls(address_text(address), port)
 
     def __str__(self) -> str:
@@ -50,7 +50,7 @@ class Server(NamedTuple):
 def parse_server(text: str, option: str) -> Server:
     """Read ADDR or ADDR:PORT, IPv6 with a port in brackets; the port is 53 if not given.
 
-    Raises UsageError, for a name and for an address that no server has as well.
+    Raises UsageError, also for a name, 0.0.0.0, ::, multicast and broadcast.
     """
     host, port = split_port(text, option)
     prefix = unmapped(Prefix(*parse_address(host, option), 128 if ":" in host else 32))
@@ -63,7 +63,7 @@ def parse_server(text: str, option: str) -> Server:
 def split_port(text: str, option: str) -> tuple[str, int | None]:
     """Split HOST, HOST:PORT or [IPV6]:PORT into the host, without brackets, and the port.
 
-    A host with a colon in it is meant to be IPv6; the caller checks that.
+    A host with a colon is IPv6; the caller checks its syntax. Raises UsageError.
     """
     if not text:
         raise UsageError(f"{option}: empty")
@@ -72,7 +72,7 @@ def split_port(text: str, option: str) -> tuple[str, int | None]:
     if any(c.isspace() or c < " " or "\x7f" <= c <= "\x9f" for c in text):
         raise UsageError(f"{option}: blanks or control characters in {text!r}")
     if "://" in text:
-        raise UsageError(f"{option}: a URL, where the name of its host is wanted: {text!r}")
+        raise UsageError(f"{option}: give the host name, not a URL: {text!r}")
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket or ":" not in host or not (rest == "" or rest.startswith(":")):

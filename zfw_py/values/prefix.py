@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""An IPv4 or IPv6 prefix, canonical: its host bits are zero.
+"""Parses, formats and compares IPv4 and IPv6 prefixes, whose host bits are zero. Hot.
 
-Hot: imported for every rule that a router inserts.
+The hot path imports this module for every rule that a router inserts.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from _socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
 from zfw_py.errors import UsageError
 
-# The first 12 bytes of an IPv4 address that is written as an IPv6 one (RFC 4291, section 2.5.5.2).
+# The first 12 bytes of an IPv4-mapped IPv6 address (RFC 4291, section 2.5.5.2).
 IPV4_MAPPED = b"\0" * 10 + b"\xff\xff"
 
 
 def mapped_address(family: int, address: bytes) -> bytes:
-    """An address as 16 bytes: IPv4 as ::ffff:a.b.c.d, IPv6 as it is."""
+    """An address as 16 bytes in network order: IPv4 as ::ffff:a.b.c.d."""
     return IPV4_MAPPED + address if family == 4 else address
 
 
@@ -29,8 +29,8 @@ def address_text(address: bytes) -> str:
 def parse_address(text: str, option: str) -> tuple[int, bytes]:
     """Read an address: (4 or 6, the address's 4 or 16 bytes in network order).
 
-    IPv4 is dotted quad and nothing else: 1.2.3 and 0x7f000001 are refused.
-    ``option`` names where the text came from, for the error.
+    IPv4 must be a dotted quad: 1.2.3 and 0x7f000001 are refused. Raises UsageError whose
+    message begins with ``option``.
     """
     try:
         return 4, inet_pton(AF_INET, text)
@@ -52,7 +52,7 @@ class Prefix:
     length: int
 
     def __init__(self, family: int, address: bytes, length: int) -> None:
-        """``address`` is 4 or 16 bytes in network order; its host bits are dropped."""
+        """``address``: 4 or 16 bytes in network order; its host bits are set to 0."""
         bits = 32 if family == 4 else 128
         if not 0 <= length <= bits:
             raise UsageError(f"prefix length {length} is not within 0 to {bits}")
@@ -66,10 +66,10 @@ class Prefix:
 
     @classmethod
     def parse(cls, text: str, length: int | None = None, option: str = "prefix") -> Prefix:
-        """Read ``ADDR`` or ``ADDR/LEN``; ``length`` is for a length given apart.
+        """Read ``ADDR`` or ``ADDR/LEN``. Raises UsageError whose message begins with ``option``.
 
-        Without any length the prefix is the one address. Two lengths that
-        differ are refused, as is a length that is not a plain decimal number.
+        ``length`` is for a length that is not part of the text. Without any length the prefix
+        is the one address. Two different lengths are refused.
         """
         address_text, slash, length_text = text.partition("/")
         family, address = parse_address(address_text, option)
@@ -99,17 +99,14 @@ class Prefix:
 
     @property
     def mapped(self) -> tuple[bytes, int]:
-        """The prefix as the kernel maps have it.
-
-        16 bytes, IPv4 as ::ffff:a.b.c.d, and the length counted from bit 0 of those.
-        """
+        """The address as 16 bytes, IPv4 as ::ffff:a.b.c.d, and the length in these 128 bits."""
         if self.family == 4:
             return IPV4_MAPPED + self.address, self.length + 96
         return self.address, self.length
 
     @classmethod
     def from_mapped(cls, family: int, address: bytes, length: int) -> Prefix:
-        """The inverse of ``mapped``; the host bits are taken to be zero."""
+        """The inverse of ``mapped``; the host bits must be zero."""
         self = cls.__new__(cls)
         self.family = family
         if family == 4:
@@ -143,8 +140,8 @@ _ANY6 = Prefix(6, bytes(16), 0)
 
 
 def unmapped(prefix: Prefix) -> Prefix:
-    """The IPv4 prefix that one of IPv4-mapped addresses means."""
-    # Host bits are zero: a prefix with these bits has a length of at least 96.
+    """The IPv4 prefix of IPv4-mapped addresses; any other prefix is returned as it is."""
+    # Because host bits are zero, a prefix with these bits has a length of at least 96.
     if prefix.family == 6 and prefix.address.startswith(IPV4_MAPPED):
         return Prefix.from_mapped(4, prefix.address, prefix.length)
     return prefix

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""TOML and JSON, read strictly into types: of a fault the line or the path is told. Pure."""
+"""Reads TOML and JSON strictly into types; an error has the line or the path of the value. Pure."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Format = Literal["toml", "json"]
 _Made = TypeVar("_Made", bound=Struct)
 
 _TOML_LINE = re.compile(r" \(at line (\d+), column (\d+)\)$")
-# A message can quote what was read.
+# A message can quote the document.
 _MOST_MESSAGE = 300
 
 
 class DocumentError(UsageError):
-    """A document that makes no sense: ``line`` of a syntax error, else ``path`` of the value."""
+    """An error in a document: ``line`` of a syntax error, else ``path`` of the value."""
 
     def __init__(self, message: str, *, line: int | None = None, path: str = "") -> None:
         super().__init__(f"{path}: {message}" if path else message)
@@ -34,7 +34,7 @@ class DocumentError(UsageError):
 
 
 class ContentError(ValueError):
-    """What a type's ``__post_init__`` raises: becomes the cause of msgspec's ValidationError."""
+    """Raised by a type's ``__post_init__``; it becomes the cause of msgspec's ValidationError."""
 
     def __init__(self, path: str, message: str) -> None:
         super().__init__(f"{path}: {message}")
@@ -42,19 +42,19 @@ class ContentError(ValueError):
         self.message = message
 
 
-class _Twice:
+class _Duplicate:
     """Stands for the value of a key that an object has twice."""
 
 
 def bounded(text: str) -> str:
-    """No more of it than a message should have."""
+    """The text, cut to the length that a message may have."""
     return text if len(text) <= _MOST_MESSAGE else f"{text[:_MOST_MESSAGE]}..."
 
 
 def parse(data: bytes, form: Format, most_bytes: int) -> Any:
-    """Read the syntax of at most so many bytes. Raises DocumentError with the line of a fault.
+    """Parse a document of at most ``most_bytes``. Raises DocumentError with the line of an error.
 
-    What is returned is for ``make`` alone: a key that stands twice is marked there.
+    Pass the result to ``make`` and nothing else: a duplicate key has a marker as its value.
     """
     if len(data) > most_bytes:
         raise DocumentError(f"larger than {most_bytes} bytes")
@@ -70,16 +70,16 @@ def parse(data: bytes, form: Format, most_bytes: int) -> Any:
 
 
 def make(raw: Any, kind: type[_Made], tables: Mapping[str, type[Struct]] | None = None) -> _Made:
-    """Convert what ``parse`` returned. Raises DocumentError with the path of the first fault.
+    """Convert the result of ``parse``. Raises DocumentError with the path of the first error.
 
-    ``tables`` are the fields that are objects of names, with the type of their values.
+    ``tables``: the fields that are objects with names as keys, and the type of their values.
     """
     try:
         try:
             return convert(raw, kind)
         except UnicodeEncodeError:
-            # msgspec cannot compare a lone surrogate of JSON with the keys or the words that
-            # there may be. What stands for it is none of them either, and gives the path.
+            # msgspec cannot encode a lone surrogate of JSON to compare it with known keys and
+            # words. Its replacement is not a known one either, so the error has the path.
             raw = _without_surrogates(raw)
             return convert(raw, kind)
     except ValidationError as error:
@@ -98,7 +98,7 @@ def _parse_toml(text: str) -> Any:
         else:
             message, line = str(error)[: found.start()], int(found[1])
         raise DocumentError(bounded(message), line=line) from None
-    except ValueError as error:  # a number of thousands of digits
+    except ValueError as error:  # a number with thousands of digits
         raise DocumentError(bounded(str(error))) from None
 
 
@@ -117,7 +117,7 @@ def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen = set()
         for key, _ in pairs:
             if key in seen:
-                made[key] = _Twice()
+                made[key] = _Duplicate()
             seen.add(key)
     return made
 
@@ -153,17 +153,17 @@ def _raise_document_error(
         if message.startswith(beginning):
             field = message.removeprefix(beginning).removesuffix("`")
             path, message = f"{path}.{field}" if path else field, meaning
-    if message.endswith("got `_Twice`"):
-        message = "stands twice"
+    if message.endswith("got `_Duplicate`"):
+        message = "duplicate key"
     message = message.replace("`", "")
     raise DocumentError(bounded(message[:1].lower() + message[1:]), path=bounded(path)) from None
 
 
 def _bad_name(table: dict[str, Any], kind: type[Struct]) -> str:
-    """The name whose value is at fault: msgspec does not tell a key."""
+    """The name whose value has the error: msgspec does not report the key of an object."""
     for name, value in table.items():
         try:
             convert(value, kind)
         except ValidationError:
             return name
-    raise AssertionError("msgspec found a fault that is not there the second time")
+    raise AssertionError("msgspec accepts now what it refused before")

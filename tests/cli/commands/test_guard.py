@@ -70,7 +70,7 @@ TRY = "Try 'zfw guard {} --help'."
         (
             "run --allow https://example.com true",
             2,
-            "--allow: a URL, where the name of its host is wanted: 'https://example.com'",
+            "--allow: give the host name, not a URL: 'https://example.com'",
         ),
         (
             "run --allow fd00::/8:443 true",

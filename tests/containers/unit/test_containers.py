@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.engine import LiveEngine, container, conversation, engine
 from zfw_py import containers
-from zfw_py.containers import Container, Happening, NotRunning, Watch, find
+from zfw_py.containers import Container, ContainerEvent, NotRunning, Watch, find
 from zfw_py.errors import NotFound, PermissionDenied, UsageError, ZfwError
 
 if TYPE_CHECKING:
@@ -308,9 +308,9 @@ def test_a_broken_configuration_of_docker_s_own_is_no_traceback(path: Path) -> N
 
 
 @contextmanager
-def watching(name: str = "web") -> Iterator[tuple[Watch, Queue[Happening | ZfwError | None]]]:
+def watching(name: str = "web") -> Iterator[tuple[Watch, Queue[ContainerEvent | ZfwError | None]]]:
     """A watch in a thread of its own, and what it tells; None at its end. It has ended then."""
-    told: Queue[Happening | ZfwError | None] = Queue()
+    told: Queue[ContainerEvent | ZfwError | None] = Queue()
     watch = Watch(name)
 
     def listen() -> None:
@@ -331,7 +331,7 @@ def watching(name: str = "web") -> Iterator[tuple[Watch, Queue[Happening | ZfwEr
         assert not thread.is_alive()
 
 
-def told_next(told: Queue[Happening | ZfwError | None]) -> Any:
+def told_next(told: Queue[ContainerEvent | ZfwError | None]) -> Any:
     return told.get(timeout=PATIENCE)
 
 
@@ -339,16 +339,16 @@ def test_starts_and_ends_are_told(path: Path) -> None:
     live = LiveEngine(path)
     live.containers["web"] = container("web", os.getpid())
     with live.serving(), watching() as (_, told):
-        assert told_next(told) == Happening("runs", Container("web", ID, os.getpid()))
+        assert told_next(told) == ContainerEvent("runs", Container("web", ID, os.getpid()))
         live.end("web")
-        ended = Happening("absent", reason="container web is not running: exited")
+        ended = ContainerEvent("absent", reason="container web is not running: exited")
         assert told_next(told) == ended
         # Of others, or nothing that starts or ends it.
         live.tell("start", "other", Actor={"ID": "cd" * 32, "Attributes": {"name": "other"}})
         live.tell("exec_start: /bin/sh", "web")
         live.tell("health_status: healthy", "web")
         live.start("web", os.getppid())
-        assert told_next(told) == Happening("runs", Container("web", ID, os.getppid()))
+        assert told_next(told) == ContainerEvent("runs", Container("web", ID, os.getppid()))
         assert told.empty()
 
 
@@ -356,7 +356,7 @@ def test_starts_and_ends_are_told(path: Path) -> None:
 def test_a_container_that_does_not_run_yet(path: Path, name: str) -> None:
     live = LiveEngine(path)
     with live.serving(), watching(name) as (_, told):
-        assert told_next(told) == Happening("absent", reason=f"no such container: {name}")
+        assert told_next(told) == ContainerEvent("absent", reason=f"no such container: {name}")
         live.wait_for_listener(PATIENCE)
         live.containers[name] = container("web", os.getpid())
         live.containers[name]["Id"] = ID if name == "web" else name
@@ -375,10 +375,12 @@ def test_an_engine_that_is_started_again(path: Path) -> None:
             assert told_next(told).kind == "runs"
             live.wait_for_listener(PATIENCE)
         lost = told_next(told)
-        assert lost == Happening("lost", reason=f"container engine {path} has ended the connection")
+        assert lost == ContainerEvent(
+            "lost", reason=f"container engine {path} has ended the connection"
+        )
         live.containers["web"] = container("web", os.getppid())
         stack.enter_context(live.serving())
-        assert told_next(told) == Happening("back")
+        assert told_next(told) == ContainerEvent("back")
         assert told_next(told).container.pid == os.getppid()
 
 

@@ -26,7 +26,7 @@ from tests.docker_dns.support.world import (
 )
 from tests.support.command import ZFW, captured
 from tests.support.netns import Namespace
-from zfw_py.docker_dns import service as redirects
+from zfw_py.docker_dns.service import DnsRedirect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,7 +49,7 @@ def _outside(podman: Podman, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
     with Outside() as made, dnsmasq(made.server, tmp_path), made.host.entered():
         yield
-        redirects.remove_all()
+        DnsRedirect.remove_all()
 
 
 @contextmanager
@@ -187,4 +187,4 @@ def test_watch(podman: Podman) -> None:
                         assert watch.end() == 0
                         assert addresses(podman) == {BUILTIN_ANSWER}
             assert len(numbers) == 3
-    assert redirects.redirects() == []
+    assert DnsRedirect.all() == []

@@ -32,11 +32,11 @@ from tests.support.tcx import skip_without_tcx, tcx_programs
 from tests.support.waiting import wait_until
 from zfw_py import Firewall
 from zfw_py.docker_dns import layout
-from zfw_py.docker_dns import service as redirects
-from zfw_py.docker_dns.codec import Daemon as Ports
+from zfw_py.docker_dns.codec import DaemonPorts
 from zfw_py.docker_dns.maps import STORE
-from zfw_py.docker_dns.model import parse_redirect
+from zfw_py.docker_dns.model import Redirect
 from zfw_py.docker_dns.programs import SYSTEM
+from zfw_py.docker_dns.service import DnsRedirect, RedirectOptions
 from zfw_py.errors import Conflict, NotFound, UsageError, ZfwError
 from zfw_py.kernel import bpf_links, bpf_maps, bpffs, tc
 from zfw_py.kernel.libbpf import BpfObject
@@ -62,7 +62,7 @@ def test_the_daemon_is_started_again(docker: World) -> None:
         docker.daemon.restart()
         for options in ((), ("+tcp",)):
             assert docker.addresses("www.example", *options) == [ANY_ANSWER]
-        (status,) = redirects.redirects()
+        (status,) = DnsRedirect.all()
         assert status.daemon == docker.daemon.ports
     assert [asked for asked in docker.daemon.asked if asked[1]] == []
 
@@ -82,7 +82,7 @@ def test_a_daemon_that_comes_later(docker: World) -> None:
     docker.daemon.close()
     try:
         docker.redirect()
-        (status,) = redirects.redirects()
+        (status,) = DnsRedirect.all()
         assert status.daemon == (0, 0)
     finally:
         docker.daemon.start()
@@ -113,7 +113,7 @@ def test_the_daemon_s_ports_among_others(docker: World) -> None:
             if kind == socket.SOCK_STREAM:
                 other.listen()
         docker.redirect()
-        (status,) = redirects.redirects()
+        (status,) = DnsRedirect.all()
         assert status.daemon == docker.daemon.ports
         for options in ((), ("+tcp",)):
             assert docker.addresses("www.example", *options) == [ANY_ANSWER]
@@ -131,7 +131,7 @@ def test_a_socket_on_the_resolver_s_address_that_no_query_comes_to(docker: World
             other = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
             other.bind((RESOLVER, 0))
             docker.redirect()
-        (status,) = redirects.redirects()
+        (status,) = DnsRedirect.all()
         assert status.daemon == (0, 0)
         assert docker.addresses("www.example") == [ANY_ANSWER]
     finally:
@@ -147,19 +147,19 @@ def test_containers_are_told_apart(docker: World, tmp_path: Path) -> None:
     folder.mkdir()
     with docker_world(folder) as other:
         ours, theirs = docker.redirect(), other.redirect("corp.example")
-        assert [each.about.id for each in redirects.redirects()] == [ours.id, theirs.id]
+        assert [each.manifest.id for each in DnsRedirect.all()] == [ours.id, theirs.id]
         assert docker.addresses("www.example") == [ANY_ANSWER]
         assert other.addresses("www.example") == [BUILTIN_ANSWER]
         assert other.addresses("www.corp.example") == [ANY_ANSWER]
         counted = {
-            each.about.id: {name: count for name, (count, _) in each.outcomes.items() if count}
-            for each in redirects.redirects()
+            each.manifest.id: {name: count for name, (count, _) in each.outcomes.items() if count}
+            for each in DnsRedirect.all()
         }
         assert counted == {
             ours.id: {"query": 1, "answer": 1},
             theirs.id: {"query": 1, "answer": 1, "builtin_name": 1},
         }
-        redirects.remove(theirs.id)
+        DnsRedirect.remove_id(theirs.id)
         assert other.addresses("www.corp.example") == [BUILTIN_ANSWER]
         assert docker.addresses("www.example") == [ANY_ANSWER]
         assert state_names() == [ours.id]
@@ -170,9 +170,9 @@ def test_one_redirect_a_namespace(docker: World) -> None:
     with pytest.raises(Conflict, match=f"^its queries are redirected already, to {SERVER}:53$"):
         docker.redirect(to=OTHER_SERVER)
     assert docker.addresses("www.example") == [ANY_ANSWER]
-    redirects.remove(about.id)
+    DnsRedirect.remove_id(about.id)
     with pytest.raises(NotFound, match=f"^no such redirect: {about.id}$"):
-        redirects.remove(about.id)
+        DnsRedirect.remove_id(about.id)
 
 
 def test_another_server(docker: World, tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_another_server(docker: World, tmp_path: Path) -> None:
         for to, answer in ((SERVER, ANY_ANSWER), (OTHER_SERVER, OTHER_ANSWER)) * 2:
             about = docker.redirect(to=to)
             assert answer in ask()
-            redirects.remove(about.id)
+            DnsRedirect.remove_id(about.id)
             assert BUILTIN_ANSWER in ask()
 
 
@@ -285,7 +285,7 @@ def test_removal_restores_the_first_state(docker: World, mode: str) -> None:
     assert {name for name in before if before[name] != changed[name]} == (
         {"programs"} if mode == "tcx" else {"qdiscs", "filters", "other filters"}
     )
-    redirects.remove(about.id)
+    DnsRedirect.remove_id(about.id)
     assert state_of(docker.container) == before
     assert state_names() == []
     assert docker.addresses("www.corp.example") == [BUILTIN_ANSWER]
@@ -322,7 +322,7 @@ def test_other_programs_stay(docker: World, mode: str, others: str) -> None:
         about = docker.redirect(mode=mode)
         for options in ((), ("+tcp",)):
             assert docker.addresses("www.example", *options) == [ANY_ANSWER]
-        redirects.remove(about.id)
+        DnsRedirect.remove_id(about.id)
         assert state_of(docker.container) == before
     finally:
         for pin in Path(bpffs.MOUNT_POINT).glob("*gress_*"):
@@ -339,7 +339,7 @@ def test_beside_the_firewall(docker: World) -> None:
                 about = docker.redirect(mode=mode)
                 for options in ((), ("+tcp",)):
                     assert docker.addresses("www.example", *options) == [ANY_ANSWER]
-                redirects.remove(about.id)
+                DnsRedirect.remove_id(about.id)
                 (eth0,) = firewall.status().interfaces
                 assert eth0.attachments["ingress"].mode == mode
         finally:
@@ -354,15 +354,15 @@ def test_a_namespace_that_goes_is_collected(docker: World, mode: str, tmp_path: 
     if mode == "tcx":
         skip_without_tcx()
     with DockerNetwork() as gone:
-        asked = parse_redirect(SERVER)
-        making = redirects.Making(mode=mode, is_probed=False)
-        about = redirects.redirect(redirects.of_path(gone.path), asked, making)
+        asked = Redirect.parse(SERVER)
+        making = RedirectOptions(mode=mode, is_probed=False)
+        about = DnsRedirect(gone.path).create(asked, making)
     gone_too = "its network namespace is gone"
-    assert wait_until(lambda: redirects.redirects()[0].problem == gone_too)
+    assert wait_until(lambda: DnsRedirect.all()[0].problem == gone_too)
     here = docker.redirect(mode=mode)
     assert state_names() == [here.id]
     with pytest.raises(NotFound):
-        redirects.remove(about.id)
+        DnsRedirect.remove_id(about.id)
 
 
 def killed(number: int, action: Callable[[], object]) -> str | None:
@@ -384,7 +384,7 @@ def test_killed_while_it_is_made(docker: World, mode: str) -> None:
             # Another can be made, at once.
             docker.redirect(mode=mode)
             assert docker.addresses("www.example") == [ANY_ANSWER], at
-        redirects.remove_all()
+        DnsRedirect.remove_all()
         assert state_of(docker.container) == before, at
         assert state_names() == [], at
         number += 1
@@ -399,10 +399,10 @@ def test_killed_while_it_is_removed(docker: World, mode: str) -> None:
     number = 0
     while True:
         docker.redirect("example", mode=mode)
-        if not (at := killed(number, redirects.remove_all)):
+        if not (at := killed(number, DnsRedirect.remove_all)):
             break
         assert docker.addresses("www.example") in ([ANY_ANSWER], [BUILTIN_ANSWER]), at
-        redirects.remove_all()
+        DnsRedirect.remove_all()
         assert state_of(docker.container) == before, at
         assert state_names() == [], at
         number += 1
@@ -418,11 +418,9 @@ def refused(docker: World, kind: type[ZfwError], **options: Any) -> tuple[str, s
     """The line and the hint that a redirect is refused with; nothing is changed."""
     before = state_of(docker.container)
     path = options.pop("path", docker.network.path)
-    making = redirects.Making(**options.pop("making", {}))
+    making = RedirectOptions(**options.pop("making", {}))
     with pytest.raises(kind) as caught:
-        redirects.redirect(
-            redirects.of_path(path), parse_redirect(options.pop("to", SERVER), **options), making
-        )
+        DnsRedirect(path).create(Redirect.parse(options.pop("to", SERVER), **options), making)
     assert type(caught.value) is kind
     assert "\n" not in caught.value.message
     assert state_of(docker.container) == before
@@ -493,15 +491,13 @@ def test_another_resolver_of_the_namespace_s(docker: World, tmp_path: Path) -> N
         for options in ((), ("+tcp",)):
             for is_redirected, answer in ((False, OTHER_ANSWER), (True, ANY_ANSWER)):
                 if is_redirected:
-                    redirects.redirect(
-                        redirects.of_path(docker.network.path),
-                        parse_redirect(SERVER, "169.254.20.10"),
-                    )
+                    asked = Redirect.parse(SERVER, "169.254.20.10")
+                    DnsRedirect(docker.network.path).create(asked)
                 done = docker.container.run(
                     *("dig", "@169.254.20.10", "+short", "www.example", *options)
                 )
                 assert done.stdout.split() == [answer]
-            redirects.remove_all()
+            DnsRedirect.remove_all()
 
 
 def test_what_is_no_network_namespace(docker: World, tmp_path: Path) -> None:
@@ -515,9 +511,9 @@ def test_what_is_no_network_namespace(docker: World, tmp_path: Path) -> None:
     with subprocess.Popen(["/bin/true"]) as ended:
         pass
     with pytest.raises(NotFound, match=f"^no such process: {ended.pid}$"):
-        redirects.of_process(ended.pid)
+        DnsRedirect.of_process(ended.pid)
     with pytest.raises(UsageError):
-        redirects.of_process(0)
+        DnsRedirect.of_process(0)
 
 
 def test_ports_that_the_kernel_has_all_of(docker: World) -> None:
@@ -543,7 +539,7 @@ def test_a_daemon_that_cannot_be_told_from_others(docker: World) -> None:
                 f"2 UDP sockets on {RESOLVER}, ports {listed}: one of them is the daemon's",
                 "--daemon-ports UDP,TCP says which",
             )
-            docker.redirect(daemon=Ports(ports[0], 0))
+            docker.redirect(daemon=DaemonPorts(ports[0], 0))
     finally:
         docker.daemon.start()
 
@@ -560,15 +556,15 @@ def test_who_is_not_root(docker: World) -> None:
     docker.redirect()
     path = f"/proc/{os.getpid()}/ns/net"
     for call in (
-        f"redirect(of_path({path!r}), parse_redirect({SERVER!r}))",
-        "redirects()",
-        "remove('1')",
-        "remove_all()",
+        f"DnsRedirect({path!r}).create(Redirect.parse({SERVER!r}))",
+        "DnsRedirect.all()",
+        "DnsRedirect.remove_id('1')",
+        "DnsRedirect.remove_all()",
     ):
         code = (
             "import os; os.setuid(65534)\n"
-            "from zfw_py.docker_dns.service import *\n"
-            "from zfw_py.docker_dns.model import parse_redirect\n"
+            "from zfw_py.docker_dns.service import DnsRedirect\n"
+            "from zfw_py.docker_dns.model import Redirect\n"
             "from zfw_py.errors import PermissionDenied\n"
             f"try: {call}\n"
             "except PermissionDenied as error: print(error)\n"

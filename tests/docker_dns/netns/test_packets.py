@@ -32,8 +32,8 @@ from tests.docker_dns.support.world import (
     SERVER,
 )
 from tests.support.command import captured as run_captured
-from zfw_py.docker_dns import service as redirects
-from zfw_py.docker_dns.model import parse_redirect
+from zfw_py.docker_dns.model import Redirect
+from zfw_py.docker_dns.service import DnsRedirect, RedirectOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -475,7 +475,7 @@ def test_an_uplink_that_goes(docker: World) -> None:
     assert docker.addresses("www.example") == [ANY_ANSWER]
     docker.network.host.run("ip", "link", "delete", "veth1")
     assert docker.addresses("www.example") == [BUILTIN_ANSWER]
-    (status,) = redirects.redirects()
+    (status,) = DnsRedirect.all()
     assert status.problem == "eth0 is gone, or the program on it"
     # Of no use to anybody: another takes its place.
     docker.network.add_uplink()
@@ -488,9 +488,8 @@ def test_an_uplink_without_ethernet(docker: World) -> None:
     device = docker.container.open_tun("tun0")
     try:
         docker.container.set_up("tun0", "10.99.0.2/24")
-        asked = parse_redirect("10.99.0.1:5300", interface="tun0")
-        target = redirects.of_path(docker.network.path)
-        redirects.redirect(target, asked, redirects.Making(is_probed=False))
+        asked = Redirect.parse("10.99.0.1:5300", interface="tun0")
+        DnsRedirect(docker.network.path).create(asked, RedirectOptions(is_probed=False))
         with client(docker) as one:
             message = query()
             one.send(message.to_wire())

@@ -22,7 +22,7 @@ from tests.docker_dns.support.world import (
     docker_world,
 )
 from tests.support.engine import LiveEngine
-from zfw_py.docker_dns import service as redirects
+from zfw_py.docker_dns.service import DnsRedirect
 
 if TYPE_CHECKING:
     from tests.docker_dns.support.world import World
@@ -45,8 +45,8 @@ def test_what_it_makes_it_takes_away(docker: World, engine: LiveEngine, number: 
         engine.start("web", pid)
         with watching() as watch:
             assert watch.next() == f"web: redirected to {SERVER}:53"
-            (status,) = redirects.redirects()
-            about = status.about
+            (status,) = DnsRedirect.all()
+            about = status.manifest
             assert (about.container, about.container_id) == ("web", "ab" * 32)
             assert about.watcher is not None
             assert about.watcher.pid == watch.process.pid
@@ -54,7 +54,7 @@ def test_what_it_makes_it_takes_away(docker: World, engine: LiveEngine, number: 
             assert docker.addresses("www.example") == [ANY_ANSWER]
             assert watch.end(number) == 0
             assert watch.errors() == ""
-        assert redirects.redirects() == []
+        assert DnsRedirect.all() == []
         assert docker.addresses("www.example") == [BUILTIN_ANSWER]
 
 
@@ -107,14 +107,14 @@ def test_a_container_that_starts_again(engine: LiveEngine, tmp_path: Path) -> No
             with docker_world(folder) as world, world.first_process() as pid:
                 engine.start("web", pid)
                 assert watch.next() == f"web: redirected to {SERVER}:53"
-                (status,) = redirects.redirects()
+                (status,) = DnsRedirect.all()
                 assert status.problem == ""
                 assert world.addresses("www.example") == [ANY_ANSWER]
                 engine.end("web")
                 ended = "container web is not running: exited; waiting for its next start"
                 assert watch.next() == f"web: {ended}"
         assert watch.end() == 0
-    assert redirects.redirects() == []
+    assert DnsRedirect.all() == []
 
 
 def test_an_engine_that_is_started_again(docker: World, engine: LiveEngine) -> None:
@@ -170,7 +170,7 @@ def test_the_first_redirect_has_to_be_made(docker: World, engine: LiveEngine) ->
         with watching() as watch:
             assert watch.errors().startswith("zfw: its queries are redirected already, to")
             assert watch.process.returncode == 6
-        assert len(redirects.redirects()) == 1
+        assert len(DnsRedirect.all()) == 1
     with watching() as watch:
         assert watch.errors() == f"zfw: container engine {engine.path}: No such file or directory\n"
         assert watch.process.returncode == 1
@@ -188,14 +188,14 @@ def test_a_watch_that_was_killed_is_taken_over_from(
             with watching("--mode", mode) as second:
                 assert second.errors().startswith("zfw: its queries are redirected already")
             watch.end(signal.SIGKILL)
-        (status,) = redirects.redirects()
-        assert status.problem == "its watcher has died: it stays as it is"
+        (status,) = DnsRedirect.all()
+        assert status.problem == "its zfw docker-dns watch was killed; the redirect stays as it is"
         assert docker.addresses("www.example") == [ANY_ANSWER]
         with watching("--mode", mode) as watch:
             assert watch.next() == f"web: redirected to {SERVER}:53"
             assert docker.addresses("www.example") == [ANY_ANSWER]
             assert watch.end() == 0
-        assert redirects.redirects() == []
+        assert DnsRedirect.all() == []
         assert docker.container.run("tc", "qdisc").stdout == before
 
 
@@ -204,8 +204,8 @@ def test_somebody_else_takes_it_away(docker: World, engine: LiveEngine) -> None:
         engine.start("web", pid)
         with watching() as watch:
             assert watch.next() == f"web: redirected to {SERVER}:53"
-            assert len(redirects.remove_all()) == 1
-            assert watch.next() == "web: somebody else has taken the redirect away"
+            assert len(DnsRedirect.remove_all()) == 1
+            assert watch.next() == "web: the redirect was removed by another process; exiting"
             assert watch.process.wait(PATIENCE) == 0
 
 

@@ -26,9 +26,8 @@ import pytest
 from tests.support import dns_server
 from tests.support.netns import Namespace, Namespaces
 from tests.support.tcx import skip_without_tcx
-from zfw_py.docker_dns import service as redirects
-from zfw_py.docker_dns.model import parse_redirect
-from zfw_py.docker_dns.service import Making
+from zfw_py.docker_dns.model import Redirect
+from zfw_py.docker_dns.service import DnsRedirect, RedirectOptions
 
 if TYPE_CHECKING:
     import subprocess
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from zfw_py.docker_dns.maps import About
+    from zfw_py.docker_dns.maps import Manifest
 
 RESOLVER = "127.0.0.11"
 CONTAINER, HOST, SERVER = "172.18.0.2", "172.18.0.1", "10.77.0.53"
@@ -233,12 +232,12 @@ class World(NamedTuple):
     def server(self) -> Namespace:
         return self.network.server
 
-    def redirect(self, *domains: str, to: str = SERVER, **making: Any) -> About:
+    def redirect(self, *domains: str, to: str = SERVER, **making: Any) -> Manifest:
         """Redirect the container's queries."""
         if making.get("mode") == "tcx":
             skip_without_tcx()
-        asked = parse_redirect(to, domains=domains, tcp=making.pop("tcp", None))
-        return redirects.redirect(redirects.of_path(self.network.path), asked, Making(**making))
+        asked = Redirect.parse(to, domains=domains, tcp=making.pop("tcp", None))
+        return DnsRedirect(self.network.path).create(asked, RedirectOptions(**making))
 
     def addresses(self, name: str, *options: str) -> list[str]:
         """The addresses that dig gets for a name from the resolver; [] without an answer."""
@@ -262,7 +261,7 @@ class World(NamedTuple):
 
     def outcomes(self) -> dict[str, int]:
         """The number of packets by outcome, without the outcomes that have none."""
-        (status,) = redirects.redirects()
+        (status,) = DnsRedirect.all()
         return {outcome: packets for outcome, (packets, _) in status.outcomes.items() if packets}
 
 
@@ -274,7 +273,7 @@ def docker_world(folder: Path, backend: str = BACKENDS[0]) -> Iterator[World]:
         daemon = Daemon(network.container, backend)
         stack.callback(daemon.close)
         log = stack.enter_context(dnsmasq(network.server, folder))
-        stack.callback(redirects.remove_all)
+        stack.callback(DnsRedirect.remove_all)
         yield World(network, daemon, log)
 
 

@@ -9,7 +9,7 @@ from struct import pack
 import pytest
 
 from zfw_py.docker_dns import layout
-from zfw_py.docker_dns.codec import Config, Daemon, Event, counts, domain_key, total
+from zfw_py.docker_dns.codec import Config, DaemonPorts, Event, counts, domain_key, total
 from zfw_py.docker_dns.events import Reader
 from zfw_py.values.endpoint import Endpoint
 
@@ -40,8 +40,8 @@ def test_config() -> None:
 
 
 def test_daemon() -> None:
-    assert Daemon(41552, 39211).encode() == b"\x50\xa2\x2b\x99"
-    assert Daemon.decode(b"\x50\xa2\x2b\x99") == (41552, 39211)
+    assert DaemonPorts(41552, 39211).encode() == b"\x50\xa2\x2b\x99"
+    assert DaemonPorts.decode(b"\x50\xa2\x2b\x99") == (41552, 39211)
 
 
 @pytest.mark.parametrize("name", ["example.com", "a", "x" * 63, ".".join(["a" * 61] * 4)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from zfw_py.docker_dns.model import MAX_DOMAINS, Redirect, parse_redirect
+from zfw_py.docker_dns.model import MAX_DOMAINS, Redirect
 from zfw_py.errors import UsageError
 from zfw_py.values.endpoint import Server
 
@@ -13,24 +13,24 @@ SERVER = Server(4, bytes([10, 0, 0, 1]), 53)
 
 
 def test_what_is_meant_without_options() -> None:
-    made = parse_redirect("10.0.0.1")
+    made = Redirect.parse("10.0.0.1")
     assert made == Redirect(SERVER, Server(4, bytes([127, 0, 0, 11]), 53), "eth0", (), "redirect")
 
 
 def test_all_of_them() -> None:
-    made = parse_redirect("10.0.0.1:5353", "127.0.0.53:54", "net1", ["Example.COM."], "redirect")
+    made = Redirect.parse("10.0.0.1:5353", "127.0.0.53:54", "net1", ["Example.COM."], "redirect")
     assert made.server == Server(4, SERVER.address, 5353)
     assert made.resolver == Server(4, bytes([127, 0, 0, 53]), 54)
     assert (made.interface, made.domains, made.tcp) == ("net1", ("example.com",), "redirect")
 
 
 def test_tcp_goes_by_the_domains() -> None:
-    assert parse_redirect("10.0.0.1", domains=["a.example"]).tcp == "builtin"
-    assert parse_redirect("10.0.0.1", tcp="builtin").tcp == "builtin"
+    assert Redirect.parse("10.0.0.1", domains=["a.example"]).tcp == "builtin"
+    assert Redirect.parse("10.0.0.1", tcp="builtin").tcp == "builtin"
 
 
 def test_domains_are_canonical_and_told_once() -> None:
-    made = parse_redirect("10.0.0.1", domains=["B.example", "b.EXAMPLE.", "a.example", "bücher.de"])
+    made = Redirect.parse("10.0.0.1", domains=["B.example", "b.EXAMPLE.", "a.example", "bücher.de"])
     assert made.domains == ("b.example", "a.example", "xn--bcher-kva.de")
 
 
@@ -66,6 +66,6 @@ def test_domains_are_canonical_and_told_once() -> None:
 )
 def test_what_makes_no_sense(arguments: dict[str, object], told: str) -> None:
     with pytest.raises(UsageError) as refused:
-        parse_redirect(**({"to": "10.0.0.1"} | arguments))
+        Redirect.parse(**({"to": "10.0.0.1"} | arguments))
     assert refused.value.message.startswith(told)
     assert "\n" not in refused.value.message

@@ -426,16 +426,16 @@ def test_the_key_of_a_rule_stands_once(form: Format) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"version": 1, "version": 1}', "version: stands twice"),
-        ('{"version": 1, "rules": [], "rules": []}', "rules: stands twice"),
-        ('{"version": 1, "settings": {"eth0": {}, "eth0": {}}}', "settings.eth0: stands twice"),
+        ('{"version": 1, "version": 1}', "version: duplicate key"),
+        ('{"version": 1, "rules": [], "rules": []}', "rules: duplicate key"),
+        ('{"version": 1, "settings": {"eth0": {}, "eth0": {}}}', "settings.eth0: duplicate key"),
         (
             '{"version": 1, "settings": {"eth0": {"ssh": true, "ssh": true}}}',
-            "settings.eth0.ssh: stands twice",
+            "settings.eth0.ssh: duplicate key",
         ),
         (
             '{"version": 1, "rules": [{"low_port": 1, "low_port": 2}]}',
-            "rules[0].low_port: stands twice",
+            "rules[0].low_port: duplicate key",
         ),
         ('{"version": 1, "flows": null}', "flows: expected object, got null"),
         ("[1]", "expected object, got array"),

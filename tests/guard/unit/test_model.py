@@ -122,8 +122,8 @@ class TestEntry:
             ("a\u2003b", "blanks or control characters"),
             ("x" * 1025, "longer than 1024 characters"),
             # URLs
-            ("https://example.com", "a URL, where the name of its host is wanted"),
-            ("https://example.com:443/x", "a URL, where the name of its host is wanted"),
+            ("https://example.com", "give the host name, not a URL"),
+            ("https://example.com:443/x", "give the host name, not a URL"),
             # what looks like an address and is none
             ("1.2.3", "not an IPv4 or IPv6 address: '1.2.3'"),
             ("10.0.0.999", "not an IPv4 or IPv6 address: '10.0.0.999'"),
@@ -171,10 +171,10 @@ class TestEntry:
             ("*.example.com", "'example.com' covers all names below it: '*.example.com'"),
             ("*.example.com:443", "'example.com' covers all names below it"),
             ("*", "'.' covers all names below it"),
-            ("a.*.example", "other than letters, digits, hyphens and underscores"),
-            ("exa$mple.com", "other than letters, digits, hyphens and underscores"),
-            ("a\\.b", "other than letters, digits, hyphens and underscores"),
-            ("user@example.com", "other than letters, digits, hyphens and underscores"),
+            ("a.*.example", "only letters, digits, hyphens and underscores are allowed"),
+            ("exa$mple.com", "only letters, digits, hyphens and underscores are allowed"),
+            ("a\\.b", "only letters, digits, hyphens and underscores are allowed"),
+            ("user@example.com", "only letters, digits, hyphens and underscores are allowed"),
             ("example.com/24", "neither a prefix nor a name, which has no slash"),
             ("example.com/path", "neither a prefix nor a name, which has no slash"),
             ("/8", "neither a prefix nor a name, which has no slash"),
@@ -185,9 +185,9 @@ class TestEntry:
             ("example.com..", "an empty label"),
             ("a" * 64 + ".example", "a label of more than 63 octets"),
             (".".join(["a" * 49] * 5) + ".cccc", "a name of more than 253 octets"),
-            ("\u2603.example", "'\u2603' is no label of a name"),
-            ("\ud800.example", "is no label of a name"),
-            ("\u00ad.example", "is no label of a name"),
+            ("\u2603.example", "'\u2603' is not a valid label"),
+            ("\ud800.example", "is not a valid label"),
+            ("\u00ad.example", "is not a valid label"),
         ],
     )
     def test_nonsense_gets_one_line_that_names_the_option(self, text: str, message: str) -> None:
@@ -684,7 +684,7 @@ class TestFile:
     @pytest.mark.parametrize(
         ("data", "message"),
         [
-            (b'{"allow": [], "allow": []}', "allow: stands twice"),
+            (b'{"allow": [], "allow": []}', "allow: duplicate key"),
             (b'{"default": null}', "default: expected str, got null"),
             (b"[]", "expected object, got array"),
             (b'{"allow": ["\\ud800"]}', "allow[0]: "),

@@ -28,7 +28,7 @@ from tests.steer.support.gateway import connected, listen
 from tests.support.netns import Network
 from tests.support.waiting import wait_until
 from zfw_py import Firewall
-from zfw_py.docker_dns import service as redirects
+from zfw_py.docker_dns.service import DnsRedirect
 from zfw_py.firewall import programs as firewall_programs
 from zfw_py.firewall.maps import STORE as FIREWALL_STORE
 from zfw_py.guard.maps import STORE as GUARD_STORE
@@ -190,7 +190,7 @@ def test_steering(network: Network, older_version: Path, again: tuple[str, ...])
         assert status.program_id != program
         assert status.order == [status.program_id]
         assert len(pins(directory)) == len(before)
-        assert Steering().listed()[0].counters.lookups >= 1
+        assert Steering().mappings()[0].counters.lookups >= 1
         with connected(network.client, IPV4, 5555):
             daemon.accept()[0].close()
 
@@ -205,8 +205,8 @@ def test_a_redirect(older_version: Path, tmp_path: Path, mode: str, by_upgrade: 
     with docker_world(tmp_path) as world:
         arguments = ("docker-dns", "redirect", "--netns", world.network.path, "--to", SERVER)
         run(*older.command(older_version, *arguments, "--mode", mode))
-        (before,) = redirects.redirects()
-        assert before.about.digest == ""
+        (before,) = DnsRedirect.all()
+        assert before.manifest.digest == ""
         stop = threading.Event()
         answers: list[list[str]] = []
 
@@ -229,9 +229,13 @@ def test_a_redirect(older_version: Path, tmp_path: Path, mode: str, by_upgrade: 
             stop.set()
             asking.join()
         assert all(answer == [ANY_ANSWER] for answer in answers), answers
-        (after,) = redirects.redirects()
-        assert (after.about.id, after.about.mode, after.problem) == (before.about.id, mode, "")
-        assert after.about.digest != ""
+        (after,) = DnsRedirect.all()
+        assert (after.manifest.id, after.manifest.mode, after.problem) == (
+            before.manifest.id,
+            mode,
+            "",
+        )
+        assert after.manifest.digest != ""
         assert after.outcomes["query"][0] > before.outcomes["query"][0]
 
 

@@ -26,7 +26,7 @@ from tests.support.cgroups import enter
 from tests.support.netns import Network
 from zfw_py import Firewall, NotInstalled, Prefix, Rule, RuleKey
 from zfw_py.docker_dns import programs as dns_programs
-from zfw_py.docker_dns import service as redirects
+from zfw_py.docker_dns.service import DnsRedirect
 from zfw_py.errors import Conflict, NotFound
 from zfw_py.firewall import programs as firewall_programs
 from zfw_py.guard import listing, takeover
@@ -270,12 +270,12 @@ class RedirectSubject(Subject):
     def _upgrade(self) -> None:
         with self.world.container.entered():
             try:
-                redirects.upgrade()
+                DnsRedirect().upgrade()
             except NotInstalled:
                 raise NotFound("no redirect") from None
 
     def remove(self) -> None:
-        redirects.remove_all()
+        DnsRedirect.remove_all()
 
     def probe(self, *, is_whole: bool = True) -> str:
         answers = {ANY_ANSWER: "installed", BUILTIN_ANSWER: "before"}

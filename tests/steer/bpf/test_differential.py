@@ -105,7 +105,7 @@ def _count(counts: dict[int, codec.Counter], wanted: Decision) -> None:
         before = counts[wanted.mapping]
         counts[wanted.mapping] = codec.Counter(
             before.lookups + 1,
-            before.kept + (wanted.outcome == "kept"),
+            before.kept_by_listener + (wanted.outcome == "kept"),
             before.no_socket + (wanted.outcome in ("refused", "fallen through")),
         )
 

@@ -240,7 +240,7 @@ def test_nginx(network: Network, steering: Steering, tmp_path: Path, option: str
     answers = {answer for _, answer in client.outcomes if answer}
     assert all(answer.startswith(b"HTTP/1.1 200 OK\r\nServer: nginx") for answer in answers)
     report(f"nginx{option}", client)
-    (found,) = steering.listed()
+    (found,) = steering.mappings()
     assert found.state == "pending"
 
 

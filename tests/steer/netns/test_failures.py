@@ -39,7 +39,7 @@ from zfw_py.kernel.lock import holder_of
 from zfw_py.lifecycle import programs as lifecycle
 from zfw_py.lifecycle.store import ROOT
 from zfw_py.steer import programs
-from zfw_py.steer.maps import STORE, Tables
+from zfw_py.steer.maps import STORE, Maps
 from zfw_py.steer.model import AddressTarget
 from zfw_py.steer.service import Steering
 from zfw_py.systemd.steer import CAPABILITIES
@@ -53,7 +53,7 @@ IPV4 = Network.gateway_ipv4
 
 
 def keys(steering: Steering) -> list[str]:
-    return [str(each.mapping.key) for each in steering.listed()]
+    return [str(each.mapping.key) for each in steering.mappings()]
 
 
 def listed(directory: str) -> list[str]:
@@ -62,13 +62,14 @@ def listed(directory: str) -> list[str]:
 
 def is_tidy(steering: Steering) -> bool:
     """Whether there is nothing but what a namespace that is steered has."""
-    tables = Tables(STORE.directory(steering.cookie))
+    tables = Maps(STORE.directory(steering.cookie))
     state = tables.state()
-    addressed = [place for place in state.places if isinstance(place.target, AddressTarget)]
+    addressed = [place for place in state.destinations if isinstance(place.target, AddressTarget)]
     names = set(listed(tables.directory))
     return (
         STORE.unfinished() == []
         and len(tables.addressed()) == len(addressed)
+        and tables.counters().keys() <= {each.id for each in state.mappings}
         and not any(name.startswith("new") for name in names)
     )
 
@@ -154,13 +155,13 @@ def test_a_manager_that_is_killed_leaves_steering_and_another_takes_over(
             second.wait_for("managing")
             assert holder_of(STORE.directory(steering.cookie)) == second.pid
             stack.enter_context(datagrams("127.0.0.5", 53))
-            second.wait_for(": took ")
+            second.wait_for(": adopted ")
             assert lands_on(network.client, IPV4, 5555, daemon)
-            found = {each.mapping.label: each for each in steering.listed()}
+            found = {each.mapping.label: each for each in steering.mappings()}
             assert found["run"].run_pid == first.pid
             assert found["run"].problem.startswith("its zfw steer run was killed")
     # It went with the next change, which was the end of the other.
-    assert [each.mapping.label for each in steering.listed()] == [""]
+    assert [each.mapping.label for each in steering.mappings()] == [""]
 
 
 def test_what_a_run_holds_goes_with_it_and_the_rest_stays(
@@ -180,7 +181,7 @@ def test_what_a_run_holds_goes_with_it_and_the_rest_stays(
 def test_the_end_of_all_steering_ends_a_manager(steering: Steering) -> None:
     with managed() as manager:
         steering.detach()
-        manager.wait_for("somebody has ended all steering")
+        manager.wait_for("steering was removed by another process; exiting")
         os.waitid(os.P_PID, manager.pid, os.WEXITED | os.WNOWAIT)
 
 
@@ -201,7 +202,7 @@ def test_many_writers_at_once(steering: Steering) -> None:
                 os._exit(code)
         pids.append(pid)
     assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * 8
-    assert len(steering.listed()) == 40
+    assert len(steering.mappings()) == 40
     assert is_tidy(steering)
 
 
@@ -232,13 +233,13 @@ def test_a_socket_that_is_closed_as_it_is_put_into_the_map(
     network: Network, steering: Steering, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stack.enter_context(listen("127.0.0.1", 2222))
-    original = Tables.put_socket
+    original = Maps.store_socket
 
-    def put(tables: Tables, target: int, slot: int, held: socket.socket) -> None:
+    def put(tables: Maps, target: int, slot: int, held: socket.socket) -> None:
         held.shutdown(socket.SHUT_RDWR)  # no listener any more
         original(tables, target, slot, held)
 
-    monkeypatch.setattr(Tables, "put_socket", put)
+    monkeypatch.setattr(Maps, "store_socket", put)
     (added,) = steering.add([mapping("tcp", "any", "5555", "127.0.0.1:2222")])
     assert added.state == "pending"
     assert is_refused(network.client, IPV4, 5555)
@@ -262,7 +263,7 @@ def test_a_socket_that_cannot_be_had_does_not_end_the_manager(
         with datagrams("127.0.0.5", 53):
             manager.wait_for("take a socket: not permitted")
         with datagrams("127.0.0.5", 53):
-            manager.wait_for(": took ")
+            manager.wait_for(": adopted ")
 
 
 # Programs of another build
@@ -292,7 +293,7 @@ def test_an_upgrade_keeps_all(
     assert after.program_id != before.program_id
     assert after.order == [after.program_id]
     assert after.programs == before.programs
-    assert [each.counters.lookups for each in steering.listed()] == [1, 0]
+    assert [each.counters.lookups for each in steering.mappings()] == [1, 0]
     with connected(network.client, IPV4, 5555):
         daemon.accept()[0].close()
     # And listeners are still followed.
@@ -356,7 +357,7 @@ def test_maps_of_another_version_are_refused_and_can_be_detached(
 ) -> None:
     steering.add([mapping("tcp", "any", "5555", "127.0.0.1:2222")])
     monkeypatch.setattr(programs.layout, "ABI_VERSION", 99)
-    for action in (steering.listed, steering.status, lambda: steering.add([])):
+    for action in (steering.mappings, steering.status, lambda: steering.add([])):
         with pytest.raises(LayoutMismatch, match="another version of zfw") as refused:
             action()
         assert "zfw steer detach" in (refused.value.hint or "")
@@ -385,7 +386,9 @@ def test_another_sk_lookup_program_runs_too_and_the_order_is_told(
     steering.add([mapping("tcp", "any", "5555", "127.0.0.1:2222")])
     status = steering.status()
     assert status.order == [bpf_maps.object_id(program), status.program_id]
-    assert status.warnings == ["what another program has chosen a socket for is not steered"]
+    assert status.warnings == [
+        "connections for which another program chooses a socket are not steered"
+    ]
     assert lands_on(network.client, IPV4, 5555, daemon)
 
 
@@ -394,7 +397,9 @@ def test_a_program_that_somebody_took_off_is_told(steering: Steering) -> None:
     link = bpf_maps.open_pin(f"{STORE.directory(steering.cookie)}/link_lookup")
     bpf_links.detach_link(link)
     os.close(link)
-    assert steering.status().warnings == ["the program that steers was detached by somebody else"]
+    assert steering.status().warnings == [
+        "the program lookup was detached by another process: nothing is steered"
+    ]
 
 
 def test_a_kernel_without_sk_lookup(steering: Steering, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -431,7 +436,7 @@ def test_without_privileges_nothing_is_told_or_changed(steering: Steering) -> No
     assert as_user(65534, add) == ["PermissionDenied", 77]
     steering.add([mapping("tcp", "any", "5555", "127.0.0.1:2222")])
     assert as_user(65534, add) == ["PermissionDenied", 77]
-    assert as_user(65534, lambda: len(Steering().listed())) == ["PermissionDenied", 77]
+    assert as_user(65534, lambda: len(Steering().mappings())) == ["PermissionDenied", 77]
 
 
 def test_the_capabilities_of_the_unit_suffice(
@@ -474,14 +479,14 @@ def test_the_group_may_read(
             54321,
             lambda: [
                 [str(each.mapping), each.state, each.counters.lookups]
-                for each in Steering().listed()
+                for each in Steering().mappings()
             ],
         ) == [["tcp 0.0.0.0/0 port 5555 to 127.0.0.1:2222", "steering", 1]]
         assert as_user(54321, lambda: Steering().status().mappings) == 1
         assert as_user(
             54321, lambda: len(Steering().add([mapping("tcp", "any", "1", "127.0.0.1:1")]))
         ) == ["PermissionDenied", 77]
-        assert as_user(65534, lambda: len(Steering().listed())) == ["PermissionDenied", 77]
+        assert as_user(65534, lambda: len(Steering().mappings())) == ["PermissionDenied", 77]
     finally:
         Path(bpffs.MOUNT_POINT).chmod(0o700)
         Path(ROOT).chmod(0o700)

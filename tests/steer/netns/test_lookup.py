@@ -120,7 +120,7 @@ def test_both_ends_see_true_addresses(
             assert made.recv(8) == b"question"
             made.sendall(b"answer")
             assert client.recv(6) == b"answer"
-    assert programs.counter(1) == Counts(lookups=1, kept=0, no_socket=0)
+    assert programs.counter(1) == Counts(lookups=1, kept_by_listener=0, no_socket=0)
 
 
 def test_whoever_listens_there_exactly_keeps_it(programs: Steered, network: Network) -> None:
@@ -134,8 +134,8 @@ def test_whoever_listens_there_exactly_keeps_it(programs: Steered, network: Netw
         programs.apply([_mapping(2, WEB, ANY_PORT, is_override=True)])
         with _connect(network, network.gateway_ipv4, 8080), web.accept()[0]:
             pass
-    assert programs.counter(1) == Counts(lookups=2, kept=1, no_socket=0)
-    assert programs.counter(2) == Counts(lookups=1, kept=0, no_socket=0)
+    assert programs.counter(1) == Counts(lookups=2, kept_by_listener=1, no_socket=0)
+    assert programs.counter(2) == Counts(lookups=1, kept_by_listener=0, no_socket=0)
 
 
 def test_a_listener_on_another_device_keeps_nothing(programs: Steered, network: Network) -> None:
@@ -147,7 +147,7 @@ def test_a_listener_on_another_device_keeps_nothing(programs: Steered, network: 
             pass
         with socket.create_connection((EVERYWHERE, 8080), 20), web.accept()[0]:
             pass
-    assert programs.counter(1) == Counts(lookups=2, kept=1, no_socket=0)
+    assert programs.counter(1) == Counts(lookups=2, kept_by_listener=1, no_socket=0)
 
 
 def test_a_target_takes_what_comes_in_at_its_device(programs: Steered, network: Network) -> None:
@@ -159,7 +159,7 @@ def test_a_target_takes_what_comes_in_at_its_device(programs: Steered, network: 
             pass
         refused = error_of(lambda: socket.create_connection((EVERYWHERE, 8080), 20))
         assert refused == "ECONNREFUSED"
-    assert programs.counter(1) == Counts(lookups=2, kept=0, no_socket=1)
+    assert programs.counter(1) == Counts(lookups=2, kept_by_listener=0, no_socket=1)
 
 
 def test_without_its_daemon_nothing_lands_elsewhere(programs: Steered, network: Network) -> None:
@@ -169,8 +169,8 @@ def test_without_its_daemon_nothing_lands_elsewhere(programs: Steered, network: 
         assert error_of(lambda: _connect(network, network.gateway_ipv4, 8080)) == "ECONNREFUSED"
         with _connect(network, network.gateway_ipv4, 8081), wild.accept()[0]:
             pass
-    assert programs.counter(1) == Counts(lookups=1, kept=0, no_socket=1)
-    assert programs.counter(2) == Counts(lookups=1, kept=0, no_socket=1)
+    assert programs.counter(1) == Counts(lookups=1, kept_by_listener=0, no_socket=1)
+    assert programs.counter(2) == Counts(lookups=1, kept_by_listener=0, no_socket=1)
 
 
 def test_a_restarted_daemon_is_taken_at_once_and_by_the_kernel_alone(
@@ -392,7 +392,7 @@ def test_an_exchanged_program_goes_on_with_the_same_maps(
         with _connect(network, network.gateway_ipv4, 8080), web.accept()[0]:
             pass
         os.close(second)
-    assert programs.counter(1) == Counts(lookups=1, kept=0, no_socket=0)
+    assert programs.counter(1) == Counts(lookups=1, kept_by_listener=0, no_socket=0)
 
 
 def test_a_listener_of_mptcp_is_no_target(programs: Steered, network: Network) -> None:

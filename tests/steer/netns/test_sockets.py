@@ -22,8 +22,8 @@ from zfw_py.kernel.process import start_time
 from zfw_py.kernel.process_sockets import cookie_of
 from zfw_py.steer import units
 from zfw_py.steer.activation import passed_sockets
-from zfw_py.steer.model import ProcessTarget, UnitTarget, parse_address_target
-from zfw_py.steer.sockets import Surroundings, chosen
+from zfw_py.steer.model import AddressTarget, ProcessTarget, UnitTarget
+from zfw_py.steer.sockets import SocketSnapshot, chosen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,14 +69,14 @@ def test_by_address_whatever_the_family_of_the_socket(stack: ExitStack) -> None:
     mapped = listener(stack, AF_INET6, "::ffff:127.0.0.1", v6only=False)
     dual = listener(stack, AF_INET6, "::", v6only=False)
     only = listener(stack, AF_INET6, "::1", v6only=True)
-    around = Surroundings()
+    snapshot = SocketSnapshot()
     for made, families in ((plain, {4}), (mapped, {4, 6}), (dual, {4, 6}), (only, {6})):
-        (found,) = around.of_target("tcp", parse_address_target(end_of(made)))
+        (found,) = snapshot.of_target("tcp", AddressTarget.parse(end_of(made)))
         assert found.cookie == cookie_of(made)
         assert found.families == families
-    assert around.of_target("udp", parse_address_target(end_of(plain))) == []
-    other = parse_address_target(f"0.0.0.0:{plain.getsockname()[1]}")
-    assert around.of_target("tcp", other) == []
+    assert snapshot.of_target("udp", AddressTarget.parse(end_of(plain))) == []
+    other = AddressTarget.parse(f"0.0.0.0:{plain.getsockname()[1]}")
+    assert snapshot.of_target("tcp", other) == []
 
 
 def test_connected_sockets_are_no_targets(stack: ExitStack) -> None:
@@ -86,11 +86,11 @@ def test_connected_sockets_are_no_targets(stack: ExitStack) -> None:
     bound = udp(stack, AF_INET, "127.0.0.1")
     connected = udp(stack, AF_INET, "127.0.0.1")
     connected.connect(bound.getsockname())
-    around = Surroundings()
-    assert around.of_target("tcp", parse_address_target(end_of(client))) == []
-    assert around.of_target("udp", parse_address_target(end_of(connected))) == []
-    assert len(around.of_target("udp", parse_address_target(end_of(bound)))) == 1
-    assert cookies(around.of_target("tcp", parse_address_target(end_of(server)))) == {
+    snapshot = SocketSnapshot()
+    assert snapshot.of_target("tcp", AddressTarget.parse(end_of(client))) == []
+    assert snapshot.of_target("udp", AddressTarget.parse(end_of(connected))) == []
+    assert len(snapshot.of_target("udp", AddressTarget.parse(end_of(bound)))) == 1
+    assert cookies(snapshot.of_target("tcp", AddressTarget.parse(end_of(server)))) == {
         cookie_of(server)
     }
 
@@ -104,28 +104,28 @@ def test_of_a_process(stack: ExitStack) -> None:
     with child(two) as made:
         listener(stack, AF_INET, "127.0.0.1")  # another's
         target = ProcessTarget(made.pid, start_time(made.pid) or 0)
-        around = Surroundings()
-        assert [str(each) for each in around.of_target("tcp", target)] == [made.told[0]]
-        assert [str(each) for each in around.of_target("udp", target)] == [made.told[1]]
-        assert around.of_target("udp", target, port=1) == []
+        snapshot = SocketSnapshot()
+        assert [str(each) for each in snapshot.of_target("tcp", target)] == [made.told[0]]
+        assert [str(each) for each in snapshot.of_target("udp", target)] == [made.told[1]]
+        assert snapshot.of_target("udp", target, port=1) == []
         # Another process that has its id is another.
-        assert around.of_target("tcp", target._replace(start_time=1)) == []
-        (found,) = around.of_target("tcp", target)
-        assert around.holders_of(found) == [made.pid]
-        taken = around.take(found)
+        assert snapshot.of_target("tcp", target._replace(start_time=1)) == []
+        (found,) = snapshot.of_target("tcp", target)
+        assert snapshot.holders_of(found) == [made.pid]
+        taken = snapshot.take(found)
         assert taken is not None
         with taken:
             assert end_of(taken) == made.told[0]
             assert cookie_of(taken) == found.cookie
-    assert around.take(found) is None
-    assert Surroundings().of_target("tcp", target) == []
+    assert snapshot.take(found) is None
+    assert SocketSnapshot().of_target("tcp", target) == []
 
 
 def test_a_process_with_several_is_ambiguous_unless_they_are_a_group(stack: ExitStack) -> None:
     me = ProcessTarget(os.getpid(), start_time(os.getpid()) or 0)
     first = listener(stack, AF_INET, "127.0.0.1")
     second = listener(stack, AF_INET, "127.0.0.1", first.getsockname()[1])
-    found = Surroundings().of_target("tcp", me)
+    found = SocketSnapshot().of_target("tcp", me)
     assert cookies(chosen(found, me, 4)) == {
         cookie_of(first),
         cookie_of(second),
@@ -133,24 +133,24 @@ def test_a_process_with_several_is_ambiguous_unless_they_are_a_group(stack: Exit
     assert chosen(found, me, 6) == []
 
     dual = listener(stack, AF_INET6, "::", v6only=False)
-    found = Surroundings().of_target("tcp", me)
+    found = SocketSnapshot().of_target("tcp", me)
     assert len(chosen(found, me, 4)) == 2  # those of the family itself
     assert cookies(chosen(found, me, 6)) == {cookie_of(dual)}
 
     third = listener(stack, AF_INET, "127.0.0.2")
-    found = Surroundings().of_target("tcp", me)
+    found = SocketSnapshot().of_target("tcp", me)
     with pytest.raises(Conflict) as refused:
         chosen(found, me, 4)
     for each in (first, third):
         assert end_of(each) in refused.value.message
-    at = Surroundings().of_target("tcp", parse_address_target(end_of(third)))
-    assert cookies(chosen(at, parse_address_target(end_of(third)), 4)) == {cookie_of(third)}
+    at = SocketSnapshot().of_target("tcp", AddressTarget.parse(end_of(third)))
+    assert cookies(chosen(at, AddressTarget.parse(end_of(third)), 4)) == {cookie_of(third)}
 
 
 def test_a_socket_that_is_closed_before_it_is_taken_is_none(stack: ExitStack) -> None:
     with child(lambda: _keep(listener(ExitStack(), AF_INET, "127.0.0.1"))) as made:
-        around = Surroundings()
-        (found,) = around.of_target("tcp", parse_address_target(made.told))
+        snapshot = SocketSnapshot()
+        (found,) = snapshot.of_target("tcp", AddressTarget.parse(made.told))
         assert process_sockets.take(made.pid, found.cookie, found.inode + 1) is None
         assert process_sockets.take(made.pid, found.cookie + 1, found.inode) is None
     assert process_sockets.take(made.pid, found.cookie, found.inode) is None
@@ -188,7 +188,7 @@ def test_of_a_unit(stack: ExitStack, number: int) -> None:
     name = f"zfwtest{secrets.token_hex(4)}"
     slices = (f"{name}.slice", f"{name}-in.slice", f"{name}.service")
     target = UnitTarget(f"{name}.service")
-    assert Surroundings().of_target("tcp", target) == []
+    assert SocketSnapshot().of_target("tcp", target) == []
     with unit_cgroup(systemd_mounts()[number], *slices) as path:
         assert units.cgroups_of(target.unit) == [path]
         assert units.processes_of(target.unit) == set()
@@ -201,7 +201,7 @@ def test_of_a_unit(stack: ExitStack, number: int) -> None:
 
         with child(serve) as made:
             assert units.processes_of(target.unit) == {made.pid}
-            assert [str(e) for e in Surroundings().of_target("tcp", target)] == [made.told]
+            assert [str(e) for e in SocketSnapshot().of_target("tcp", target)] == [made.told]
         Path(f"{path}/main").rmdir()
 
 

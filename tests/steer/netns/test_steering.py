@@ -29,20 +29,20 @@ from zfw_py.errors import Conflict, MapFull, NotFound, UsageError
 from zfw_py.kernel import process_sockets
 from zfw_py.kernel.cgroup import systemd_mounts
 from zfw_py.kernel.process import start_time
-from zfw_py.steer.maps import STORE, Tables
-from zfw_py.steer.model import UnitTarget, decode, make_mapping, parse_key
+from zfw_py.steer.maps import STORE, Maps
+from zfw_py.steer.model import Mapping, MappingKey, UnitTarget, decode
 from zfw_py.steer.service import Steering
 
 if TYPE_CHECKING:
-    from zfw_py.steer.listing import Listed
+    from zfw_py.steer.listing import MappingStatus
 
 pytestmark = pytest.mark.kernel
 
 IPV4, IPV6 = Network.gateway_ipv4, Network.gateway_ipv6
 
 
-def only(steering: Steering) -> Listed:
-    (found,) = steering.listed()
+def only(steering: Steering) -> MappingStatus:
+    (found,) = steering.mappings()
     return found
 
 
@@ -182,7 +182,7 @@ def test_of_several_daemons_the_newest_has_it_and_the_one_before_takes_over(
             found = only(steering)
             assert [each.pids for each in found.sockets] == [[os.getpid()], [other.pid]]
             assert [each.is_current for each in found.sockets] == [True, False]
-            assert found.problem == "2 daemons listen there, and the newest has it"
+            assert found.problem == "2 daemons listen there; the newest gets the connections"
         assert [each.pids for each in only(steering).sockets] == [[other.pid]]
         with connected(network.client, IPV4, 5555):
             pass
@@ -216,7 +216,7 @@ def test_of_more_sockets_than_there_is_room_for_others_follow(
         assert taken == {process_sockets.cookie_of(each) for each in group[4:]}
         for each in group[4:]:
             each.close()
-        manager.wait_for("took 127.0.0.1:2222 of process")
+        manager.wait_for("adopted 127.0.0.1:2222 of process")
         with connected(network.client, IPV4, 5555):
             pass
 
@@ -252,12 +252,12 @@ def test_a_group_of_reuseport_shares(
 @needs_told_pids
 def test_of_a_process(network: Network, steering: Steering, stack: ExitStack) -> None:
     target = steering.process_target(os.getpid())
-    one = make_mapping(parse_key("tcp", "any", "5555"), target)
+    one = Mapping.make(MappingKey.parse("tcp", "any", "5555"), target)
     (added,) = steering.add([one])
     assert added.state == "pending"
     with managed() as manager:
         daemon = stack.enter_context(listen("127.0.0.1", 2222))
-        manager.wait_for(": took ")
+        manager.wait_for(": adopted ")
         assert lands_on(network.client, IPV4, 5555, daemon)
         stack.enter_context(listen("127.0.0.1", 2223))
         assert "127.0.0.1:2222, 127.0.0.1:2223" in manager.wait_for("on several")
@@ -268,7 +268,7 @@ def test_of_a_process(network: Network, steering: Steering, stack: ExitStack) ->
     steering.remove_all()
     with pytest.raises(Conflict, match=r"on several: 127.0.0.1:2222, 127.0.0.1:2223"):
         steering.add([one])
-    assert steering.listed() == []
+    assert steering.mappings() == []
 
 
 @needs_told_pids
@@ -276,7 +276,7 @@ def test_of_a_unit(network: Network, steering: Steering) -> None:
     """Of every process of it, whichever family its sockets have, and of the next that runs."""
     name = f"zfwtest{os.getpid()}"
     slice_, unit = Path(systemd_mounts()[0]) / f"{name}.slice", f"{name}.service"
-    one = make_mapping(parse_key("tcp", "any", "5555"), UnitTarget(unit))
+    one = Mapping.make(MappingKey.parse("tcp", "any", "5555"), UnitTarget(unit))
     (added,) = steering.add([one])
     assert added.state == "pending"
     kept = []
@@ -293,7 +293,7 @@ def test_of_a_unit(network: Network, steering: Steering) -> None:
                 (slice_ / unit).mkdir()
                 with child(serve) as daemon:
                     for _ in range(2):
-                        manager.wait_for(f"took the one of process {daemon.pid}")
+                        manager.wait_for(f"adopted the socket of process {daemon.pid}")
                     assert only(steering).state == "steering"
                     for address in (IPV4, IPV6):
                         with connected(network.client, address, 5555) as ours:
@@ -324,11 +324,11 @@ def test_a_unit_that_runs_already(network: Network, steering: Steering) -> None:
             target = UnitTarget(unit)
             steering.add(
                 [
-                    make_mapping(parse_key("tcp", "any", "5555"), target),
-                    make_mapping(parse_key("udp", "any", "53"), target),
+                    Mapping.make(MappingKey.parse("tcp", "any", "5555"), target),
+                    Mapping.make(MappingKey.parse("udp", "any", "53"), target),
                 ]
             )
-            for listed in steering.listed():
+            for listed in steering.mappings():
                 assert listed.state == "steering"
                 assert [each.pids for each in listed.sockets] == [[daemon.pid]]
             with connected(network.client, IPV4, 5555):
@@ -376,7 +376,7 @@ def test_a_datagram_and_its_answer(
                 with network.gateway.entered():
                     daemon = datagrams(bound, 53)
                 with daemon:
-                    manager.wait_for(": took ")
+                    manager.wait_for(": adopted ")
                     client.send(b"question")
                     data, source = daemon.recvfrom(99)
                     daemon.sendto(b"answer", source)
@@ -426,18 +426,18 @@ def test_apply_makes_it_equal_and_keeps_what_stays(
     assert lands_on(network.client, IPV4, 5555, daemon)
     applied = steering.apply([stays, mapping("tcp", "any", "6666", "127.0.0.1:2222")])
     assert applied == (1, 0, 1, 1, 0)
-    assert [each.counters.lookups for each in steering.listed()] == [1, 0]
+    assert [each.counters.lookups for each in steering.mappings()] == [1, 0]
     assert lands_on(network.client, IPV4, 6666, daemon)
     applied = steering.apply([mapping("tcp", "any", "5555", "127.0.0.1:3333")])
     assert applied == (0, 1, 1, 0, 1)
     assert is_refused(network.client, IPV4, 5555)
     assert steering.apply([]) == (0, 0, 1, 0, 0)
-    assert steering.listed() == []
+    assert steering.mappings() == []
 
 
 def test_what_is_not_possible_changes_nothing(steering: Steering) -> None:
     steering.add([mapping("tcp", "any", "5555", "127.0.0.1:2222")])
-    before = steering.listed()
+    before = steering.mappings()
     with pytest.raises(Conflict, match=r"steered already, to 127\.0\.0\.1:2222"):
         steering.add(
             [
@@ -446,13 +446,13 @@ def test_what_is_not_possible_changes_nothing(steering: Steering) -> None:
             ]
         )
     with pytest.raises(NotFound, match="no such mapping"):
-        steering.remove_key(parse_key("tcp", "any", "1"))
+        steering.remove(MappingKey.parse("tcp", "any", "1"))
     with pytest.raises(NotFound, match="no mapping has this label"):
         steering.remove_all("none")
     many = [mapping("tcp", "any", str(port), f"127.0.0.1:{port}") for port in range(1, 4100)]
     with pytest.raises(MapFull, match="more than 4096 targets"):
         steering.apply(many)
-    assert steering.listed() == before
+    assert steering.mappings() == before
 
 
 def test_a_full_map_leaves_what_was(
@@ -463,18 +463,18 @@ def test_a_full_map_leaves_what_was(
 ) -> None:
     daemon = stack.enter_context(listen("127.0.0.1", 2222))
     steering.add([mapping("tcp", "any", "5555", "127.0.0.1:2222")])
-    before = steering.listed()
-    original = Tables.empty_table
+    before = steering.mappings()
+    original = Maps.empty_table
     # One element less than it takes.
     monkeypatch.setattr(
-        Tables,
+        Maps,
         "empty_table",
         lambda tables, number, size=1: original(tables, number, max(1, size - 1)),
     )
     with pytest.raises(MapFull, match="2 mappings"):
         steering.add([mapping("tcp", "any", "6666", "127.0.0.1:3333")])
-    assert steering.listed() == before
-    assert len(Tables(STORE.directory(steering.cookie)).addressed()) == 1
+    assert steering.mappings() == before
+    assert len(Maps(STORE.directory(steering.cookie)).addressed()) == 1
     assert lands_on(network.client, IPV4, 5555, daemon)
     assert is_refused(network.client, IPV4, 6666)
 
@@ -489,7 +489,7 @@ def test_many_mappings_and_targets(network: Network, steering: Steering, stack: 
     ]
     target = many[0]._replace(target=mapping("tcp", "any", "1", "127.0.0.1:2222").target)
     steering.apply([target, *many[1:]])
-    assert len(steering.listed()) == 20_000
+    assert len(steering.mappings()) == 20_000
     assert lands_on(network.client, IPV4, 80, daemon)
 
 
@@ -504,7 +504,7 @@ def test_namespaces_are_apart(network: Network, steering: Steering, stack: ExitS
     with other.entered():
         daemon = stack.enter_context(listen("127.0.0.1", 2222))
     there.add([mapping("tcp", "any", "5555", "127.0.0.1:2222")])
-    assert steering.listed() == []
+    assert steering.mappings() == []
     assert lands_on(other, "127.0.0.9", 5555, daemon)
     assert is_refused(network.client, IPV4, 5555)
     # A daemon of another namespace is none of this one's.
@@ -550,18 +550,18 @@ def test_list_is_what_apply_reads(steering: Steering) -> None:
         [
             mapping("tcp", "any", "5555", "127.0.0.1:2222", label="a", is_override=True),
             mapping("udp", IPV6, "53", "[::1]:53", is_fallthrough=True),
-            make_mapping(
-                parse_key("tcp", "10.0.0.0/8", "1-9"), steering.process_target(os.getpid())
+            Mapping.make(
+                MappingKey.parse("tcp", "10.0.0.0/8", "1-9"), steering.process_target(os.getpid())
             ),
         ]
     )
-    before = steering.listed()
+    before = steering.mappings()
     written = json.dumps([as_object(each) for each in before]).encode()
     assert steering.apply_entries(decode(written), "it") == (0, 0, 0, 3, 3)
-    assert steering.listed() == before
+    assert steering.mappings() == before
     steering.detach()
     assert steering.apply_entries(decode(written), "it") == (3, 0, 0, 0, 3)
-    assert steering.listed() == before
+    assert steering.mappings() == before
 
 
 def test_sockets_for_each_client_do_not_push_out_the_one_for_all(
@@ -579,7 +579,7 @@ def test_sockets_for_each_client_do_not_push_out_the_one_for_all(
     with managed() as manager:
         daemon = bound()
         daemon.settimeout(30)
-        manager.wait_for(": took ")
+        manager.wait_for(": adopted ")
         with network.client.entered():
             client = stack.enter_context(datagrams(network.client_ipv4, 0))
         for number in range(40):
@@ -597,4 +597,4 @@ def test_a_manager_of_another_namespace(network: Network, steering: Steering) ->
         network.gateway.entered(),
         datagrams("127.0.0.5", 53),
     ):
-        manager.wait_for(": took ")
+        manager.wait_for(": adopted ")

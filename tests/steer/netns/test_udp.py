@@ -90,7 +90,7 @@ def test_an_answer_comes_from_where_was_asked(
             client.send(question)
             _answer(server)
             assert client.recv(100) == question.upper()
-    assert programs.counter(1) == Counts(lookups=2, kept=0, no_socket=0)
+    assert programs.counter(1) == Counts(lookups=2, kept_by_listener=0, no_socket=0)
 
 
 def test_without_the_hook_a_daemon_on_loopback_cannot_answer(
@@ -221,7 +221,7 @@ def test_connected_sockets_keep_what_is_theirs(programs: Steered, network: Netwo
         assert theirs.recv(100) == b"to the connected one"
         theirs.send(b"and back")
         assert client.recv(100) == b"and back"
-    assert programs.counter(1) == Counts(lookups=0, kept=0, no_socket=0)
+    assert programs.counter(1) == Counts(lookups=0, kept_by_listener=0, no_socket=0)
 
 
 def test_a_socket_that_was_connected_leaves_others_to_the_one_before(
@@ -258,7 +258,7 @@ def test_whoever_is_bound_there_exactly_keeps_it(programs: Steered, network: Net
         assert exact.recv(100) == b"exact"
         elsewhere.send(b"steered")
         assert server.recv(100) == b"steered"
-    assert programs.counter(1) == Counts(lookups=2, kept=1, no_socket=0)
+    assert programs.counter(1) == Counts(lookups=2, kept_by_listener=1, no_socket=0)
 
 
 def test_without_its_daemon_a_client_is_told_so(programs: Steered, network: Network) -> None:
@@ -270,7 +270,7 @@ def test_without_its_daemon_a_client_is_told_so(programs: Steered, network: Netw
         wild.setblocking(False)
         with pytest.raises(BlockingIOError):
             wild.recv(100)
-    assert programs.counter(1) == Counts(lookups=1, kept=0, no_socket=1)
+    assert programs.counter(1) == Counts(lookups=1, kept_by_listener=0, no_socket=1)
 
 
 def test_a_group_of_sockets_is_balanced_and_answers(programs: Steered, network: Network) -> None:

@@ -1,15 +1,31 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Elements of steer's maps that only the programs in the kernel write and read."""
+"""Elements of steer's maps that the product only writes, or that only the kernel uses."""
 
 from __future__ import annotations
 
 from struct import Struct, unpack_from
 
 from zfw_py.steer import layout
+from zfw_py.steer.codec import Mapping, MappingKey
 
+_mapping_key = Struct(layout.MAPPING_KEY)
+_mapping = Struct(layout.MAPPING)
 _segments = Struct(f"={layout.SEGMENT_PORTS}H")
 _flow_key = Struct(layout.FLOW_KEY)
 _flow = Struct(layout.FLOW)
+
+
+def mapping_key_of(data: bytes) -> MappingKey:
+    """The inverse of ``MappingKey.encode``."""
+    bits, protocol, family, port, mapping_class, address = _mapping_key.unpack(data)
+    # 64 bits precede the address, and 96 of it an IPv4 address.
+    length = bits - 64 - (96 if family == 4 else 0)
+    return MappingKey(protocol, family, mapping_class, port, address, length)
+
+
+def mapping_of(data: bytes) -> Mapping:
+    """The inverse of ``Mapping.encode``."""
+    return Mapping(*_mapping.unpack(data))
 
 
 def segments_of(data: bytes) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tests.support.waiting import PATIENCE
 from zfw_py.steer.manager import run
-from zfw_py.steer.model import Mapping, make_mapping, parse_address_target, parse_key
+from zfw_py.steer.model import AddressTarget, Mapping, MappingKey
 from zfw_py.steer.service import Steering
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 def mapping(protocol: str, address: str, port: str, to: str, **options: object) -> Mapping:
     """A mapping to an address."""
-    key = parse_key(protocol, address, port)
-    return make_mapping(key, parse_address_target(to), **options)  # type: ignore[arg-type]
+    key = MappingKey.parse(protocol, address, port)
+    return Mapping.make(key, AddressTarget.parse(to), **options)  # type: ignore[arg-type]
 
 
 def listen(address: str, port: int, *, is_shared: bool = False) -> socket.socket:

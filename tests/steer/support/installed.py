@@ -225,7 +225,7 @@ class Steered:
 
     def troubles(self) -> dict[str, int]:
         """The error counters."""
-        return codec.trouble_counts(
+        return codec.error_counts(
             [
                 self.maps["troubles"].lookup(codec.number_key(place)) or b""
                 for place in range(len(layout.TROUBLES))

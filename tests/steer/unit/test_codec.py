@@ -13,6 +13,8 @@ from tests.steer.support.elements import (
     flow_parts,
     flow_value,
     listener_count,
+    mapping_key_of,
+    mapping_of,
     segments_of,
 )
 from zfw_py.steer import layout
@@ -31,6 +33,7 @@ from zfw_py.steer.codec import (
     class_bit,
     cookie_key,
     cookie_of,
+    error_counts,
     number_key,
     number_of,
     segment_elements,
@@ -38,7 +41,6 @@ from zfw_py.steer.codec import (
     slot_request,
     slots_newest_first,
     socket_key,
-    trouble_counts,
 )
 
 pytestmark = pytest.mark.skipif(sys.byteorder == "big", reason="the bytes here are little-endian")
@@ -106,14 +108,14 @@ def test_active() -> None:
 )
 def test_mapping_key(key: MappingKey, data: str) -> None:
     assert key.encode() == packed(data)
-    assert MappingKey.decode(packed(data)) == key
+    assert mapping_key_of(packed(data)) == key
     assert len(packed(data)) == layout.INNER_MAPS["tables"][1]
 
 
 def test_mapping() -> None:
     mapping = Mapping(id=258, target=7, flags=layout.OVERRIDE | layout.FALLTHROUGH)
     assert mapping.encode() == packed("02010000 07000000 03000000 00000000")
-    assert Mapping.decode(mapping.encode()) == mapping
+    assert mapping_of(mapping.encode()) == mapping
 
 
 @pytest.mark.parametrize(
@@ -168,6 +170,6 @@ def test_flow() -> None:
 
 def test_counts_are_of_all_cpus() -> None:
     per_cpu = b"".join(n.to_bytes(8, "little") for n in (5, 1, 2, 10, 2, 3))
-    assert Counter.total(per_cpu) == Counter(lookups=15, kept=3, no_socket=5)
+    assert Counter.total(per_cpu) == Counter(lookups=15, kept_by_listener=3, no_socket=5)
     troubles = [cookie_key(0) * 2] * (len(layout.TROUBLES) - 1) + [cookie_key(3) + cookie_key(4)]
-    assert trouble_counts(troubles) == {layout.TROUBLES[-1]: 7}
+    assert error_counts(troubles) == {layout.TROUBLES[-1]: 7}

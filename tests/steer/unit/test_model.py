@@ -15,32 +15,29 @@ from zfw_py.steer.model import (
     AddressTarget,
     DocumentError,
     Entry,
-    Key,
     Mapping,
+    MappingKey,
     Ports,
     ProcessTarget,
     UnitTarget,
     decode,
     entry_of,
-    make_mapping,
     mapping_of,
     mappings_of,
-    parse_address_target,
-    parse_key,
     parse_label,
     parse_ports,
     parse_prefix,
-    parse_process_target,
     parse_short,
-    parse_unit_target,
 )
 from zfw_py.values.prefix import Prefix
 
-SSH = parse_address_target("127.0.0.1:22")
+SSH = AddressTarget.parse("127.0.0.1:22")
 
 
 def mapping(protocol: str, address: str, port: str, to: str, **options: bool) -> Mapping:
-    return make_mapping(parse_key(protocol, address, port), parse_address_target(to), **options)
+    return Mapping.make(
+        MappingKey.parse(protocol, address, port), AddressTarget.parse(to), **options
+    )
 
 
 @pytest.mark.parametrize(
@@ -90,10 +87,10 @@ def test_prefixes(text: str, canonical: str | None) -> None:
         ("10.0.0.1/8", "host bits"),
         ("0.0.0.0", "no connection comes"),
         ("::", "no connection comes"),
-        ("224.0.0.251", "a group"),
-        ("239.0.0.0/8", "a group"),
-        ("255.255.255.255", "all hosts"),
-        ("ff02::1", "a group"),
+        ("224.0.0.251", "multicast"),
+        ("239.0.0.0/8", "multicast"),
+        ("255.255.255.255", "broadcast"),
+        ("ff02::1", "multicast"),
         ("::ffff:0:0/90", "host bits"),
         ("fe80::1%eth0", "not an IPv4"),
         ("localhost", "not an IPv4"),
@@ -117,7 +114,7 @@ def test_no_prefixes(text: str, why: str) -> None:
     ],
 )
 def test_address_targets(text: str, again: str) -> None:
-    assert str(parse_address_target(text)) == again
+    assert str(AddressTarget.parse(text)) == again
 
 
 @pytest.mark.parametrize(
@@ -127,19 +124,19 @@ def test_address_targets(text: str, again: str) -> None:
 )  # fmt: skip
 def test_no_address_targets(text: str) -> None:
     with pytest.raises(UsageError, match="--to"):
-        parse_address_target(text)
+        AddressTarget.parse(text)
 
 
 def test_other_targets() -> None:
-    assert parse_process_target(7, 9) == ProcessTarget(7, 9)
-    assert parse_unit_target("nginx").unit == "nginx.service"
-    assert parse_unit_target("app@1.service") == UnitTarget("app@1.service")
+    assert ProcessTarget.of(7, 9) == ProcessTarget(7, 9)
+    assert UnitTarget.parse("nginx").unit == "nginx.service"
+    assert UnitTarget.parse("app@1.service") == UnitTarget("app@1.service")
     for text in ("", "../x.service", "a/b.service", "x.slice", "app@.service", "x" * 300):
         with pytest.raises(UsageError, match="--to-unit"):
-            parse_unit_target(text)
+            UnitTarget.parse(text)
     for pid in (0, -1, 1 << 23):
         with pytest.raises(UsageError, match="--to-pid"):
-            parse_process_target(pid, 0)
+            ProcessTarget.of(pid, 0)
 
 
 def test_labels() -> None:
@@ -153,13 +150,13 @@ def test_labels() -> None:
 def test_any_address_is_of_the_targets_family() -> None:
     assert mapping("tcp", "any", "5555", "0.0.0.0:22").key.prefix == Prefix.any(4)
     assert mapping("tcp", "any", "5555", "[::]:22").key.prefix == Prefix.any(6)
-    both = make_mapping(parse_key("tcp", "any", "5555"), UnitTarget("a.service"))
+    both = Mapping.make(MappingKey.parse("tcp", "any", "5555"), UnitTarget("a.service"))
     assert both.key.prefixes == (Prefix.any(4), Prefix.any(6))
 
 
 def test_ipv4_may_go_to_an_ipv6_socket_but_not_the_other_way() -> None:
     assert mapping("tcp", "192.0.2.1", "80", "[::1]:80").key.prefix is not None
-    with pytest.raises(UsageError, match=r"an IPv4 socket, 127\.0\.0\.1:80, takes no IPv6"):
+    with pytest.raises(UsageError, match=r"an IPv4 socket, 127\.0\.0\.1:80, accepts no IPv6"):
         mapping("tcp", "2001:db8::1", "80", "127.0.0.1:80")
 
 
@@ -167,8 +164,10 @@ def test_ipv4_may_go_to_an_ipv6_socket_but_not_the_other_way() -> None:
 def test_udp_whose_answers_would_come_from_another_port_is_refused(port: str) -> None:
     with pytest.raises(UsageError, match=r"UDP answers of 127\.0\.0\.1:53 come from port 53"):
         mapping("udp", "192.0.2.1", port, "127.0.0.1:53")
-    with pytest.raises(UsageError, match="steer one port") if port != "54" else nullcontext():
-        make_mapping(parse_key("udp", "192.0.2.1", port), UnitTarget("dns.service"))
+    with (
+        pytest.raises(UsageError, match="steer that port alone") if port != "54" else nullcontext()
+    ):
+        Mapping.make(MappingKey.parse("udp", "192.0.2.1", port), UnitTarget("dns.service"))
 
 
 def test_udp_to_its_own_port() -> None:
@@ -192,7 +191,7 @@ def test_udp_to_its_own_port() -> None:
 def test_short_form(text: str, parts: tuple[str, str, str]) -> None:
     *key, target = parse_short(text)
     assert tuple(key) == parts
-    assert make_mapping(parse_key(*key), target)
+    assert Mapping.make(MappingKey.parse(*key), target)
 
 
 @pytest.mark.parametrize("text", ["", "5555", "=", "5555=", "[::5555=[::]:22", "[1]:2=[::]:22"])
@@ -205,8 +204,8 @@ def test_a_document_comes_back() -> None:
     made = [
         mapping("tcp", "any", "5555", "127.0.0.1:22", is_override=True),
         mapping("udp", "2001:db8::/64", "53", "[fd00::7]:53", is_fallthrough=True),
-        make_mapping(parse_key("tcp", "any", "any"), ProcessTarget(7, 99), "mine"),
-        make_mapping(parse_key("tcp", "10.0.0.0/8", "1-2"), UnitTarget("a.service")),
+        Mapping.make(MappingKey.parse("tcp", "any", "any"), ProcessTarget(7, 99), "mine"),
+        Mapping.make(MappingKey.parse("tcp", "10.0.0.0/8", "1-2"), UnitTarget("a.service")),
     ]
     listed = [
         entry_of(each) | {"state": "pending", "sockets": [], "counters": {"lookups": 1}}
@@ -234,7 +233,7 @@ def test_a_process_without_a_start_time_gets_the_one_that_is_found() -> None:
         ("[", "expecting value|Expecting value"),
         ('[{"protocol": "sctp", "address": "any", "port": "1"}]', r"\[0\].protocol: "),
         ('[{"protocol": "tcp", "address": "any", "port": "1", "x": 1}]', r"\[0\].x: no such field"),
-        ('[{"protocol": "tcp", "address": "any", "port": "1"}]', r"\[0\]: one of to"),
+        ('[{"protocol": "tcp", "address": "any", "port": "1"}]', r"\[0\]: needs one of to"),
         (
             '[{"protocol": "tcp", "address": "any", "port": "x", "to": "127.0.0.1:1"}]',
             r"\[0\]: port",
@@ -261,6 +260,6 @@ def test_overlap_of_any_address_with_one_family_is_a_fault() -> None:
 
 
 def test_texts() -> None:
-    assert str(Key("tcp", None, ANY_PORT)) == "tcp any port any"
+    assert str(MappingKey("tcp", None, ANY_PORT)) == "tcp any port any"
     assert isinstance(SSH, AddressTarget)
     assert SSH.family == 4

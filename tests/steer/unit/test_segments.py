@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from zfw_py.errors import MapFull
 from zfw_py.steer import segments as steer_table
-from zfw_py.steer.model import ANY_PORT, Key, Mapping, Ports, UnitTarget
+from zfw_py.steer.model import ANY_PORT, Mapping, MappingKey, Ports, UnitTarget
 from zfw_py.steer.segments import table_of
 from zfw_py.values.prefix import Prefix
 
@@ -30,10 +30,10 @@ prefixes = st.one_of(
     st.builds(lambda value, length: Prefix(6, bytes((value, *bytes(15))), length),
               st.sampled_from([0x00, 0x40, 0x80, 0xC0]), st.integers(0, 2)),
 )  # fmt: skip
-keys = st.builds(Key, st.sampled_from(["tcp", "udp"]), prefixes, ports)
+keys = st.builds(MappingKey, st.sampled_from(["tcp", "udp"]), prefixes, ports)
 
 
-def covers(key: Key, protocol: str, address: bytes, port: int) -> bool:
+def covers(key: MappingKey, protocol: str, address: bytes, port: int) -> bool:
     family = 4 if len(address) == 4 else 6
     return (
         key.protocol == protocol
@@ -48,7 +48,7 @@ def covers(key: Key, protocol: str, address: bytes, port: int) -> bool:
 def expected(mappings: list[Mapping], protocol: str, address: bytes, port: int) -> set[int]:
     """Which mapping counts, by the words of the manual; several where they say the same."""
 
-    def rank(key: Key) -> tuple:
+    def rank(key: MappingKey) -> tuple:
         group = 2 if key.ports.is_any else 0 if key.ports.is_one else 1
         length = key.prefix.length if key.prefix else 0
         return group, -length, key.ports.high - key.ports.low, key.ports.low
@@ -86,7 +86,7 @@ def looked_up(table: steer_table.Table, protocol: str, address: bytes, port: int
     return None
 
 
-def distinct(found: list[Key]) -> list[Mapping]:
+def distinct(found: list[MappingKey]) -> list[Mapping]:
     taken: set[tuple] = set()
     made = []
     for key in found:
@@ -125,7 +125,8 @@ def test_ranges_that_come_to_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steer_table, "MAX_ELEMENTS", 100)
     many = [
         Mapping(
-            Key("tcp", Prefix(4, bytes((10, 0, 0, number)), 32), Ports(number + 1, 500)), TARGET
+            MappingKey("tcp", Prefix(4, bytes((10, 0, 0, number)), 32), Ports(number + 1, 500)),
+            TARGET,
         )
         for number in range(20)
     ]

@@ -16,14 +16,14 @@ def command() -> None:
     upgrade fails, its programs stay as they were.
     """
     from zfw_py.cli.commands.guard import upgrade as guards
-    from zfw_py.docker_dns import service as redirects
+    from zfw_py.docker_dns.service import DnsRedirect
     from zfw_py.firewall.service import Firewall
     from zfw_py.steer.service import Steering
 
     for name, upgrade in (
         ("firewall", Firewall().upgrade),
         ("steering", Steering().upgrade),
-        ("redirect", redirects.upgrade),
+        ("redirect", DnsRedirect().upgrade),
     ):
         try:
             is_done = upgrade()

@@ -10,7 +10,7 @@ import typer
 from zfw_py.cli import output
 
 if TYPE_CHECKING:
-    from zfw_py.docker_dns.service import Status
+    from zfw_py.docker_dns.listing import RedirectStatus
 
 # The columns that fit a terminal; --json has the rest.
 COLUMNS = (
@@ -36,34 +36,34 @@ def command(
     QUERIES were sent to the server, ANSWERS came back, BUILTIN were left to the
     built-in resolver. A warning names each redirect that does not work.
     """
-    from zfw_py.docker_dns import service as redirect
+    from zfw_py.docker_dns.service import DnsRedirect
 
-    found = redirect.redirects()
+    found = DnsRedirect.all()
     output.listing(found, as_object, COLUMNS, _cells, as_json=as_json, none="no redirects")
     for status in [] if as_json else found:
         if status.problem:
-            output.warning(f"redirect {status.about.id}: {status.problem}")
+            output.warning(f"redirect {status.manifest.id}: {status.problem}")
         if dropped := sum(status.outcomes[outcome][0] for outcome in _DROPPED):
-            output.warning(f"redirect {status.about.id}: {dropped} packets were dropped")
+            output.warning(f"redirect {status.manifest.id}: {dropped} packets were dropped")
 
 
-def as_object(status: Status) -> dict[str, object]:
+def as_object(status: RedirectStatus) -> dict[str, object]:
     """A redirect as JSON has it."""
-    about = status.about
+    manifest = status.manifest
     return {
-        "id": about.id,
-        "container": about.container or None,
-        "container_id": about.container_id or None,
-        "netns": about.path,
-        "interface": about.interface,
-        "source": about.source,
-        "from": about.resolver,
-        "to": about.server,
-        "domains": about.domains,
-        "tcp": about.tcp,
-        "mode": about.mode,
-        "created": about.created,
-        "watcher_pid": about.watcher.pid if about.watcher else None,
+        "id": manifest.id,
+        "container": manifest.container or None,
+        "container_id": manifest.container_id or None,
+        "netns": manifest.path,
+        "interface": manifest.interface,
+        "source": manifest.source,
+        "from": manifest.resolver,
+        "to": manifest.server,
+        "domains": manifest.domains,
+        "tcp": manifest.tcp,
+        "mode": manifest.mode,
+        "created": manifest.created,
+        "watcher_pid": manifest.watcher.pid if manifest.watcher else None,
         "problem": status.problem or None,
         "daemon_ports": {"udp": status.daemon.udp_port, "tcp": status.daemon.tcp_port},
         "outcomes": {
@@ -74,15 +74,15 @@ def as_object(status: Status) -> dict[str, object]:
     }
 
 
-def _cells(status: Status) -> tuple[str | int, ...]:
-    about = status.about
+def _cells(status: RedirectStatus) -> tuple[str | int, ...]:
+    manifest = status.manifest
     packets = {outcome: count for outcome, (count, _) in status.outcomes.items()}
-    state = "watched" if about.watcher else "active"
+    state = "watched" if manifest.watcher else "active"
     return (
-        about.id,
-        about.container or about.path,
-        about.server.removesuffix(":53"),
-        _domains(about.domains),
+        manifest.id,
+        manifest.container or manifest.path,
+        manifest.server.removesuffix(":53"),
+        _domains(manifest.domains),
         "broken" if status.problem else state,
         packets["query"],
         packets["answer"],

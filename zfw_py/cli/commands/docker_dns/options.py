@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from zfw_py.docker_dns.model import Redirect
-    from zfw_py.docker_dns.service import Making, Target
+    from zfw_py.docker_dns.service import DnsRedirect, RedirectOptions
 
 _REDIRECT = {
     "to": Option(
@@ -95,34 +95,32 @@ WATCH = (
 _MAX_PORT = 65535
 
 
-def redirect_of(values: Mapping[str, Any]) -> Redirect:
-    """The redirect that the options describe. Raises UsageError."""
-    from zfw_py.docker_dns.model import parse_redirect
+def asked_of(values: Mapping[str, Any]) -> Redirect:
+    """The request that the options describe. Raises UsageError."""
+    from zfw_py.docker_dns.model import Redirect
 
     names = ("to", "resolver", "interface", "only_domain", "tcp")
-    return parse_redirect(*[values[name] for name in names])
+    return Redirect.parse(*[values[name] for name in names])
 
 
-def target_of(values: Mapping[str, Any]) -> Target:
-    """The network namespace. Raises UsageError unless there is exactly one, NotFound, ZfwError."""
-    from zfw_py.docker_dns import service as redirect
+def redirect_of(values: Mapping[str, Any]) -> DnsRedirect:
+    """Of the one namespace that is given. Raises UsageError, NotFound, ZfwError."""
+    from zfw_py.docker_dns.service import DnsRedirect
 
     docker, pid, netns = values["docker"], values["pid"], values["netns"]
     if (docker, pid, netns).count(None) != 2:
         raise UsageError("give exactly one of --docker, --pid and --netns")
     if docker is not None:
-        from zfw_py.containers import find
-
-        return redirect.of_container(find(docker))
+        return DnsRedirect.of_container(docker)
     if netns is not None:
-        return redirect.of_path(netns)
-    return redirect.of_process(pid)
+        return DnsRedirect(netns)
+    return DnsRedirect.of_process(pid)
 
 
-def making_of(values: Mapping[str, Any]) -> Making:
+def options_of(values: Mapping[str, Any]) -> RedirectOptions:
     """How to attach the redirect. Raises UsageError."""
-    from zfw_py.docker_dns.codec import Daemon
-    from zfw_py.docker_dns.service import Making
+    from zfw_py.docker_dns.codec import DaemonPorts
+    from zfw_py.docker_dns.service import RedirectOptions
 
     daemon, ports = None, values["daemon_ports"]
     if ports is not None:
@@ -132,5 +130,5 @@ def making_of(values: Mapping[str, Any]) -> Making:
             for text in texts
         ):
             raise UsageError(f"--daemon-ports: not two ports, UDP,TCP: {ports!r}")
-        daemon = Daemon(*map(int, texts))
-    return Making(mode=values["mode"], daemon=daemon, is_probed=not values["no_probe"])
+        daemon = DaemonPorts(*map(int, texts))
+    return RedirectOptions(mode=values["mode"], daemon=daemon, is_probed=not values["no_probe"])

@@ -20,8 +20,5 @@ def command(**values: Any) -> None:
     large as the interface's MTU, an answer may have any size. IPv6 servers are not
     supported.
     """
-    from zfw_py.docker_dns import service
-
-    asked = options.redirect_of(values)
-    making = options.making_of(values)
-    output.line(service.redirect(options.target_of(values), asked, making).id)
+    asked, how = options.asked_of(values), options.options_of(values)
+    output.line(options.redirect_of(values).create(asked, how).id)

@@ -19,14 +19,14 @@ def command(
     every: Annotated[bool, typer.Option("--all", help="All redirects.")] = False,
 ) -> None:
     """Remove a redirect: the built-in resolver answers again."""
-    from zfw_py.docker_dns import service as redirect
+    from zfw_py.docker_dns.service import DnsRedirect
 
     if every == (identifier is not None):
         raise UsageError("give either an ID or --all")
     if identifier is None:
-        gone = redirect.remove_all()
+        gone = DnsRedirect.remove_all()
     else:
-        redirect.remove(identifier)
+        DnsRedirect.remove_id(identifier)
         gone = [identifier]
     for each in gone:
         output.line(f"removed {each}")

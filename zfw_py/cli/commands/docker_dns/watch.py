@@ -25,7 +25,6 @@ def command(**values: Any) -> None:
     """
     from zfw_py.docker_dns.watch import watch
 
-    asked = options.redirect_of(values)
-    making = options.making_of(values)
-    tell = docker_dns_log.teller(values["log"], output.Events(sys.stdout))
-    watch(values["docker"], asked, making, tell, _ENDS)
+    asked, how = options.asked_of(values), options.options_of(values)
+    emit = docker_dns_log.emitter(values["log"], output.Events(sys.stdout))
+    watch(values["docker"], asked, how, emit, _ENDS)

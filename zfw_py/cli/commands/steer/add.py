@@ -60,22 +60,22 @@ def command(
 
     if (to is not None) + (to_pid is not None) + (to_unit is not None) + register != 1:
         raise UsageError("give exactly one of --to, --to-pid, --to-unit and --register")
-    key = model.parse_key(protocol, address, port)
+    key = model.MappingKey.parse(protocol, address, port)
     steering = Steering(netns)
 
-    def made(target: model.Target) -> model.Mapping:
-        return model.make_mapping(
+    def make(target: model.Target) -> model.Mapping:
+        return model.Mapping.make(
             key, target, label, is_override=override, is_fallthrough=fallthrough
         )
 
     if register:
-        added = steering.add_registered(made, key)
+        added = steering.add_registered(make, key)
     elif to is not None:
-        added = steering.add([made(model.parse_address_target(to))])
+        added = steering.add([make(model.AddressTarget.parse(to))])
     elif to_unit is not None:
-        added = steering.add([made(model.parse_unit_target(to_unit))])
+        added = steering.add([make(model.UnitTarget.parse(to_unit))])
     else:
         assert to_pid is not None  # noqa: S101 - one of the four
-        added = steering.add([made(steering.process_target(to_pid))])
+        added = steering.add([make(steering.process_target(to_pid))])
     for listed in added:
         output.line(options.state_text(listed))

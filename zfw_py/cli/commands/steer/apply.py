@@ -30,7 +30,7 @@ def command(
     applied = Steering(netns).apply_entries(entries, "stdin" if file == "-" else file)
     output.line(
         f"{output.counted(applied.added, 'mapping')} added, {applied.changed} changed,"
-        f" {applied.removed} removed, {applied.kept} kept"
+        f" {applied.removed} removed, {applied.unchanged} kept"
     )
     if applied.pending:
         output.line(f"pending: {applied.pending}, nothing listens there yet")

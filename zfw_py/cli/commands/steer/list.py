@@ -11,7 +11,7 @@ from zfw_py.cli import output
 from zfw_py.cli.commands.steer import options
 
 if TYPE_CHECKING:
-    from zfw_py.steer.listing import Listed
+    from zfw_py.steer.listing import MappingStatus
 
 COLUMNS = (
     output.Column("PROTOCOL"),
@@ -42,14 +42,14 @@ def command(
     """
     from zfw_py.steer.service import Steering
 
-    found = Steering(netns).listed()
+    found = Steering(netns).mappings()
     output.listing(found, as_object, COLUMNS, _cells, as_json=as_json, none="no mappings")
     for listed in found:
         if listed.problem and not as_json:
             output.warning(f"{listed.mapping}: {listed.problem}")
 
 
-def as_object(listed: Listed) -> dict[str, object]:
+def as_object(listed: MappingStatus) -> dict[str, object]:
     """A mapping as JSON has it."""
     from zfw_py.steer.model import entry_of
 
@@ -59,18 +59,18 @@ def as_object(listed: Listed) -> dict[str, object]:
         "problem": listed.problem or None,
         "sockets": [
             {
-                "address": str(held.listener),
-                "pids": held.pids,
-                "cookie": held.listener.cookie,
-                "current": held.is_current,
+                "address": str(each.listener),
+                "pids": each.pids,
+                "cookie": each.listener.cookie,
+                "current": each.is_current,
             }
-            for held in listed.sockets
+            for each in listed.sockets
         ],
-        "counters": listed.counters._asdict(),
+        "counters": dict(zip(("lookups", "kept", "no_socket"), listed.counters, strict=True)),
     }
 
 
-def _cells(listed: Listed) -> tuple[str | int, ...]:
+def _cells(listed: MappingStatus) -> tuple[str | int, ...]:
     mapping = listed.mapping
     flags = [
         name
@@ -89,8 +89,8 @@ def _cells(listed: Listed) -> tuple[str | int, ...]:
         mapping.label,
         ",".join(flags),
         listed.state,
-        ",".join(_socket_text(held.pids, held.is_current) for held in listed.sockets),
-        *listed.counters[:3],
+        ",".join(_socket_text(each.pids, each.is_current) for each in listed.sockets),
+        *listed.counters,
     )
 
 

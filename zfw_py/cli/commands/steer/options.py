@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from zfw_py.steer.listing import Listed
+    from zfw_py.steer.listing import MappingStatus
 
 Protocol = Annotated[str, typer.Argument(metavar="tcp|udp")]
 Address = Annotated[
@@ -39,7 +39,7 @@ Fallthrough = Annotated[
 ]
 
 
-def state_text(listed: Listed) -> str:
+def state_text(listed: MappingStatus) -> str:
     """A line with a mapping, its state and its problem."""
     line = f"{listed.mapping}: {listed.state}"
     return f"{line}: {listed.problem}" if listed.problem else line

@@ -28,7 +28,7 @@ def command(
     "any" also names a mapping for every address of one family, if there is only one
     such mapping.
     """
-    from zfw_py.steer.model import parse_key
+    from zfw_py.steer.model import MappingKey
     from zfw_py.steer.service import Steering
 
     named = (protocol, address, port)
@@ -37,7 +37,7 @@ def command(
         raise UsageError("give PROTOCOL ADDRESS PORT, --label or --all")
     steering = Steering(netns)
     if protocol is not None and address is not None and port is not None:
-        gone = steering.remove_key(parse_key(protocol, address, port))
+        gone = steering.remove(MappingKey.parse(protocol, address, port))
     else:
         gone = steering.remove_all(label)
     for mapping in gone:

@@ -53,8 +53,8 @@ def command(
     for text in to:
         protocol, address, port, target = model.parse_short(text)
         mappings.append(
-            model.make_mapping(
-                model.parse_key(protocol, address, port),
+            model.Mapping.make(
+                model.MappingKey.parse(protocol, address, port),
                 target,
                 name,
                 is_override=override,

@@ -11,9 +11,9 @@ from zfw_py.cli import output
 from zfw_py.cli.commands.steer import options
 
 if TYPE_CHECKING:
-    from zfw_py.steer.listing import Status
+    from zfw_py.steer.listing import SteeringStatus
 
-_TROUBLES = {
+_ERRORS = {
     "listeners": "listeners that could not be recorded",
     "adoption": "listeners that could not be adopted",
     "events": "events that no manager received",
@@ -53,13 +53,13 @@ def command(
     output.line(
         f"manager: process {status.manager_pid}" if status.manager_pid else "manager: none runs"
     )
-    for name, count in status.troubles.items():
-        output.line(f"{_TROUBLES[name]}: {count}")
+    for name, count in status.errors.items():
+        output.line(f"{_ERRORS[name]}: {count}")
     for warning in status.warnings:
         output.warning(warning)
 
 
-def as_object(status: Status) -> dict[str, object]:
+def as_object(status: SteeringStatus) -> dict[str, object]:
     """The status as JSON has it."""
     return {
         "netns_cookie": status.cookie,
@@ -70,6 +70,6 @@ def as_object(status: Status) -> dict[str, object]:
         "pending": status.pending,
         "targets": status.targets,
         "manager_pid": status.manager_pid,
-        "troubles": status.troubles,
+        "troubles": status.errors,
         "warnings": status.warnings,
     }
