@@ -167,11 +167,12 @@ class DnsRedirect:
     @staticmethod
     def remove_id(identifier: str) -> None:
         """Remove a redirect by its id, also if its namespace is gone. Raises NotFound."""
+        directory = STORE.directory(identifier)
         missing = NotFound(f"no such redirect: {identifier}")
         try:
             with locked(STORE, is_exclusive=True):
                 clear(programs.SYSTEM)
-                if not STORE.exists(identifier):
+                if not os.path.isdir(directory):
                     raise missing
                 remove_instance(programs.SYSTEM, identifier)
                 collect(programs.SYSTEM)
