@@ -18,8 +18,7 @@ from zfw_py.docker_dns.codec import (
 from zfw_py.errors import NotFound
 from zfw_py.kernel.process import Process
 from zfw_py.lifecycle import manifest
-from zfw_py.lifecycle.pins import Pins
-from zfw_py.lifecycle.store import ROOT, Store
+from zfw_py.lifecycle.store import ROOT, Pins, Store
 
 FLOWS = ("queries", "answers")
 

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from os.path import exists, isdir
+from os.path import exists
 
-from zfw_py.errors import LayoutMismatch, NotInstalled, PermissionDenied, raise_expected
+from zfw_py.errors import NotFound, NotInstalled, PermissionDenied, raise_expected
 from zfw_py.firewall import layout
 from zfw_py.firewall.codec import State, encode_lengths, from_u32, u32
 from zfw_py.kernel import bpf_maps
 from zfw_py.kernel.netns_cookie import netns_cookie
-from zfw_py.lifecycle.store import ROOT, Store
+from zfw_py.lifecycle.store import ROOT, Pins, Store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ STORE = Store(
 )
 
 
-class Maps:
+class Maps(Pins):
     """The maps, each opened at its first use, under the lock while the object is entered."""
 
     def __init__(
@@ -46,13 +46,12 @@ class Maps:
 
         ``build`` creates and publishes the directory if there is none, under the lock.
         """
-        self.directory = directory or STORE.directory(netns_cookie())
+        super().__init__(STORE, directory or STORE.directory(netns_cookie()))
         self._build = build
         self._is_writer = is_writer
         # Whether ``build`` has just created the directory.
         self.is_new = False
         self._lock = STORE.lock(is_exclusive=is_writer)
-        self._maps: dict[str, bpf_maps.Map] = {}
         self._inner: dict[tuple[str, int], bpf_maps.Map] = {}
 
     def __enter__(self) -> Maps:
@@ -74,8 +73,7 @@ class Maps:
             if version != layout.ABI_VERSION:
                 raise self.mismatch("state", f"version {version}, not {layout.ABI_VERSION}")
             if self._is_writer:
-                for name in layout.MAPS:
-                    self.map(name)
+                self.open_all()
         except BaseException as error:
             self.__exit__(type(error), error, error.__traceback__)
             raise
@@ -92,32 +90,12 @@ class Maps:
         if isinstance(error, OSError):
             raise_expected(error)
 
-    def mismatch(self, name: str, what: str) -> LayoutMismatch:
-        """The error for a pin that this version would not have created."""
-        return LayoutMismatch(
-            f"{self.directory}/{name} is of another version of zfw: {what}",
-            hint=STORE.remedy,
-        )
-
-    def map(self, name: str) -> bpf_maps.Map:
-        """The map of this name."""
-        if name in self._maps:
-            return self._maps[name]
+    def open(self, name: str) -> bpf_maps.Map:
+        """As ``Pins.open``, but NotInstalled where there is no firewall."""
         try:
-            opened = bpf_maps.open_map(f"{self.directory}/{name}")
-        except FileNotFoundError:
+            return super().open(name)
+        except NotFound:
             raise STORE.absent() from None
-        except PermissionError:
-            if isdir(f"{self.directory}/{name}"):
-                raise self.mismatch(name, "it is a directory") from None
-            raise PermissionDenied(f"cannot open {self.directory}/{name}: needs root") from None
-        except OSError as error:
-            # EINVAL and the like: what is pinned there is no map.
-            raise self.mismatch(name, error.strerror or str(error)) from None
-        if opened.spec != layout.MAPS[name]:
-            raise self.mismatch(name, f"{opened.spec}, not {layout.MAPS[name]}")
-        self._maps[name] = opened
-        return opened
 
     def ports(self, size_class: int) -> bpf_maps.Map:
         """The map with the port indexes of a size class, which is not the inline one."""

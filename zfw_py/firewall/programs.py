@@ -24,8 +24,8 @@ from zfw_py.kernel.namespaces import live_cookies
 from zfw_py.lifecycle import attachment as kinds
 from zfw_py.lifecycle import programs
 from zfw_py.lifecycle.attachment import Clsact, Tcx, opened
-from zfw_py.lifecycle.pins import unlink
 from zfw_py.lifecycle.programs import System
+from zfw_py.lifecycle.store import unlink
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator

@@ -31,8 +31,7 @@ from zfw_py.guard.codec import (
 )
 from zfw_py.guard.events import Lines  # noqa: TC001 - msgspec reads it
 from zfw_py.lifecycle import manifest as pinned
-from zfw_py.lifecycle.pins import Pins
-from zfw_py.lifecycle.store import ROOT, Store
+from zfw_py.lifecycle.store import ROOT, Pins, Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

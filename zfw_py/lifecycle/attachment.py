@@ -21,7 +21,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from zfw_py.kernel import bpf_links, bpf_maps
-from zfw_py.lifecycle.pins import replace_pin, unlink
+from zfw_py.lifecycle.store import replace_pin, unlink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from zfw_py.kernel import bpf_maps
-from zfw_py.lifecycle.pins import replace_pin
+from zfw_py.lifecycle.store import replace_pin
 
 if TYPE_CHECKING:
-    from zfw_py.lifecycle.pins import Pins
+    from zfw_py.lifecycle.store import Pins
 
 NAME = "about"
 _ARRAY = 2  # BPF_MAP_TYPE_ARRAY

@@ -34,8 +34,7 @@ from zfw_py.kernel import bpf_maps
 from zfw_py.kernel.libbpf import BpfObject
 from zfw_py.lifecycle import manifest
 from zfw_py.lifecycle.attachment import PIN, Tracing, opened
-from zfw_py.lifecycle.pins import Pins, names, remove_directory, unlink
-from zfw_py.lifecycle.store import UNNAMED
+from zfw_py.lifecycle.store import UNNAMED, Pins, names, remove_directory, unlink
 
 if TYPE_CHECKING:
     from collections.abc import (

@@ -11,8 +11,7 @@ import msgspec
 
 from zfw_py.errors import MapFull, NotInstalled
 from zfw_py.kernel import bpf_maps, bpf_run
-from zfw_py.lifecycle.pins import Pins, replace_pin, unlink
-from zfw_py.lifecycle.store import ROOT, Store
+from zfw_py.lifecycle.store import ROOT, Pins, Store, replace_pin, unlink
 from zfw_py.steer import codec, layout
 from zfw_py.steer.model import AddressTarget
 from zfw_py.steer.sockets import PROTOCOL_NUMBERS

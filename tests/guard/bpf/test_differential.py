@@ -31,8 +31,8 @@ from zfw_py.guard.maps import STORE, Maps
 from zfw_py.guard.programs import SYSTEM
 from zfw_py.kernel import bpf_maps, bpf_run, cgroup
 from zfw_py.kernel.libbpf import BpfObject, RingBuffer
-from zfw_py.lifecycle.pins import remove_directory
 from zfw_py.lifecycle.programs import make_root
+from zfw_py.lifecycle.store import remove_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
