@@ -14,9 +14,8 @@ Importing this package imports nothing else; each name is loaded when it is used
 from __future__ import annotations
 
 # Any module may import it from here: this file runs before each of them and imports none.
-__version__ = "0.1.0"
-
 _HOMES = {
+    "__version__": "zfw_py.version",
     "Firewall": "zfw_py.firewall.service",
     "Insert": "zfw_py.firewall.service",
     "Delete": "zfw_py.firewall.service",
@@ -67,7 +66,7 @@ _HOMES = {
     "VerifierError": "zfw_py.errors",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = sorted(name for name in _HOMES if name[0] != "_")
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -119,6 +118,7 @@ if TYPE_CHECKING:
     from zfw_py.steer.service import Applied as Applied
     from zfw_py.steer.service import Steering as Steering
     from zfw_py.values.prefix import Prefix as Prefix
+    from zfw_py.version import __version__ as __version__
 
 
 def __getattr__(name: str) -> object:
@@ -130,4 +130,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted([*_HOMES, "__version__"])
+    return sorted(_HOMES)

@@ -32,7 +32,7 @@ def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
     made.stand_in(".venv/bin/python", "touch dist/zfw-1.2.0.tar.gz")
     (tmp_path / ".gitignore").write_text("/.venv/\n/dist/\n/log\n")
     (tmp_path / "zfw_py").mkdir()
-    (tmp_path / "zfw_py" / "__init__.py").write_text('__version__ = "1.2.0"\n')
+    (tmp_path / "zfw_py" / "version.py").write_text('__version__ = "1.2.0"\n')
     (tmp_path / "CHANGELOG.md").write_text(CHANGELOG)
     made.run("git", "init", "--quiet", "--initial-branch", "main")
     commit(made)
@@ -61,7 +61,7 @@ def test_a_release_is_checked_then_built_then_tagged(sandbox: Sandbox) -> None:
 @pytest.mark.parametrize(
     ("command", "problem"),
     [
-        ("sed -i s/1.2.0/1.3.0/ zfw_py/__init__.py", "zfw_py/__init__.py says 1.3.0"),
+        ("sed -i s/1.2.0/1.3.0/ zfw_py/version.py", "zfw_py/version.py says 1.3.0"),
         (
             "sed -i '2a ## [Unreleased]' CHANGELOG.md",
             'CHANGELOG.md begins with "## [Unreleased]", not with "## [1.2.0] - DATE"',

@@ -28,7 +28,7 @@ def sandbox(tmp_path: Path) -> Sandbox:
     (tmp_path / ".venv" / "pyvenv.cfg").write_text(
         f"command = /usr/bin/python3 -m venv --clear {tmp_path}/.venv\n"
     )
-    for name in ("hatch_build.py", "bpf/build.py", "bpf/a.h", "zfw_py/__init__.py"):
+    for name in ("hatch_build.py", "bpf/build.py", "bpf/a.h", "zfw_py/version.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "zfw_py" / "__main__.py").touch()

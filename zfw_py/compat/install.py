@@ -13,11 +13,11 @@ from hashlib import sha256
 from stat import S_IMODE
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zfw_py import __version__
 from zfw_py.compat import contents, places
 from zfw_py.compat.tree import Tree, changeable_by_others
 from zfw_py.errors import Conflict, NotFound, ZfwError
 from zfw_py.kernel import subprocesses
+from zfw_py.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from zfw_py import __version__
 from zfw_py.firewall.codec import table_parts_of
 from zfw_py.firewall.interfaces import addresses_by_index, settings_by_index, settings_of
 from zfw_py.firewall.listing import read_reasons
 from zfw_py.firewall.programs import attachments
 from zfw_py.firewall.rules.find import port_rules
 from zfw_py.values.prefix import address_text
+from zfw_py.version import __version__
 
 if TYPE_CHECKING:
     from zfw_py.firewall.interfaces import Interfaces

@@ -220,7 +220,7 @@ def _later(request: Request) -> int:
 
 
 def _version(request: Request) -> int:
-    from zfw_py import __version__
+    from zfw_py.version import __version__
 
     print(__version__)
     return 0
