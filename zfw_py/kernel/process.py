@@ -103,11 +103,6 @@ def send_signal(pidfd: int, number: signal.Signals) -> None:
         signal.pidfd_send_signal(pidfd, number)
 
 
-def parent_of(pid: int) -> int:
-    """The id of a process's parent. Raises OSError."""
-    return int(_status(pid)["PPid"])
-
-
 def ignores(pid: int, numbers: Iterable[signal.Signals]) -> bool:
     """Whether a process ignores all of these signals. Raises OSError."""
     ignored = int(_status(pid)["SigIgn"], 16)
