@@ -42,7 +42,7 @@ def test_what_each_compiler_of_this_machine_makes_steers(
     built = tmp_path / "steer.bpf.o"
     build.compile_bpf(build.ROOT / "bpf" / "steer.bpf.c", built)
     monkeypatch.setattr(installed, "OBJECT", built)
-    network.gateway.run("ip", "address", "add", "fd00::7/128", "dev", "lo")
+    network.gateway.add_addresses("lo", "fd00::7/128")
     with installed.steered() as programs:
         for target, (daemon, asked, client_address) in enumerate(PLACES):
             family = socket.AF_INET6 if ":" in daemon else socket.AF_INET

@@ -53,7 +53,7 @@ def _at(address: str, port: int, protocol: int = TCP, ifindex: int = 0) -> codec
 @pytest.fixture
 def programs(namespace: Namespace) -> Iterator[Steered]:
     """In force in a namespace with one more address of IPv6."""
-    namespace.run("ip", "address", "add", "fd00::7/128", "dev", "lo")
+    namespace.add_addresses("lo", "fd00::7/128")
     with steered() as made:
         yield made
         assert made.troubles() == {}
@@ -219,7 +219,7 @@ def test_another_namespace_is_another_affair(programs: Steered) -> None:
 
 
 def test_those_who_were_there_before_are_scanned_once(namespace: Namespace) -> None:
-    namespace.run("ip", "address", "add", "fd00::7/128", "dev", "lo")
+    namespace.add_addresses("lo", "fd00::7/128")
     with private_cgroup() as place, within(place):
         held = {
             _at("127.0.0.5", 22): _open("127.0.0.5", 22),

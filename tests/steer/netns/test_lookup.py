@@ -43,7 +43,7 @@ SHELL, WEB = 0, 1
 def programs(network: Network) -> Iterator[Steered]:
     """In force on the gateway, which has private addresses for its daemons."""
     for address in ("fd00::7/128", f"{EVERYWHERE}/32"):
-        network.gateway.run("ip", "address", "add", address, "dev", "lo")
+        network.gateway.add_addresses("lo", address)
     with steered() as made:
         yield made
         assert made.troubles() == {}

@@ -363,7 +363,7 @@ def test_no_such_process(steering: Steering) -> None:
 def test_a_datagram_and_its_answer(
     network: Network, steering: Steering, bound: str, asked: str
 ) -> None:
-    network.gateway.run("ip", "address", "add", "fd00::7/128", "dev", "lo", "nodad")
+    network.gateway.add_addresses("lo", "fd00::7/128")
     target = f"[{bound}]:53" if ":" in bound else f"{bound}:53"
     steering.add([mapping("udp", asked, "53", target)])
     with managed() as manager, network.client.entered():

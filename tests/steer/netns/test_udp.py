@@ -40,7 +40,7 @@ def programs(network: Network) -> Iterator[Steered]:
     """In force on the gateway, which has two addresses of each family for its clients."""
     for address in ("fd00::7/128", "10.9.0.11/24", "fd09::11/64"):
         device = "lo" if address.startswith("fd00") else network.interface
-        network.gateway.run("ip", "address", "add", address, "dev", device)
+        network.gateway.add_addresses(device, address)
     with steered() as made:
         yield made
         assert made.troubles() == {}
