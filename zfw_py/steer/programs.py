@@ -145,8 +145,7 @@ def _check_kernel(netns: int) -> None:
             raise KernelError(
                 "steer: the kernel has no sk_lookup programs",
                 errno.EOPNOTSUPP,
-                hint=f"steer needs Linux 5.15, which has all that it uses; this is"
-                f" {os.uname().release}",
+                hint=f"Linux 5.9 has them; steer needs Linux 5.15, this is {os.uname().release}",
             ) from None
         raise_expected(error)
 

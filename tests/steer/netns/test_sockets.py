@@ -112,12 +112,12 @@ def test_of_a_process(stack: ExitStack) -> None:
         assert snapshot.of_target("tcp", target._replace(start_time=1)) == []
         (found,) = snapshot.of_target("tcp", target)
         assert snapshot.holders_of(found) == [made.pid]
-        taken = snapshot.take(found)
+        taken = snapshot.duplicate(found)
         assert taken is not None
         with taken:
             assert end_of(taken) == made.told[0]
             assert cookie_of(taken) == found.cookie
-    assert snapshot.take(found) is None
+    assert snapshot.duplicate(found) is None
     assert SocketSnapshot().of_target("tcp", target) == []
 
 
