@@ -104,7 +104,7 @@ def restore(maps: Maps, document: Document, on_progress: Callable[[int], None]) 
         nonlocal moved
         # After the routes, which are addresses of lo, and before the programs are attached.
         interfaces.refresh()
-        moved = programs.equate(maps, places)
+        moved = programs.reconcile(maps, places)
 
     transaction = Transaction(maps, last=go_live)
     interfaces = transaction.interfaces
@@ -157,7 +157,7 @@ def _different(interfaces: Interfaces, wanted: dict[str, Settings]) -> list[tupl
 
 
 def _places(document: Document) -> tuple[list[tuple[int, str, str, str]], list[str]]:
-    """Where programs shall be, for ``programs.equate``; and the names that no interface has."""
+    """Where programs shall be, for ``programs.reconcile``; and the names that no interface has."""
     places: list[tuple[int, str, str, str]] = []
     missing: dict[str, None] = {}
     for number, entry in enumerate(document.attachments):

@@ -171,10 +171,10 @@ def attach_all(
         raise
 
 
-def equate(
+def reconcile(
     maps: Maps, wanted: Iterable[tuple[int, str, str, str]]
 ) -> tuple[list[Attachment], list[Attachment]]:
-    """Make the attachments exactly these: what is new, and what was taken off.
+    """Attach what is missing of ``wanted``, detach the rest; what was attached and detached.
 
     Each is (ifindex, name, direction, mode). On an error they are as before.
     """
@@ -184,13 +184,13 @@ def equate(
     try:
         for ifindex, name, direction, mode in wanted:
             places.add((ifindex, direction))
-            with _told_as(f"attach to {name} ({direction})"):
+            with _named(f"attach to {name} ({direction})"):
                 attachment = attach(maps, ifindex, name, direction, mode)
             if attachment not in before:
                 made.append(attachment)
         taken = [a for a in before if (a.ifindex, a.direction) not in places]
         for attachment in taken:
-            with _told_as(f"detach from interface {attachment.ifindex} ({attachment.direction})"):
+            with _named(f"detach from interface {attachment.ifindex} ({attachment.direction})"):
                 _detach(maps, attachment)
         _forget_flows(maps)
     except BaseException:
@@ -206,8 +206,8 @@ def equate(
 
 
 @contextmanager
-def _told_as(operation: str) -> Iterator[None]:
-    """Let an OSError of the kernel say what it was about."""
+def _named(operation: str) -> Iterator[None]:
+    """Name the operation in an OSError of the kernel."""
     try:
         yield
     except ZfwError:
@@ -217,10 +217,10 @@ def _told_as(operation: str) -> Iterator[None]:
 
 
 def attach(maps: Maps, ifindex: int, name: str, direction: str, mode: str) -> Attachment:
-    """Attach one direction's program; where it is attached already, that stays as it is.
+    """Attach one direction's program; one that is attached already stays as it is.
 
-    A mode other than "auto" that differs from the present one is changed to,
-    the new way in place before the old one goes.
+    Where ``mode`` is not "auto" and differs from the present mode, the program is attached in
+    the new mode before the old attachment is detached.
     """
     present = [a for a in attachments(maps) if a.ifindex == ifindex and a.direction == direction]
     if mode == "auto":
@@ -275,7 +275,7 @@ def _detach(maps: Maps, attachment: Attachment) -> None:
 
 
 def detach(maps: Maps, ifindex: int | None, direction: str | None) -> list[Attachment]:
-    """Take our programs off an interface, or off all of them; what was taken off."""
+    """Detach from an interface, or from all of them; the attachments that were detached."""
     taken = [
         a
         for a in attachments(maps)
@@ -288,7 +288,7 @@ def detach(maps: Maps, ifindex: int | None, direction: str | None) -> list[Attac
 
 
 def _forget_flows(maps: Maps) -> None:
-    """Where no egress program is left nothing keeps up with flows any more."""
+    """Drop the tables of flows where no egress program is left to keep them up to date."""
     if not any(attachment.direction == "egress" for attachment in attachments(maps)):
         drop_tables(maps)
 
