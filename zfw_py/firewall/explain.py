@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.errors import UsageError
 from zfw_py.firewall import layout
-from zfw_py.firewall.codec import decode_decision, encode_test_context
+from zfw_py.firewall.flow_codec import decode_decision, encode_test_context
 from zfw_py.kernel import bpf_maps, bpf_run
 
 if TYPE_CHECKING:

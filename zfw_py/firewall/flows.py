@@ -6,7 +6,7 @@ from __future__ import annotations
 from time import monotonic_ns
 from typing import TYPE_CHECKING, NamedTuple
 
-from zfw_py.firewall import codec, layout
+from zfw_py.firewall import flow_codec, layout
 from zfw_py.firewall.flow_limits import FlowLimits
 from zfw_py.firewall.maps import ZERO
 from zfw_py.values.prefix import address_text
@@ -51,12 +51,12 @@ class Flow(NamedTuple):
 
 def read_limits(maps: Maps) -> FlowLimits:
     """The limits in force."""
-    return FlowLimits(*codec.decode_flow_limits(maps.map("flow_limits").lookup(ZERO) or b""))
+    return FlowLimits(*flow_codec.decode_flow_limits(maps.map("flow_limits").lookup(ZERO) or b""))
 
 
 def write_limits(maps: Maps, limits: FlowLimits) -> None:
     """Write the limits; tables that exist keep their size."""
-    maps.map("flow_limits").update(ZERO, codec.encode_flow_limits(*limits))
+    maps.map("flow_limits").update(ZERO, flow_codec.encode_flow_limits(*limits))
 
 
 def set_limits(maps: Maps, limits: FlowLimits) -> None:
@@ -99,9 +99,9 @@ def _replace(maps: Maps, index: int, old: Map, max_flows: int) -> None:
 def _copy(old: Map, new: Map) -> None:
     newest: list[tuple[int, bytes, bytes]] = []
     for key, value in old.items():
-        seen = codec.last_seen(value)
+        seen = flow_codec.last_seen(value)
         present = new.lookup(key)
-        if present is None or codec.last_seen(present) < seen:
+        if present is None or flow_codec.last_seen(present) < seen:
             newest.append((seen, key, value))
     # Oldest first: where there is less room, the table drops what was written first.
     newest.sort()
@@ -128,8 +128,8 @@ def _entries(maps: Maps) -> Iterator[tuple[int, bytes, bytes, bool]]:
             continue
         now = monotonic_ns()
         for key, value in inner.items():
-            seen, _, flags, _ = codec.decode_flow(value)
-            life = _lifetime(codec.flow_protocol(key), flags, table, limits)
+            seen, _, flags, _ = flow_codec.decode_flow(value)
+            life = _lifetime(flow_codec.flow_protocol(key), flags, table, limits)
             yield table, key, value, seen + life * _SECOND < now
 
 
@@ -139,8 +139,8 @@ def read_flows(maps: Maps) -> Iterator[Flow]:
     for _, key, value, is_forgotten in _entries(maps):
         if is_forgotten:
             continue
-        addresses, ports, protocol = codec.decode_flow_key(key)
-        seen, initiator, flags, stage = codec.decode_flow(value)
+        addresses, ports, protocol = flow_codec.decode_flow_key(key)
+        seen, initiator, flags, stage = flow_codec.decode_flow(value)
         ends = [address_text(address) for address in addresses]
         if flags & layout.FLOW_RESET:
             state = "reset"

@@ -8,6 +8,22 @@ own because each module adds 0.1 ms to every command line of a router.
 
 from __future__ import annotations
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypedDict, Unpack
+
+    class _Given(TypedDict, total=False):
+        verb: str
+        at_once: bool
+        later: bool
+        with_: tuple[str, ...]
+        needs: tuple[str, ...]
+        refuses: tuple[str, ...]
+        negates: bool
+        field: str
+        length: str
+
+
 INSERT, DELETE, FLUSH, LIST = RULE_VERBS = ("I", "D", "F", "L")
 ATTACH, MONITOR = "X", "M"
 BIND, UNBIND = "B", "J"
@@ -19,9 +35,6 @@ class Flag:
 
     Attributes:
         short: its letter; "" if it has none.
-        long: its long name.
-        name: both, as messages have them: ``-c, --dcidr-block``.
-        argument: its value in help; "" if it takes none.
         help: its line of help.
         verb: the verb of the Request that it makes; "" if it only modifies another option.
         at_once: the words after it are not read, as in argp.
@@ -34,36 +47,38 @@ class Flag:
         length: the letter of the option for its prefix length, unless the value ends in /LEN.
     """
 
-    def __init__(
-        self,
-        spelling: str,
-        help: str,
-        *,
-        verb: str = "",
-        at_once: bool = False,
-        later: bool = False,
-        with_: tuple[str, ...] = (),
-        needs: tuple[str, ...] = (),
-        refuses: tuple[str, ...] = (),
-        negates: bool = False,
-        field: str = "",
-        length: str = "",
-    ) -> None:
+    verb = field = length = ""
+    at_once = later = negates = False
+    with_: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    refuses: tuple[str, ...] = ()
+
+    def __init__(self, spelling: str, help: str, **given: Unpack[_Given]) -> None:
         """``spelling`` is as help has it: ``-c, --dcidr-block ADDR[/LEN]``."""
-        letter, _, rest = spelling.partition("--")
-        self.long, _, self.argument = rest.partition(" ")
-        self.short = letter[1:2]
-        self.name = f"{letter}--{self.long}"
+        self.spelling = spelling
+        self.short = spelling[1].strip("-")
         self.help = help
-        self.verb = verb
-        self.at_once = at_once
-        self.later = later
-        self.with_ = with_
-        self.needs = needs
-        self.refuses = refuses
-        self.negates = negates
-        self.field = field
-        self.length = length
+        self.__dict__.update(given)
+
+    @property
+    def name(self) -> str:
+        """Both names, as messages have them: ``-c, --dcidr-block``."""
+        return f"{self.spelling[:4] if self.short else ''}{self._rest[0]}"
+
+    @property
+    def long(self) -> str:
+        """The long name, without its hyphens."""
+        return self._rest[0][2:]
+
+    @property
+    def argument(self) -> str:
+        """The value in help; "" for an option without one."""
+        return self._rest[2]
+
+    @property
+    def _rest(self) -> tuple[str, str, str]:
+        """The long option, a blank, and the argument."""
+        return (self.spelling[4:] if self.short else self.spelling).partition(" ")
 
 
 class Setting(Flag):
