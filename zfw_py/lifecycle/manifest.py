@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from zfw_py.kernel import bpf_maps
-from zfw_py.lifecycle.store import replace_pin
+from zfw_py.lifecycle.store import MANIFEST, replace_pin
 
 if TYPE_CHECKING:
     from zfw_py.lifecycle.store import Pins
 
-NAME = "about"
 _ARRAY = 2  # BPF_MAP_TYPE_ARRAY
 _ZERO = bytes(4)
 
@@ -27,17 +26,17 @@ _Manifest = TypeVar("_Manifest", bound=msgspec.Struct)
 def write(directory: str, manifest: msgspec.Struct) -> None:
     """Pin a manifest, in the place of an earlier one. Raises OSError."""
     data = msgspec.json.encode(manifest)
-    made = bpf_maps.create_map((_ARRAY, len(_ZERO), len(data), 1, 0), NAME)
+    made = bpf_maps.create_map((_ARRAY, len(_ZERO), len(data), 1, 0), MANIFEST)
     made.update(_ZERO, data)
-    replace_pin(made.fd, f"{directory}/{NAME}")
+    replace_pin(made.fd, f"{directory}/{MANIFEST}")
 
 
 def read(pins: Pins, kind: type[_Manifest]) -> _Manifest:
     """The manifest of an instance. Raises NotFound, LayoutMismatch, PermissionDenied."""
-    opened = pins.open(NAME)
+    opened = pins.open(MANIFEST)
     if (opened.type, opened.key_size) != (_ARRAY, len(_ZERO)):
-        raise pins.mismatch(NAME, f"{opened.spec}")
+        raise pins.mismatch(MANIFEST, f"{opened.spec}")
     try:
         return msgspec.json.decode(opened.lookup(_ZERO) or b"", type=kind)
     except msgspec.DecodeError as error:
-        raise pins.mismatch(NAME, str(error)) from None
+        raise pins.mismatch(MANIFEST, str(error)) from None

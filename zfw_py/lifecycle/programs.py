@@ -32,9 +32,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from zfw_py.errors import KernelError, ZfwError, raise_expected
 from zfw_py.kernel import bpf_maps
 from zfw_py.kernel.libbpf import BpfObject
-from zfw_py.lifecycle import manifest
 from zfw_py.lifecycle.attachment import PIN, Tracing, opened
-from zfw_py.lifecycle.store import UNNAMED, Pins, names, remove_directory, unlink
+from zfw_py.lifecycle.store import MANIFEST, UNNAMED, Pins, names, remove_directory, unlink
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -139,6 +138,8 @@ def install(
     built = system.store.new_directory()
     try:
         if about is not None:
+            from zfw_py.lifecycle import manifest
+
             manifest.write(built, about)
         with BpfObject(system.object) as loaded:
             for name, size in (sizes or {}).items():
@@ -291,7 +292,7 @@ def dismantle(system: System, directory: str) -> None:
         attachment.detach()
     system.undo(directory)
     # The manifest says what was made: it goes last.
-    remove_directory(directory, last=manifest.NAME)
+    remove_directory(directory, last=MANIFEST)
 
 
 def clear(system: System) -> None:

@@ -29,6 +29,8 @@ ROOT = "/sys/fs/bpf/zfw"
 # Prefix of what is not published yet, or no longer: directories, and pins within one. No
 # identifier has an underscore.
 UNNAMED = "new_"
+# The pin of an instance's manifest, in systems that have one.
+MANIFEST = "about"
 
 _MAX_ENTRIES = 3  # index into a map's shape
 

@@ -21,11 +21,10 @@ from zfw_py.errors import KernelError, raise_expected
 from zfw_py.kernel import bpf_links, bpf_run, cgroup
 from zfw_py.lifecycle import programs
 from zfw_py.lifecycle.attachment import Attachment, CgroupHook, NetnsHook, Tracing, opened
-from zfw_py.lifecycle.manifest import NAME as MANIFEST
 from zfw_py.lifecycle.manifest import read as read_manifest
 from zfw_py.lifecycle.manifest import write as write_manifest
 from zfw_py.lifecycle.programs import System
-from zfw_py.lifecycle.store import ROOT
+from zfw_py.lifecycle.store import MANIFEST, ROOT
 from zfw_py.steer import codec, layout
 from zfw_py.steer.maps import STORE, Maps
 from zfw_py.steer.sockets import SocketSnapshot

@@ -55,10 +55,10 @@ class Flag:
 
     def __init__(self, spelling: str, help: str, **given: Unpack[_Given]) -> None:
         """``spelling`` is as help has it: ``-c, --dcidr-block ADDR[/LEN]``."""
+        self.__dict__ = given  # type: ignore[assignment]
         self.spelling = spelling
         self.short = spelling[1].strip("-")
         self.help = help
-        self.__dict__.update(given)
 
     @property
     def name(self) -> str:
