@@ -24,7 +24,7 @@ from zfw_py import Firewall, Prefix, Rule, RuleKey
 from zfw_py.firewall import layout
 from zfw_py.firewall.maps import STORE, Maps
 from zfw_py.kernel import bpf_maps
-from zfw_py.kernel.netns_cookie import netns_cookie
+from zfw_py.kernel.own_netns import netns_cookie
 
 EGRESS_NS = 400
 MANY_FLOWS, CAPACITY = 1_000_000, 1_250_000

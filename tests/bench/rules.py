@@ -16,7 +16,7 @@ from zfw_py.firewall import layout
 from zfw_py.firewall.codec import from_u32
 from zfw_py.firewall.maps import STORE
 from zfw_py.kernel import bpf_maps
-from zfw_py.kernel.netns_cookie import netns_cookie
+from zfw_py.kernel.own_netns import netns_cookie
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

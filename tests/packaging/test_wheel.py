@@ -15,7 +15,7 @@ import pytest
 
 from zfw_py import __version__
 from zfw_py.firewall.maps import STORE
-from zfw_py.kernel.netns_cookie import netns_cookie
+from zfw_py.kernel.own_netns import netns_cookie
 
 if TYPE_CHECKING:
     from tests.support.netns import Namespace

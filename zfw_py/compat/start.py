@@ -16,7 +16,7 @@ from zfw_py.errors import NotFound, NotInstalled, PermissionDenied, UsageError, 
 from zfw_py.firewall.rules import Inserted
 from zfw_py.firewall.service import Firewall
 from zfw_py.kernel import subprocesses
-from zfw_py.kernel.netdevice import interface_addresses
+from zfw_py.kernel.own_netns import interface_addresses
 from zfw_py.values.prefix import IPV4_MAPPED, Prefix
 
 if TYPE_CHECKING:

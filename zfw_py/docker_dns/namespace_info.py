@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from zfw_py.docker_dns.codec import DaemonPorts
 from zfw_py.errors import Conflict, KernelError, NotFound, UsageError, ZfwError
 from zfw_py.kernel import conntrack, routing, tc
-from zfw_py.kernel.netns_cookie import netns_cookie
+from zfw_py.kernel.own_netns import netns_cookie
 from zfw_py.kernel.sock_diag import sockets
 from zfw_py.kernel.sysctl import local_port_range
 

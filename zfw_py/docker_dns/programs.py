@@ -22,7 +22,7 @@ from zfw_py.docker_dns.namespace_info import LOOPBACK_IFINDEX
 from zfw_py.errors import ZfwError
 from zfw_py.kernel import tc
 from zfw_py.kernel.namespaces import call_in, find, live_cookies
-from zfw_py.kernel.netns_cookie import netns_cookie
+from zfw_py.kernel.own_netns import netns_cookie
 from zfw_py.lifecycle import programs
 from zfw_py.lifecycle.attachment import Attachment, Clsact, Tcx
 from zfw_py.lifecycle.manifest import write as write_manifest

@@ -24,7 +24,7 @@ from zfw_py.errors import (
 )
 from zfw_py.kernel import bpf_links
 from zfw_py.kernel.namespaces import call_in, hold, path_of
-from zfw_py.kernel.netns_cookie import netns_cookie
+from zfw_py.kernel.own_netns import netns_cookie
 from zfw_py.kernel.process import Process, descriptor_path
 from zfw_py.lifecycle.programs import clear, collect, locked, make_root
 from zfw_py.lifecycle.programs import remove as remove_instance

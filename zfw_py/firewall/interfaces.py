@@ -11,7 +11,7 @@ from _socket import if_indextoname, if_nameindex, if_nametoindex
 
 from zfw_py.errors import MapFull, NotFound
 from zfw_py.firewall import codec, layout
-from zfw_py.kernel.netdevice import ETHERNET_TYPES, interface_addresses, link_type
+from zfw_py.kernel.own_netns import ETHERNET_TYPES, interface_addresses, link_type
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

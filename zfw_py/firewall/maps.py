@@ -9,7 +9,7 @@ from zfw_py.errors import NotFound, NotInstalled, PermissionDenied, raise_expect
 from zfw_py.firewall import layout
 from zfw_py.firewall.codec import State, encode_lengths, from_u32, u32
 from zfw_py.kernel import bpf_maps
-from zfw_py.kernel.netns_cookie import netns_cookie
+from zfw_py.kernel.own_netns import netns_cookie
 from zfw_py.lifecycle.store import ROOT, Pins, Store
 
 TYPE_CHECKING = False

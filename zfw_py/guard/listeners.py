@@ -14,7 +14,7 @@ from zfw_py.errors import KernelError, NotFound, ZfwError
 from zfw_py.guard.codec import Proxy
 from zfw_py.guard.layout import SERVERS
 from zfw_py.kernel.namespaces import call_in, path_of
-from zfw_py.kernel.netns_cookie import netns_cookie
+from zfw_py.kernel.own_netns import netns_cookie
 from zfw_py.values.prefix import IPV4_MAPPED
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from zfw_py.guard.maps import STORE
 from zfw_py.guard.programs import SYSTEM, is_gone
 from zfw_py.kernel import cgroup
 from zfw_py.kernel.libbpf import RingBuffer
-from zfw_py.kernel.netns_cookie import netns_cookie
+from zfw_py.kernel.own_netns import netns_cookie
 from zfw_py.kernel.process import Process
 from zfw_py.lifecycle.programs import clear, locked, remove
 

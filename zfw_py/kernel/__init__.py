@@ -13,6 +13,6 @@ Not covered is what every program does, by Python's own functions, about itself 
 files: open, rename and remove files (also pins on bpffs and cgroup directories), open
 ordinary sockets, look up interface names, fork, handle signals, wait for child processes.
 
-Hot, so imported for every rule that a router inserts: bpf_maps, libc, lock, netdevice,
-netns_cookie. They import nothing heavy; tests/test_import_budget.py holds the list.
+Hot, so imported for every rule that a router inserts: bpf_maps, libc, lock and
+own_netns. They import nothing heavy; tests/test_import_budget.py holds the list.
 """

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from zfw_py.errors import KernelError, NotFound, PermissionDenied, UsageError
 from zfw_py.kernel.libc import last_error, libc
-from zfw_py.kernel.netns_cookie import netns_cookie
+from zfw_py.kernel.own_netns import netns_cookie
 
 if TYPE_CHECKING:
     from collections.abc import Callable

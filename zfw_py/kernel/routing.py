@@ -10,7 +10,7 @@ from typing import NamedTuple
 from pyroute2.netlink.exceptions import NetlinkError
 
 from zfw_py.errors import NotFound
-from zfw_py.kernel.netdevice import ETHERNET_TYPES
+from zfw_py.kernel.own_netns import ETHERNET_TYPES
 from zfw_py.kernel.rtnetlink import session
 
 # Link types whose packets begin with the IP header, those of dev_is_mac_header_xmit() in

@@ -16,7 +16,7 @@ from zfw_py.errors import (
     ZfwError,
 )
 from zfw_py.kernel.namespaces import call_in, hold
-from zfw_py.kernel.netns_cookie import netns_cookie
+from zfw_py.kernel.own_netns import netns_cookie
 from zfw_py.kernel.process import descriptor_path, start_time
 from zfw_py.lifecycle.programs import clear, locked, make_root, remove
 from zfw_py.steer import adoption, edit, listing, programs

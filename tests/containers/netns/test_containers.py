@@ -17,7 +17,7 @@ from zfw_py.containers import Container, find
 from zfw_py.errors import NotFound, ZfwError
 from zfw_py.kernel import cgroup
 from zfw_py.kernel.namespaces import call_in
-from zfw_py.kernel.netns_cookie import netns_cookie
+from zfw_py.kernel.own_netns import netns_cookie
 from zfw_py.kernel.sock_diag import sockets_near
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from tests.support.netns import Namespace, Network
 from zfw_py import Firewall, NotFound, Prefix, Rule, RuleKey, UsageError
 from zfw_py.firewall.maps import STORE
 from zfw_py.kernel.namespaces import call_in, find, live_cookies
-from zfw_py.kernel.netns_cookie import netns_cookie
+from zfw_py.kernel.own_netns import netns_cookie
 
 pytestmark = pytest.mark.kernel
 

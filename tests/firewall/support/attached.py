@@ -19,7 +19,7 @@ from zfw_py import Firewall, Prefix, Rule, RuleKey
 from zfw_py.firewall import programs
 from zfw_py.firewall.maps import STORE
 from zfw_py.kernel import bpf_maps
-from zfw_py.kernel.netns_cookie import netns_cookie
+from zfw_py.kernel.own_netns import netns_cookie
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

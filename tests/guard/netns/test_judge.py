@@ -48,7 +48,7 @@ from tests.guard.support.rules import (
 from tests.support.cgroups import enter
 from tests.support.children import in_child
 from tests.support.netns import Network
-from zfw_py.kernel.netns_cookie import netns_cookie
+from zfw_py.kernel.own_netns import netns_cookie
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -32,7 +32,7 @@ from zfw_py.docker_dns.service import DnsRedirect
 from zfw_py.firewall import programs as firewall_programs
 from zfw_py.firewall.maps import STORE as FIREWALL_STORE
 from zfw_py.guard.maps import STORE as GUARD_STORE
-from zfw_py.kernel.netns_cookie import netns_cookie
+from zfw_py.kernel.own_netns import netns_cookie
 from zfw_py.steer.maps import STORE as STEER_STORE
 from zfw_py.steer.service import Steering
 

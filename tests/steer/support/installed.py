@@ -15,7 +15,7 @@ from tests.steer.support.elements import listener_count
 from tests.support.cgroups import private_cgroup, within
 from zfw_py.kernel import bpf_links, bpf_maps, bpf_run, cgroup
 from zfw_py.kernel.libbpf import BpfObject, RingBuffer
-from zfw_py.kernel.netns_cookie import netns_cookie
+from zfw_py.kernel.own_netns import netns_cookie
 from zfw_py.steer import codec, layout
 
 if TYPE_CHECKING:

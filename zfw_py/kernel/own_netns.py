@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Interfaces of the caller's network namespace, by ioctl (netdevice(7)) and getifaddrs(3). Hot.
+"""The caller's network namespace: its cookie, its interfaces and their addresses. Hot.
+
+By SO_NETNS_COOKIE, ioctl (netdevice(7)) and getifaddrs(3); namespaces.py finds and enters
+other namespaces.
 
 Every command that writes also updates the addresses in the kernel's map. Importing a
 netlink library for that would take ten times as long as the rest of such a command.
@@ -8,7 +11,7 @@ netlink library for that would take ten times as long as the rest of such a comm
 from __future__ import annotations
 
 import ctypes
-from _socket import AF_INET, AF_INET6, SOCK_DGRAM, socket
+from _socket import AF_INET, AF_INET6, AF_UNIX, SOCK_DGRAM, SOL_SOCKET, socket
 from fcntl import ioctl
 from struct import unpack_from
 
@@ -21,6 +24,22 @@ from zfw_py.values.prefix import IPV4_MAPPED
 ETHERNET_TYPES = (1, 772)
 _SIOCGIFHWADDR = 0x8927  # include/uapi/linux/sockios.h
 _IFNAMSIZ = 16
+
+
+# Since 5.14 (e8b9eab99232). The kernel never reuses a cookie while the machine runs. It
+# reuses the inode number of a namespace within seconds.
+_SO_NETNS_COOKIE = 71
+
+
+def netns_cookie() -> int:
+    """The cookie of the caller's network namespace."""
+    probe = socket(AF_UNIX, SOCK_DGRAM)
+    try:
+        from sys import byteorder
+
+        return int.from_bytes(probe.getsockopt(SOL_SOCKET, _SO_NETNS_COOKIE, 8), byteorder)
+    finally:
+        probe.close()
 
 
 class _Ifaddrs(ctypes.Structure):
