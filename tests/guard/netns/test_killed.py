@@ -19,6 +19,7 @@ from tests.support.cgroups import enter
 from tests.support.command import ZFW
 from tests.support.killed import killed_at
 from tests.support.waiting import wait_until
+from zfw_py import NotFound
 from zfw_py.guard import listing
 from zfw_py.guard.events import EventSink
 from zfw_py.guard.model import Policy, parse_entry
@@ -117,7 +118,10 @@ def in_force_or_nothing(world: World) -> None:
     assert foreign == []
     for status in found:
         assert status.problem == ""
-        assert world.zfw("detach", status.manifest.id).returncode == 0
+        done = world.zfw("detach", status.manifest.id)
+        # A supervisor removes a guard whose own cgroup is empty: perhaps just before this.
+        is_empty = status.manifest.is_cgroup_ours and status.processes == 0
+        assert done.returncode == 0 or (is_empty and done.returncode == NotFound.exit_code), done
     next_command_works(world)
 
 
