@@ -174,7 +174,7 @@ def attach_all(
 def reconcile(
     maps: Maps, wanted: Iterable[tuple[int, str, str, str]]
 ) -> tuple[list[Attachment], list[Attachment]]:
-    """Attach what is missing of ``wanted``, detach the rest; what was attached and detached.
+    """Attach what is missing of ``wanted``, detach the rest; both as lists of attachments.
 
     Each is (ifindex, name, direction, mode). On an error they are as before.
     """

@@ -291,7 +291,7 @@ def dismantle(system: System, directory: str) -> None:
     for attachment in reversed(system.attachments(directory)):
         attachment.detach()
     system.undo(directory)
-    # The manifest says what was made: it goes last.
+    # A process that finds the directory half removed reads in the manifest what to remove.
     remove_directory(directory, last=MANIFEST)
 
 

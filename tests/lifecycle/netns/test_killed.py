@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The kill matrix: four systems x {install, change, upgrade, remove} x each thing they change.
 
-A process is killed before its n-th change. What is there afterwards is what was there before,
-or what was to be there; and the same command, run again, brings the rest.
+A test kills the process before its n-th change. The kernel then has the state before the command
+or the state after it, and the same command, run again, completes it.
 """
 
 from __future__ import annotations
