@@ -27,7 +27,10 @@ static __always_inline void fw_count(const struct __sk_buff *skb,
 	__u32 segment;
 	void *counters;
 
-	count_packet(&reasons, decision->reason, skb->len);
+	if (decision->reason < FW_FIRST_REASONS)
+		count_packet(&reasons, decision->reason, skb->len);
+	else
+		count_packet(&added_reasons, decision->reason - FW_FIRST_REASONS, skb->len);
 	if (decision->slot == FW_NO_SLOT)
 		return;
 	segment = decision->slot / FW_SEGMENT_SLOTS;

@@ -28,6 +28,8 @@ TCP_OPENING_IDLE = 120
 TCP_CLOSING_IDLE = 120
 TCP_RESET_IDLE = 10
 OPENING_FLOWS = 32768
+FIRST_REASONS = 36
+ADDED_REASONS = 64
 
 TABLE_INGRESS = 0
 TABLE_EGRESS = 4
@@ -183,6 +185,7 @@ DECISION = "=IIII"
 DECISION_SIZE = 16
 
 MAPS = {
+    "added_reasons": (6, 4, 16, 64, 0),
     "addresses": (1, 20, 4, 16384, 1),
     "flow_limits": (2, 4, 24, 1, 0),
     "flows": (12, 4, 4, 3, 0),

@@ -93,9 +93,14 @@ def read_rules(
 
 
 def read_reasons(maps: Maps) -> dict[str, tuple[int, int]]:
-    """Packets and bytes by reason."""
-    reasons = maps.map("reasons")
+    """Packets and bytes by reason; zero for those that the running programs do not know yet."""
+    first, added = maps.map("reasons"), maps.find("added_reasons")
+
+    def value(number: int) -> bytes | None:
+        if number < layout.FIRST_REASONS:
+            return first.lookup(codec.u32(number))
+        return added.lookup(codec.u32(number - layout.FIRST_REASONS)) if added else None
+
     return {
-        name: codec.counter_sum(reasons.lookup(codec.u32(number)) or b"")
-        for number, name in enumerate(layout.REASONS)
+        name: codec.counter_sum(value(number) or b"") for number, name in enumerate(layout.REASONS)
     }

@@ -97,7 +97,7 @@ class BpfObject:
     def reuse_maps(self, descriptors: dict[str, int]) -> None:
         """Use these maps, by name, instead of new ones. Call it before ``load``."""
         for name, item in self._each("map"):
-            if self._lib.bpf_map__reuse_fd(item, descriptors[name]) != 0:
+            if name in descriptors and self._lib.bpf_map__reuse_fd(item, descriptors[name]) != 0:
                 raise KernelError(f"reuse map {name}", ctypes.get_errno())
 
     def size_map(self, name: str, max_entries: int) -> None:

@@ -10,10 +10,12 @@ install, killed after      leaves                               what the next co
 
 upgrade, killed after      leaves                               what the next command does
 1 loaded                   nothing
-2 new programs pinned      pins ``new_...``                     ``upgrade``: removes them
-3 some are exchanged       old and new programs on one state    ``upgrade``: exchanges all
-4 pins renamed             the same, all new                    the same
-5 digest written           the upgraded instance
+2 added maps pinned        maps that no program reads           ``upgrade``: uses them
+3 new programs pinned      pins ``new_...``                     ``upgrade``: removes them
+4 some are exchanged       old and new programs on one state    ``upgrade``: exchanges all
+5 some are attached        the same                             ``upgrade``: exchanges all
+6 pins renamed             the same, all new                    the same
+7 digest written           the upgraded instance
 
 remove, killed after       leaves                               what the next command does
 1 name taken away          an unnamed directory                 ``clear``: detach, undo, remove
@@ -27,6 +29,7 @@ import errno
 import os
 from contextlib import ExitStack, closing, contextmanager, suppress
 from hashlib import sha256
+from os.path import lexists
 from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.errors import KernelError, ZfwError, raise_expected
@@ -67,7 +70,9 @@ class System(NamedTuple):
     and write the SHA-256 of the object that its programs are from, in hexadecimal.
     ``abandoned`` lists instances that are of no use any more. ``undo`` removes what an
     instance has made beside its pins, once its programs are detached. ``pinned`` are the
-    programs that stay pinned, under their names after ``prefix``.
+    programs that stay pinned, under their names after ``prefix``; those in ``added`` came with
+    a later version, as the maps in ``store.added`` did. ``additions`` finds the attachments
+    that an upgrade of an earlier version's instance makes anew.
     """
 
     store: Store
@@ -79,6 +84,8 @@ class System(NamedTuple):
     undo: Callable[[str], None] = lambda directory: None
     pinned: Collection[str] = ()
     prefix: str = "program_"
+    added: Collection[str] = ()
+    additions: Callable[[str], Iterable[Attachment]] = lambda directory: ()
 
 
 @contextmanager
@@ -178,7 +185,8 @@ def attach(attachment: Attachment, program: int, what: str | None = None) -> Non
 def upgrade(system: System, identifier: str | int) -> bool:
     """Exchange the programs of an instance for this version's: all, or on an error none.
 
-    False if they are this version's already. The maps stay, and with them policy and counters.
+    False if they are this version's already. The maps stay, and with them policy and counters;
+    maps, programs and attachments that this version has in addition are made.
     Raises LayoutMismatch if the maps are of another layout, KernelError, VerifierError.
     """
     directory = system.store.directory(identifier)
@@ -187,17 +195,22 @@ def upgrade(system: System, identifier: str | int) -> bool:
     if system.digest(directory) == digest:
         return False
     pins = Pins(system.store, directory)
+    missing = pins.missing()
     with BpfObject(system.object) as loaded:
-        loaded.reuse_maps({name: pins.map(name).fd for name in system.store.maps})
+        kept = [name for name in system.store.maps if name not in missing]
+        loaded.reuse_maps({name: pins.map(name).fd for name in kept})
         loaded.load()
         programs = loaded.programs()
-        # Filters are found by the pins of their programs: so these come first.
-        for name in system.pinned:
-            bpf_maps.pin(programs[name], f"{directory}/{UNNAMED}{system.prefix}{name}")
         try:
-            _exchange(system.attachments(directory), programs)
+            _pin_maps(loaded, directory, missing)
+            # Filters are found by the pins of their programs: so these come first.
+            for name in system.pinned:
+                bpf_maps.pin(programs[name], f"{directory}/{UNNAMED}{system.prefix}{name}")
+            _exchange(system, directory, programs)
         except BaseException:
             _remove_new(directory)
+            for name in missing:
+                unlink(f"{directory}/{name}")
             raise
     for name in system.pinned:
         os.rename(
@@ -207,11 +220,18 @@ def upgrade(system: System, identifier: str | int) -> bool:
     return True
 
 
-def _exchange(attachments: Sequence[Attachment], programs: Mapping[str, int]) -> None:
+def _pin_maps(loaded: BpfObject, directory: str, names: Iterable[str]) -> None:
+    maps = loaded.maps()
+    for name in names:
+        bpf_maps.pin(maps[name], f"{directory}/{name}")
+
+
+def _exchange(system: System, directory: str, programs: Mapping[str, int]) -> None:
     with ExitStack() as held:
         exchanged: list[tuple[Attachment, int]] = []
+        added: list[Attachment] = []
         try:
-            for attachment in attachments:
+            for attachment in system.attachments(directory):
                 old = attachment.program_id()
                 if old is None:
                     continue  # its interface is gone, or it was detached by hand
@@ -219,7 +239,12 @@ def _exchange(attachments: Sequence[Attachment], programs: Mapping[str, int]) ->
                 held.callback(os.close, fd)
                 _replace(attachment, programs[attachment.program])
                 exchanged.append((attachment, fd))
+            for attachment in system.additions(directory):
+                added.append(attachment)
+                attach(attachment, programs[attachment.program])
         except BaseException:
+            for attachment in reversed(added):
+                attachment.detach()
             for attachment, fd in reversed(exchanged):
                 _replace(attachment, fd)
             raise
@@ -238,12 +263,17 @@ def _settle(system: System, directory: str) -> None:
     """Remove what a killed process was about to rename; go back to the pinned programs.
 
     An upgrade pins its new programs under other names. A filter that has one of them is known
-    as ours by that pin alone, so it gets the old program before the pin goes.
+    as ours by that pin alone, so it gets the old program before the pin goes. Where there is no
+    old one, since the upgrade added the program, it is detached.
     """
     if not names(directory, UNNAMED):
         return
     for attachment in system.attachments(directory):
-        if attachment.program in system.pinned and not isinstance(attachment, Tracing):
+        if attachment.program in system.added and not lexists(
+            f"{directory}/{system.prefix}{attachment.program}"
+        ):
+            attachment.detach()
+        elif attachment.program in system.pinned and not isinstance(attachment, Tracing):
             with opened(f"{directory}/{system.prefix}{attachment.program}") as program:
                 if attachment.program_id() not in (None, bpf_maps.object_id(program)):
                     _replace(attachment, program)

@@ -9,7 +9,7 @@ without a name was therefore left by a process that was killed.
 from __future__ import annotations
 
 import posix
-from os.path import isdir
+from os.path import isdir, lexists
 
 from zfw_py.errors import LayoutMismatch, NotFound, raise_expected
 from zfw_py.kernel import bpf_maps
@@ -45,12 +45,13 @@ class Store:
     ``root`` has the directories of all instances. ``maps`` has the expected shape of each map
     by its name, as in the generated layout. ``noun`` names an instance in errors ("no such
     guard"). ``remedy`` is the hint where pins of another version are in the way, with
-    ``{directory}``. Maps in ``sized`` may have any ``max_entries``. ``absent`` is raised where
-    no instance was ever made. Identifiers are numbers (a namespace's cookie) unless
-    ``is_identifier`` says otherwise.
+    ``{directory}``. Maps in ``sized`` may have any ``max_entries``. Maps in ``added`` came with
+    a later version: an instance of an earlier one has them once it is upgraded. ``absent`` is
+    raised where no instance was ever made. Identifiers are numbers (a namespace's cookie)
+    unless ``is_identifier`` says otherwise.
     """
 
-    __slots__ = ("absent", "is_identifier", "maps", "noun", "remedy", "root", "sized")
+    __slots__ = ("absent", "added", "is_identifier", "maps", "noun", "remedy", "root", "sized")
 
     def __init__(
         self,
@@ -61,6 +62,7 @@ class Store:
         remedy: str,
         absent: Callable[[], ZfwError],
         sized: Collection[str] = (),
+        added: Collection[str] = (),
         is_identifier: Callable[[str], bool] = _is_number,
     ) -> None:
         self.root = root
@@ -69,6 +71,7 @@ class Store:
         self.remedy = remedy
         self.absent = absent
         self.sized = sized
+        self.added = added
         self.is_identifier = is_identifier
 
     def directory(self, identifier: str | int) -> str:
@@ -156,10 +159,20 @@ class Pins:
             self._maps[name] = opened
         return self._maps[name]
 
+    def find(self, name: str) -> bpf_maps.Map | None:
+        """As ``map``; None where the instance has to be upgraded before it has this map."""
+        return None if name in self.missing() else self.map(name)
+
+    def missing(self) -> list[str]:
+        """The maps that an upgrade of this instance adds."""
+        return [name for name in self._store.added if not lexists(f"{self.directory}/{name}")]
+
     def open_all(self) -> None:
         """Open every map: they stay open when the directory gets its name, or goes."""
+        missing = self.missing()
         for name in self._store.maps:
-            self.map(name)
+            if name not in missing:
+                self.map(name)
 
     def open(self, name: str) -> bpf_maps.Map:
         """The map of this name, of whatever shape. Raises as ``map``."""
@@ -167,7 +180,8 @@ class Pins:
             return bpf_maps.open_map(f"{self.directory}/{name}", self._flags)
         except FileNotFoundError:
             if isdir(self.directory):
-                raise self.mismatch(name, "it is missing") from None
+                hint = "zfw upgrade adds it" if name in self._store.added else ""
+                raise self.mismatch(name, "it is missing", hint) from None
             identifier = self.directory.rpartition("/")[2]
             raise NotFound(f"no such {self._store.noun}: {identifier}") from None
         except PermissionError as error:
@@ -178,11 +192,11 @@ class Pins:
             # EINVAL and others: what is pinned there is no map.
             raise self.mismatch(name, error.strerror or str(error)) from None
 
-    def mismatch(self, name: str, what: str) -> LayoutMismatch:
+    def mismatch(self, name: str, what: str, hint: str = "") -> LayoutMismatch:
         """The error for a pin that is not what this version makes."""
         return LayoutMismatch(
             f"{self.directory}/{name} is of another version of zfw: {what}",
-            hint=self._store.remedy.format(directory=self.directory),
+            hint=hint or self._store.remedy.format(directory=self.directory),
         )
 
 

@@ -56,6 +56,10 @@ enum fw_limit {
 	FW_TCP_RESET_IDLE = 10,
 	/* Entries in the table of opening flows. */
 	FW_OPENING_FLOWS = 32768,
+	/* The map "reasons" of running hosts counts so many reasons. "added_reasons" counts those
+	 * behind them, and has room for more. */
+	FW_FIRST_REASONS = 36,
+	FW_ADDED_REASONS = 64,
 };
 
 /*
@@ -93,7 +97,7 @@ enum fw_verdict {
 
 /*
  * Why a packet passed or was dropped: one reason for each exit of fw_decide_ingress() and
- * fw_decide_egress(). The per-CPU map "reasons" counts them.
+ * fw_decide_egress(). The per-CPU maps "reasons" and "added_reasons" count them.
  */
 enum fw_reason {
 	FW_REASON_NO_RULE = 0,
@@ -450,6 +454,7 @@ struct fw_decision {
 
 #define FW_NO_SLOT 0xffffffffU
 
+_Static_assert(FW_REASONS <= FW_FIRST_REASONS + FW_ADDED_REASONS, "no room for the reasons");
 _Static_assert(sizeof(struct fw_prefix_key) == 36, "padding in fw_prefix_key");
 _Static_assert(sizeof(struct fw_port_rule) == 16, "padding in fw_port_rule");
 _Static_assert(sizeof(struct fw_prefix) == 48 + 16 * FW_INLINE_RULES, "padding in fw_prefix");

@@ -103,10 +103,18 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, FW_REASONS);
+	__uint(max_entries, FW_FIRST_REASONS);
 	__type(key, __u32);
 	__type(value, struct fw_counter);
 } reasons SEC(".maps");
+
+/* Those behind the first ones: the size of a running host's map stays as it is. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, FW_ADDED_REASONS);
+	__type(key, __u32);
+	__type(value, struct fw_counter);
+} added_reasons SEC(".maps");
 
 /*
  * Interfaces by the remainder of their index (a hash map would cost each packet 25 ns), interfaces
