@@ -152,7 +152,7 @@ def network(_private_bpffs: None) -> Iterator[Network]:
 def firewall(network: Network) -> Firewall:
     """A firewall without rules on the gateway's interface, IPv6 on."""
     made = Firewall()
-    made.attach(network.interface)
+    made.attach(network.interface, "ingress")
     made.set([network.interface], "ipv6", True)
     return made
 

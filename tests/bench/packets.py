@@ -130,7 +130,7 @@ class Bed:
         self.firewall = Firewall()
         self._empty = empty
         with self.network.gateway.entered():
-            (attachment,) = self.firewall.attach("gw0", mode="tcx")
+            (attachment,) = self.firewall.attach("gw0", "ingress", "tcx")
             state = STORE.directory(netns_cookie())
             self._link = bpf_maps.open_pin(f"{state}/link_ingress_{attachment.ifindex}")
             self._program = bpf_maps.open_pin(f"{state}/ingress")

@@ -89,7 +89,7 @@ class Bed:
         elif firewall == "zfw":
             with gateway.entered():
                 zfw = Firewall()
-                zfw.attach("gw0")
+                zfw.attach("gw0", "ingress")
                 zfw.apply(
                     [
                         Insert(

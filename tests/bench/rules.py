@@ -83,7 +83,7 @@ def run(installation: Installation, work: Path, *, quick: bool) -> Section:
     )
     with Network() as network, network.gateway.entered():
         firewall = Firewall()
-        firewall.attach("gw0")
+        firewall.attach("gw0", "ingress")
         section.add(f"{_MEMORY}; 0", kernel_memory() / _MB)
         for count, times in loads.items():
             for number_of_round in range(times):

@@ -56,7 +56,7 @@ def run(installation: Installation, *, quick: bool) -> Section:
     )
     with Network() as network, network.gateway.entered():
         firewall = Firewall()
-        firewall.attach("gw0")
+        firewall.attach("gw0", "ingress")
         for number_of_round in range(-2, rounds):  # two to warm up
             for name, command in _commands(installation.zfw, number_of_round + 2).items():
                 taken = run_command(*command).seconds

@@ -79,7 +79,7 @@ def machine(_machine: Network) -> Iterator[Network]:
     """That network, as every test finds it: no rule, no setting, no program, no clsact."""
     firewall = Firewall()
     if not firewall.is_installed():
-        firewall.attach(INTERFACE)
+        firewall.attach(INTERFACE, "ingress")
         firewall.detach(INTERFACE)
     yield _machine
     firewall.flush()

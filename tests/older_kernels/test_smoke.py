@@ -39,7 +39,10 @@ pytestmark = pytest.mark.kernel
 COMPILERS = sorted({path.resolve() for path in build.CLANGS if path.is_file()})
 # TCX came with Linux 6.6; before it there is clsact.
 MODE = "tcx" if tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 6) else "clsact"
-ATTACHED = rf"attached {Network.interface} ingress by {MODE} \(program (\d+)\)\n"
+ATTACHED = "".join(
+    rf"attached {Network.interface} {direction} by {MODE} \(program (\d+)\)\n"
+    for direction in ("ingress", "egress")
+)
 
 
 @pytest.fixture
@@ -48,7 +51,7 @@ def unarmed(_private_bpffs: None) -> Iterator[Gateway]:
     with Gateway() as made, made.gateway.entered():
         made.firewall.detach_all()
         yield made
-        made.firewall.attach(made.interface)  # which close() takes off
+        made.firewall.attach(made.interface, "ingress")  # which close() takes off
 
 
 @pytest.mark.parametrize("compiler", COMPILERS, ids=lambda path: path.parts[-3] + path.name)

@@ -85,7 +85,11 @@ def test_the_command_runs_where_no_compiler_can_be_found(installed: Path) -> Non
 def test_it_loads_the_object_it_came_with(installed: Path, namespace: Namespace) -> None:
     zfw = str(installed / "zfw")
     env = os.environ | {"PATH": str(installed)}
-    assert namespace.run(zfw, "attach", "lo", env=env).stdout.startswith("attached lo ingress")
+    attached = namespace.run(zfw, "attach", "lo", env=env).stdout
+    assert [line.split(" by ")[0] for line in attached.splitlines()] == [
+        "attached lo ingress",
+        "attached lo egress",
+    ]
     assert STORE.identifiers() == [str(netns_cookie())]
     assert "lo" in namespace.run(zfw, "status", env=env).stdout
     assert namespace.run(zfw, "detach", "--all", env=env).stdout

@@ -217,12 +217,14 @@ class Firewall:
         with Maps(is_writer=True) as maps:
             Interfaces(maps).refresh()
 
-    def attach(self, name: str, direction: str = "ingress", mode: str = "auto") -> list[Attachment]:
+    def attach(self, name: str, direction: str = "both", mode: str = "auto") -> list[Attachment]:
         """Attach the firewall to an interface; from then on it drops what no rule allows.
 
-        ``direction`` is "ingress", "egress" or "both"; ``mode`` is "auto" (TCX
-        where the kernel has it), "tcx" or "clsact". Attached already, it stays
-        as it is; programs of an older build are replaced in place.
+        ``direction`` is "ingress", "egress" or "both". Answers need the egress
+        program, which tracks the flows that leave, unless they reach a connected
+        socket. ``mode`` is "auto" (TCX where the kernel has it), "tcx" or
+        "clsact". What is attached already stays as it is; programs of an older
+        build are replaced in place.
         """
         from zfw_py.firewall import programs
 

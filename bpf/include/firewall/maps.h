@@ -169,7 +169,7 @@ struct {
 } fragments SEC(".maps");
 
 /*
- * Tracked flows, by enum fw_flow_table. The inner maps take 60 MB: zfw creates them with the first
+ * Tracked flows, by enum fw_flow_table. The inner maps take 40 MB: zfw creates them with the first
  * attachment to egress.
  */
 struct {

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.kernel
 
 
 def test_attach_and_detach(zfw: Zfw, network: Network) -> None:
-    result = zfw("attach", "gw0", "--direction", "both", "--mode", "clsact")
+    result = zfw("attach", "gw0", "--mode", "clsact")
     assert (result.code, result.err) == (0, "")
     assert re.fullmatch(
         r"attached gw0 egress by clsact \(program \d+\)\n"
@@ -34,6 +34,14 @@ def test_attach_and_detach(zfw: Zfw, network: Network) -> None:
     assert zfw("detach", "gw0") == (5, "", "zfw: warning: nothing is attached to gw0\n")
     assert zfw("detach", "--all") == (0, "removed all rules and settings\n", "")
     assert zfw("detach", "--all").code == 3
+
+
+def test_attach_of_one_direction(zfw: Zfw, network: Network) -> None:
+    for direction in ("ingress", "egress"):
+        assert zfw("attach", "gw0", "--direction", direction).out.startswith(
+            f"attached gw0 {direction} by "
+        )
+        assert len(zfw("detach", "gw0").out.splitlines()) == 1
 
 
 def test_a_missing_interface_does_not_stop_the_others(zfw: Zfw, network: Network) -> None:

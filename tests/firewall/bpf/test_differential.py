@@ -117,7 +117,7 @@ def test_a_rule_behind_a_thousand_pairs_of_lengths_is_found(network: Network) ->
     syn = packets.tcp(50000, 443)
     packet = packets.ipv4(ip_address("10.0.0.1"), ip_address("100.72.0.4"), 6, syn)
     firewall = Firewall()
-    firewall.attach(network.interface)
+    firewall.attach(network.interface, "ingress")
     firewall.apply([Insert(_rule(each)) for each in (last, *behind)])
     answer = firewall.explain(packets.ethernet(packet, 0x0800), network.interface)
     assert (answer.verdict, answer.reason) == ("pass", "rule_pass")

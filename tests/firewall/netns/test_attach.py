@@ -90,16 +90,21 @@ def test_both_directions_at_once_and_off_one_by_one(machine: Network, mode: str)
     assert wait_until(lambda: attached(INTERFACE) == [])
 
 
+def test_both_directions_are_attached_unless_one_is_asked_for(machine: Network) -> None:
+    assert [one.direction for one in Firewall().attach(INTERFACE)] == ["ingress", "egress"]
+    assert {one[0] for one in attached(INTERFACE)} == {"ingress", "egress"}
+
+
 def test_auto_is_tcx_where_the_kernel_has_it(machine: Network) -> None:
     has_tcx = bpf_links.supports_tcx(socket.if_nametoindex(INTERFACE))
-    (made,) = Firewall().attach(INTERFACE)
+    (made,) = Firewall().attach(INTERFACE, "ingress")
     assert made.mode == ("tcx" if has_tcx else "clsact")
 
 
 @pytest.mark.parametrize("mode", ["tcx", "clsact"])
 def test_auto_leaves_what_is_attached_as_it_is(machine: Network, mode: str) -> None:
-    before = Firewall().attach(INTERFACE, mode=mode)
-    assert Firewall().attach(INTERFACE) == before
+    before = Firewall().attach(INTERFACE, "ingress", mode)
+    assert Firewall().attach(INTERFACE, "ingress") == before
     assert [one[1] for one in attached(INTERFACE)] == [mode]
 
 
@@ -108,11 +113,11 @@ def test_a_kernel_without_tcx_gets_clsact_and_refuses_tcx(
 ) -> None:
     monkeypatch.setattr(bpf_links, "supports_tcx", lambda ifindex: False)
     with pytest.raises(KernelError, match="TCX") as refused:
-        Firewall().attach(INTERFACE, mode="tcx")
+        Firewall().attach(INTERFACE, "ingress", "tcx")
     assert refused.value.errno == errno.EOPNOTSUPP
     assert refused.value.hint
     assert attached(INTERFACE) == []
-    (made,) = Firewall().attach(INTERFACE)
+    (made,) = Firewall().attach(INTERFACE, "ingress")
     assert made.mode == "clsact"
 
 
@@ -130,7 +135,7 @@ def test_a_direction_or_mode_that_is_none_is_refused(
 def test_an_interface_that_is_none_is_not_found(machine: Network) -> None:
     firewall = Firewall()
     for verb in (
-        lambda: firewall.attach("nosuchif"),
+        lambda: firewall.attach("nosuchif", "ingress"),
         lambda: firewall.detach("nosuchif"),
         lambda: firewall.set([INTERFACE, "nosuchif"], "icmp_echo", True),
     ):
@@ -154,7 +159,7 @@ def test_an_object_that_is_missing_is_told_of(
 ) -> None:
     use_object(monkeypatch, tmp_path / "gone.bpf.o")
     with pytest.raises(ZfwError, match=r"gone\.bpf\.o is missing"):
-        Firewall().attach(INTERFACE)
+        Firewall().attach(INTERFACE, "ingress")
     assert attached(INTERFACE) == []
 
 
@@ -168,7 +173,7 @@ def test_attach_loses_nothing_that_a_rule_allows_and_then_passes_nothing_else(
     allow()
     with Stream(machine) as stream:
         stream.flows()
-        Firewall().attach(INTERFACE, mode=mode)
+        Firewall().attach(INTERFACE, "ingress", mode)
         attached_at = stream.sent
         stream.flows()
     assert stream.lost == []
@@ -182,11 +187,11 @@ def test_attach_loses_nothing_that_a_rule_allows_and_then_passes_nothing_else(
 def test_changing_the_mode_has_no_moment_without_a_program(machine: Network) -> None:
     allow()
     firewall = Firewall()
-    firewall.attach(INTERFACE, mode="tcx")
+    firewall.attach(INTERFACE, "ingress", "tcx")
     with Stream(machine) as stream:
         for _ in range(5):
             for mode in ("clsact", "tcx"):
-                firewall.attach(INTERFACE, mode=mode)
+                firewall.attach(INTERFACE, "ingress", mode)
                 stream.flows(5)
     assert (stream.lost, stream.leaked) == ([], [])
     assert wait_until(lambda: attached(INTERFACE) == [("ingress", "tcx", our_program())])
@@ -196,10 +201,10 @@ def test_changing_the_mode_has_no_moment_without_a_program(machine: Network) -> 
 def test_attaching_again_disturbs_nothing(machine: Network, mode: str) -> None:
     allow()
     firewall = Firewall()
-    firewall.attach(INTERFACE, mode=mode)
+    firewall.attach(INTERFACE, "ingress", mode)
     with Stream(machine) as stream:
         for _ in range(10):
-            firewall.attach(INTERFACE, mode=mode)
+            firewall.attach(INTERFACE, "ingress", mode)
     assert (stream.lost, stream.leaked) == ([], [])
     assert stream.sent > 100
 
@@ -208,7 +213,7 @@ def test_attaching_again_disturbs_nothing(machine: Network, mode: str) -> None:
 def test_detach_loses_nothing(machine: Network, mode: str) -> None:
     allow()
     firewall = Firewall()
-    firewall.attach(INTERFACE, mode=mode)
+    firewall.attach(INTERFACE, "ingress", mode)
     with Stream(machine) as stream:
         stream.flows()
         firewall.detach(INTERFACE)
@@ -239,7 +244,7 @@ def test_rules_settings_and_addresses_are_there_before_the_program_is(
 
     original = lifecycle.attach
     monkeypatch.setattr(lifecycle, "attach", attach)
-    Firewall().attach(INTERFACE, mode=mode)
+    Firewall().attach(INTERFACE, "ingress", mode)
     machine.gateway.run("ip", "address", "del", "10.99.0.1/24", "dev", INTERFACE)
     assert answers == ["rule_pass", "ssh", "ssh"]
 
@@ -268,7 +273,7 @@ def test_rules_and_settings_follow_the_name_of_an_interface_that_is_made_anew(
     machine: Network, pair: Callable[[], None]
 ) -> None:
     firewall = Firewall()
-    firewall.attach("it0", mode="tcx")
+    firewall.attach("it0", "ingress", "tcx")
     firewall.set(["it0"], "per_interface_rules", True)
     firewall.set(["it0"], "icmp_echo", True)
     key = RuleKey(Prefix.parse("192.0.2.1"), "udp", 7)
@@ -278,7 +283,7 @@ def test_rules_and_settings_follow_the_name_of_an_interface_that_is_made_anew(
     pair()
     new = socket.if_nametoindex("it0")
     assert new != old
-    (attachment,) = firewall.attach("it0", mode="tcx")
+    (attachment,) = firewall.attach("it0", "ingress", "tcx")
     assert attachment.ifindex == new
     assert attached("it0") == [("ingress", "tcx", our_program())]
 
@@ -303,7 +308,7 @@ def test_what_was_attached_to_an_interface_that_is_gone_is_gone(
     pinned = names_in(directory())
     assert [row for row in Firewall().status().interfaces if row.attachments] == []
     assert names_in(directory()) == pinned, "a reader has removed something"
-    Firewall().attach(INTERFACE)
+    Firewall().attach(INTERFACE, "ingress")
     links = [name for name in names_in(directory()) if name.startswith(PIN)]
     index = socket.if_nametoindex(INTERFACE)
     assert links == [f"{PIN}ingress_{index}"], "the writer removes pins of dead links"
@@ -313,7 +318,7 @@ def test_an_index_that_is_given_again_to_an_interface_of_another_kind(
     machine: Network, pair: Callable[[], None]
 ) -> None:
     """Frames of a tun start with the IP header; the index tells nothing of that."""
-    Firewall().attach("it0")
+    Firewall().attach("it0", "ingress")
     index = str(socket.if_nametoindex("it0"))
     machine.gateway.run("ip", "link", "del", "it0")
     machine.gateway.run("ip", "tuntap", "add", "dev", "other0", "mode", "tun")
@@ -328,7 +333,7 @@ def test_an_index_that_is_given_again_to_an_interface_of_another_kind(
             names = maps.map("interface_names")
             value = names.lookup(b"it0".ljust(16, b"\0")) or b""
             names.update(b"it0".ljust(16, b"\0"), value[:8] + pack("=I4x", made))
-    Firewall().attach("it0")
+    Firewall().attach("it0", "ingress")
     with Maps(is_writer=False) as maps:
         row = maps.map("interfaces").lookup(pack("=I", made)) or b""
     assert unpack_from("=I", row, 12) == (layout.LINK_NO_ETHERNET,)
@@ -339,8 +344,8 @@ def test_an_alternative_name_is_the_interface_s_own(
 ) -> None:
     machine.gateway.run("ip", "link", "property", "add", "dev", "it0", "altname", "other")
     firewall = Firewall()
-    firewall.attach("it0")
-    assert len(firewall.attach("other")) == 1
+    firewall.attach("it0", "ingress")
+    assert len(firewall.attach("other", "ingress")) == 1
     assert len(attached("it0")) == 1
     firewall.set(["it0"], "icmp_echo", True)
     firewall.set(["other"], "per_interface_rules", True)

@@ -128,16 +128,16 @@ def test_a_first_attach_that_fails_leaves_no_firewall_behind(
     tc(network, "qdisc", "add", "dev", INTERFACE, "clsact")
     tc(network, "filter", "add", "dev", INTERFACE, "ingress", "pref", "1", *FOREIGN_U32)
     with pytest.raises(Conflict):
-        Firewall().attach(INTERFACE, mode="clsact")
+        Firewall().attach(INTERFACE, "ingress", "clsact")
     assert not Firewall().is_installed()
 
 
 def test_a_conflict_when_the_mode_is_changed_leaves_the_old_mode(machine: Network) -> None:
-    Firewall().attach(INTERFACE, mode="tcx")
+    Firewall().attach(INTERFACE, "ingress", "tcx")
     tc(machine, "qdisc", "add", "dev", INTERFACE, "clsact")
     tc(machine, "filter", "add", "dev", INTERFACE, "ingress", "pref", "1", *FOREIGN_U32)
     with pytest.raises(Conflict):
-        Firewall().attach(INTERFACE, mode="clsact")
+        Firewall().attach(INTERFACE, "ingress", "clsact")
     assert attached(INTERFACE) == [("ingress", "tcx", our_program())]
 
 

@@ -241,8 +241,7 @@ def test_many_attach_the_same_interface_at_once_and_each_program_is_there_once(
 ) -> None:
     """The first of them makes the firewall. PEERS, defect 20: two at once, every program twice."""
     zfw = CommandLine(network.gateway)
-    both = ("--direction", "both") if words == ("attach",) else ()
-    started = [zfw.start(*words, network.interface, *both) for _ in range(4)]
+    started = [zfw.start(*words, network.interface) for _ in range(4)]
     for process in started:
         output, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors + output
@@ -262,7 +261,7 @@ def test_many_attach_the_same_interface_at_once_and_each_program_is_there_once(
 def test_attach_and_uninstall_at_once_end_in_one_or_the_other(network: Network) -> None:
     zfw = CommandLine(network.gateway)
     attach = ("-H", network.interface)
-    Firewall().attach(network.interface)
+    Firewall().attach(network.interface, "ingress")
     started = [zfw.start(*words) for words in (attach, ("-Q",), attach)]
     for process in started:
         output, errors = process.communicate(timeout=60)

@@ -380,7 +380,7 @@ def test_ipv6_drops_as_a_whole_where_it_is_off(gateway: Gateway) -> None:
 
 def test_ipv6_is_off_until_it_is_turned_on(gateway: Gateway) -> None:
     with second_interface(gateway):
-        gateway.firewall.attach("gw1")
+        gateway.firewall.attach("gw1", "ingress")
         settings = {each.name: each.settings for each in gateway.firewall.status().interfaces}
         assert settings["gw1"]["ipv6"] is False
 

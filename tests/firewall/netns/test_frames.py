@@ -396,7 +396,7 @@ def tunnel(gateway: Gateway) -> Iterator[int]:
     fd = gateway.gateway.open_tun("tun0")
     try:
         gateway.gateway.set_up("tun0", "10.8.0.1/24", "fd08::1/64")
-        gateway.firewall.attach("tun0")
+        gateway.firewall.attach("tun0", "ingress")
         gateway.firewall.set(["tun0"], "ipv6", True)
         yield fd
     finally:

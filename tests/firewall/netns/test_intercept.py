@@ -258,7 +258,7 @@ def foreign_program(running: Gateway, tmp_path_factory: pytest.TempPathFactory) 
 def test_filters_behind_ours_see_what_passes(
     gateway: Gateway, foreign_program: str, mode: str, protocol: str
 ) -> None:
-    gateway.firewall.attach(gateway.interface, mode=mode)
+    gateway.firewall.attach(gateway.interface, "ingress", mode)
     tc = ("tc", "filter", "{}", "dev", gateway.interface, "ingress", "pref", "10")
     gateway.gateway.run("tc", "qdisc", "replace", "dev", gateway.interface, "clsact")
     with listening(protocol, 4) as listener:
@@ -272,7 +272,7 @@ def test_filters_behind_ours_see_what_passes(
         finally:
             gateway.gateway.run(*[word.format("delete") for word in tc])
             gateway.firewall.detach(gateway.interface)
-            gateway.firewall.attach(gateway.interface)
+            gateway.firewall.attach(gateway.interface, "ingress")
         gateway.talks(listener, SERVICE[4], 80)
 
 
@@ -286,7 +286,7 @@ def test_a_detached_program_is_gone_when_detach_returns(gateway: Gateway) -> Non
             gateway.firewall.detach("gw1")
             with gateway.counts():
                 wire(datagram(SERVICE[4], 80))
-            gateway.firewall.attach("gw1")
+            gateway.firewall.attach("gw1", "ingress")
             with gateway.counts(no_rule=1):
                 wire(datagram(SERVICE[4], 80))
         finally:
@@ -299,7 +299,7 @@ def test_a_detached_program_is_gone_when_detach_returns(gateway: Gateway) -> Non
 @pytest.fixture
 def loopback(gateway: Gateway) -> Iterator[Gateway]:
     """The gateway with the firewall on lo as well."""
-    gateway.firewall.attach("lo")
+    gateway.firewall.attach("lo", "ingress")
     yield gateway
     gateway.firewall.detach("lo")
 

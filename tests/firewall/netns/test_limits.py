@@ -153,7 +153,7 @@ def crowded(_private_bpffs: None) -> Iterator[tuple[Namespace, list[str]]]:
     lines = [f"link add x{i} type veth peer name y{i}" for i in range(count)]
     made.run("ip", "-batch", "-", input="\n".join(lines))
     with made.entered():
-        Firewall().attach("lo")
+        Firewall().attach("lo", "ingress")
     yield made, [f"{side}{i}" for i in range(count) for side in "xy"]
     with made.entered():
         Firewall().detach_all()

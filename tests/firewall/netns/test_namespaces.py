@@ -68,7 +68,7 @@ def test_state_of_a_namespace_that_is_gone_is_removed_by_the_next_first_attach(
     gone = Namespace()
     with gone.entered():
         gone.add_veth("d0", "d1")
-        Firewall().attach("d0")
+        Firewall().attach("d0", "ingress")
         old = str(netns_cookie())
         rule = Rule(RuleKey(Prefix.parse("192.0.2.1"), "tcp", 1))
         Firewall().insert(rule)
@@ -78,7 +78,7 @@ def test_state_of_a_namespace_that_is_gone_is_removed_by_the_next_first_attach(
     # The kernel takes a namespace apart in its own time.
     deadline = time.monotonic() + 10
     while old in STORE.identifiers() and time.monotonic() < deadline:
-        Firewall().attach(network.interface)
+        Firewall().attach(network.interface, "ingress")
         if old in STORE.identifiers():
             Firewall().detach_all()
     assert STORE.identifiers() == [str(netns_cookie())]
@@ -86,8 +86,8 @@ def test_state_of_a_namespace_that_is_gone_is_removed_by_the_next_first_attach(
 
 def test_state_of_a_namespace_that_lives_stays(network: Network) -> None:
     with network.client.entered():
-        Firewall().attach("eth0")
-    Firewall().attach(network.interface)
+        Firewall().attach("eth0", "ingress")
+    Firewall().attach(network.interface, "ingress")
     assert len(STORE.identifiers()) == 2
     with network.client.entered():
         assert Firewall().detach_all()

@@ -109,7 +109,7 @@ def without_bpffs(action: Callable[[], object]) -> str:
 
 
 VERBS = {
-    "attach": lambda: Firewall().attach("lo"),
+    "attach": lambda: Firewall().attach("lo", "ingress"),
     "detach": lambda: Firewall().detach("lo"),
     "detach_all": lambda: Firewall().detach_all(),
     "insert": allow,
@@ -141,7 +141,7 @@ def test_so_does_attach_where_bpffs_is_open_to_all_or_not_mounted(machine: Netwo
 
     def attach_as_nobody() -> None:
         drop_privileges()
-        Firewall().attach("lo")
+        Firewall().attach("lo", "ingress")
 
     assert without_bpffs(attach_as_nobody) == "PermissionDenied"
 
@@ -171,7 +171,7 @@ def test_whoever_cannot_see_the_other_namespaces_does_not_take_them_for_gone(
 ) -> None:
     """A first attach removes the state of namespaces that are gone, and only of those."""
     with network.client.entered():
-        Firewall().attach("lo")
+        Firewall().attach("lo", "ingress")
         Firewall().detach("lo")
     assert without_capabilities(VERBS["attach"]) == "PermissionDenied"
     with network.client.entered():
@@ -189,7 +189,7 @@ def test_attach_mounts_bpffs_where_it_is_missing(
     network: Network,
 ) -> None:
     def attach() -> None:
-        Firewall().attach(INTERFACE)
+        Firewall().attach(INTERFACE, "ingress")
         assert bpffs.is_mounted()
         assert Path(bpffs.MOUNT_POINT).stat().st_mode & 0o777 == 0o700
         last = [
@@ -212,7 +212,7 @@ def test_attach_says_so_where_bpffs_cannot_be_mounted(
         libc = ctypes.CDLL(None, use_errno=True)
         assert libc.unshare(CLONE_NEWNS) == 0
         assert libc.mount(b"none", b"/sys", b"tmpfs", 0, None) == 0
-        Firewall().attach(INTERFACE)
+        Firewall().attach(INTERFACE, "ingress")
 
     assert outcome_in_child(attach) == "KernelError"
 
@@ -277,7 +277,7 @@ def test_a_map_that_is_not_as_compiled_is_refused_and_nothing_changed(
     firewall.insert(Rule(RuleKey(Prefix.parse("192.0.2.1"), "udp", 1)))
     before = snapshot(), firewall.status()
     with in_place_of("addresses", GARBAGE[what]):
-        action = VERBS[verb] if verb != "attach" else lambda: firewall.attach(INTERFACE)
+        action = VERBS[verb] if verb != "attach" else lambda: firewall.attach(INTERFACE, "ingress")
         if verb == "set":
             action = lambda: firewall.set([INTERFACE], "icmp_echo", True)  # noqa: E731
         with pytest.raises(LayoutMismatch, match="addresses") as refused:
@@ -338,12 +338,12 @@ def test_a_state_of_another_version_is_refused_by_every_verb(machine: Network) -
 def test_a_pin_that_is_no_program_is_refused(machine: Network, mode: str) -> None:
     with in_place_of("ingress", put_map(1, 4, 4, 1, 1)):
         with pytest.raises(LayoutMismatch, match="ingress"):
-            Firewall().attach(INTERFACE, mode=mode)
+            Firewall().attach(INTERFACE, "ingress", mode)
         assert attached(INTERFACE) == []
 
 
 @pytest.mark.parametrize("name", ["state", "addresses", "ingress"])
 def test_a_pin_that_is_missing_is_an_expected_failure(machine: Network, name: str) -> None:
     with in_place_of(name, lambda path: None), pytest.raises(ZfwError):
-        Firewall().attach(INTERFACE)
+        Firewall().attach(INTERFACE, "ingress")
     assert attached(INTERFACE) == []

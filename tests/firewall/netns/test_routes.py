@@ -45,7 +45,7 @@ def _gateway(_private_bpffs: None) -> Iterator[Namespace]:
     with Namespace() as made, made.entered():
         made.add_veth("gw0", "gw1")
         made.set_up("gw0", "10.9.0.1/24", "fd09::1/64")
-        Firewall().attach("gw0")
+        Firewall().attach("gw0", "ingress")
         yield made
         Firewall().detach_all()
 
@@ -315,7 +315,7 @@ def test_detach_all_removes_what_it_made_and_nothing_else(
     namespace.run("ip", "address", "add", "172.31.9.1/32", "dev", "lo", "scope", "host")
     start = local_prefixes(namespace)
     firewall = Firewall()
-    firewall.attach("lo")
+    firewall.attach("lo", "ingress")
     for destination in ("172.31.9.1/32", *DESTINATIONS):
         firewall.insert(rule(destination), route=True)
     firewall.insert(rule("172.31.9.4/32"), route=True)
@@ -557,7 +557,7 @@ def test_detach_all_takes_what_a_killed_writer_made_local_and_no_other_s(
 ) -> None:
     """Killed before or after it made it local, and no edit in between has put it right."""
     firewall = Firewall()
-    firewall.attach("lo")
+    firewall.attach("lo", "ingress")
     original = local_delivery.add_local
 
     def add_local(*arguments: object) -> None:

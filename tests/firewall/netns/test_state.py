@@ -194,7 +194,7 @@ def test_each_network_namespace_has_its_own(gateway: Gateway) -> None:
     other = Namespace()
     with other.entered():
         assert not Firewall().is_installed()
-        Firewall().attach("lo")
+        Firewall().attach("lo", "ingress")
         assert Firewall().rules() == []
         assert not Firewall().status().interfaces[0].settings["icmp_echo"]
         fill([rule(2), rule(3)])
@@ -213,7 +213,7 @@ def test_each_network_namespace_has_its_own(gateway: Gateway) -> None:
 def test_a_rule_that_comes_and_goes_in_one_batch_may_be_the_first_of_all() -> None:
     """Its slot is on the free list, in a segment that was made for nothing else."""
     with Namespace() as alone, alone.entered():
-        Firewall().attach("lo")
+        Firewall().attach("lo", "ingress")
         try:
             Firewall().apply([Insert(rule(1)), Delete(key(1))])
             Contents().check()

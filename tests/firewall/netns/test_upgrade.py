@@ -69,7 +69,7 @@ def test_an_upgrade_reaches_every_interface(
     firewall.attach("up0", "both", "clsact")
     old = our_program()
     use_object(monkeypatch, newer_object)
-    firewall.attach("up1")
+    firewall.attach("up1", "ingress")
     assert our_program() != old
     for interface, mode in ((INTERFACE, "tcx"), ("up0", "clsact")):
         assert attached(interface) == [
@@ -88,11 +88,11 @@ def test_an_upgrade_that_does_not_load_changes_nothing(
     )
     compile_bpf(source, tmp_path / "bad.bpf.o")
     allow()
-    Firewall().attach(INTERFACE)
+    Firewall().attach(INTERFACE, "ingress")
     before = attached(INTERFACE)
     with monkeypatch.context() as patched:
         use_object(patched, tmp_path / "bad.bpf.o")
         with pytest.raises(KernelError, match="ingress"):
-            Firewall().attach(INTERFACE)
+            Firewall().attach(INTERFACE, "ingress")
     assert attached(INTERFACE) == before
     assert Firewall().explain(frame(ALLOWED), INTERFACE).reason == "rule_pass"

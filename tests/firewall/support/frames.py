@@ -231,7 +231,7 @@ class Gateway(Filtering, Network):
         self.gateway.sysctl(0, "ipv4/conf/all/rp_filter", "ipv4/conf/gw0/rp_filter")
         with self.gateway.entered():
             self.firewall = Firewall()
-            self.firewall.attach(self.interface)
+            self.firewall.attach(self.interface, "ingress")
         self.gateway.ip(*(f"route add local {one} dev lo" for one in (*LOCAL[4], *LOCAL[6])))
         self.introduce()
 
@@ -274,7 +274,7 @@ class Gateway(Filtering, Network):
                 self.gateway.set_up(end)
             header = Ether(src=self.gateway.mac(peer), dst=self.gateway.mac(name))
             with self.gateway.packet_socket(peer) as wire:
-                self.firewall.attach(name)
+                self.firewall.attach(name, "ingress")
                 self.firewall.set([name], "ipv6", True)
                 yield lambda packet: wire.send(bytes(header / packet))
         finally:

@@ -51,14 +51,11 @@ ANYWHERE = {4: "0.0.0.0/0", 6: "::/0"}
 PORT = 5000
 
 
-class Router(Filtering, RoutedNetwork):
-    """A routed network, and the firewall on both interfaces of the gateway, in both directions."""
-
-    # The gateway's own kernel reports its groups; unfiltered that is counted as "egress".
-    unasked = frozenset({"multicast_listener", "egress"})
+class Wires(RoutedNetwork):
+    """A routed network whose client and server send frames as they are, beside their stacks."""
 
     def __init__(self) -> None:
-        """Attach. Neighbours are permanent: no kernel resolves them in the middle of a test."""
+        """Neighbours are permanent: no kernel resolves them in the middle of a test."""
         super().__init__()
         self._wires: dict[Namespace, tuple[socket.socket, str, str]] = {}
         # An error is never held back because of an earlier one.
@@ -77,10 +74,6 @@ class Router(Filtering, RoutedNetwork):
                 for address in peer_addresses:
                     self.gateway.add_neighbour(name, address, peer_mac)
             self._wires[peer] = peer.packet_socket("eth0"), peer_mac, mac
-        with self.gateway.entered():
-            self.firewall = Firewall()
-            for name in self.interfaces:
-                self.firewall.attach(name, "both")
 
     @property
     def interfaces(self) -> tuple[str, str]:
@@ -88,9 +81,44 @@ class Router(Filtering, RoutedNetwork):
         return (self.inside, self.outside)
 
     def close(self) -> None:
-        """Detach the firewall, and close the namespaces."""
+        """Close the namespaces."""
         for wire, _, _ in self._wires.values():
             wire.close()
+        super().close()
+
+    def framed(self, peer: Namespace, packet: Packet | bytes) -> bytes:
+        """Add an Ethernet header from that peer to the gateway, unless there is one."""
+        if isinstance(packet, (bytes, Ether)):
+            return bytes(packet)
+        _, mac, gateway_mac = self._wires[peer]
+        return bytes(Ether(src=mac, dst=gateway_mac) / packet)
+
+    def send(self, peer: Namespace, *packets: Packet | bytes) -> None:
+        """Send packets from the client or the server, as they are."""
+        for packet in packets:
+            self._wires[peer][0].send(self.framed(peer, packet))
+
+    def capture(self, peer: Namespace) -> Capture:
+        """Capture what arrives at the client or the server."""
+        return Capture(peer, "eth0")
+
+
+class Router(Filtering, Wires):
+    """Wires, and the firewall on both interfaces of the gateway, in both directions."""
+
+    # The gateway's own kernel reports its groups; unfiltered that is counted as "egress".
+    unasked = frozenset({"multicast_listener", "egress"})
+
+    def __init__(self) -> None:
+        """Attach."""
+        super().__init__()
+        with self.gateway.entered():
+            self.firewall = Firewall()
+            for name in self.interfaces:
+                self.firewall.attach(name, "both")
+
+    def close(self) -> None:
+        """Detach the firewall, and close the namespaces."""
         with self.gateway.entered():
             self.firewall.detach_all()
         super().close()
@@ -137,24 +165,6 @@ class Router(Filtering, RoutedNetwork):
         """The state of that flow."""
         flow = self.flow(protocol, port)
         return flow.state if flow else None
-
-    # Frames
-
-    def framed(self, peer: Namespace, packet: Packet | bytes) -> bytes:
-        """Add an Ethernet header from that peer to the gateway, unless there is one."""
-        if isinstance(packet, (bytes, Ether)):
-            return bytes(packet)
-        _, mac, gateway_mac = self._wires[peer]
-        return bytes(Ether(src=mac, dst=gateway_mac) / packet)
-
-    def send(self, peer: Namespace, *packets: Packet | bytes) -> None:
-        """Send packets from the client or the server, as they are."""
-        for packet in packets:
-            self._wires[peer][0].send(self.framed(peer, packet))
-
-    def capture(self, peer: Namespace) -> Capture:
-        """Capture what arrives at the client or the server."""
-        return Capture(peer, "eth0")
 
 
 # Packets

@@ -18,8 +18,12 @@ def command(
         typer.Argument(metavar="IFACE...", help="Names of interfaces.", autocompletion=complete),
     ],
     direction: Annotated[
-        Literal["ingress", "egress", "both"], typer.Option(help="Direction of the packets.")
-    ] = "ingress",
+        Literal["ingress", "egress", "both"],
+        typer.Option(
+            help="Direction of the packets; ingress alone tracks no flows, and admits answers"
+            " to connected sockets only."
+        ),
+    ] = "both",
     mode: Annotated[
         Literal["auto", "tcx", "clsact"],
         typer.Option(help="How to attach; auto uses TCX where the kernel has it, else clsact."),
@@ -29,8 +33,8 @@ def command(
 
     From then on it drops every packet that no rule and no setting allows.
     Interfaces that do not exist are reported and skipped; the command then exits
-    with code 5. If the firewall is attached already, nothing changes, except that
-    programs of an older version are replaced, without a gap.
+    with code 5. What is attached already stays, except that programs of an older
+    version are replaced, without a gap.
     """
 
     def attach(name: str) -> None:

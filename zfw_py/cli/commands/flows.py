@@ -30,8 +30,7 @@ def command(
     """List the tracked flows.
 
     LET shows in which directions packets of the initiator were passed: in, out or
-    both. Flows are tracked while a program is attached to egress:
-    zfw attach IFACE --direction both.
+    both. Flows are tracked while a program is attached to egress.
     """
     flows = sorted(Firewall().flows())
     output.listing(flows, as_object, COLUMNS, _cells, as_json=as_json, none="no flows")

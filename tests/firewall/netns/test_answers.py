@@ -1,0 +1,421 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Kinds of traffic beside nftables' ``ct state established,related accept``, both families.
+
+Each kind crosses the same gateway three times: without a firewall, with nftables on the outside
+interface, and with zfw as ``zfw attach`` attaches it. Both firewalls let in the same services.
+A kind that the two treat differently is in ``DIFFERENT`` and in a table of docs/FIREWALL.md.
+"""
+
+from __future__ import annotations
+
+import socket
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from tests.firewall.support.frames import families
+from tests.firewall.support.routed import (
+    ANYWHERE,
+    OUTSIDE_GATEWAY,
+    SERVER,
+    Host,
+    Wires,
+    bound,
+    conversation,
+    ping,
+    raw_socket,
+    segment,
+    serving,
+)
+from zfw_py import Firewall, Prefix, Rule, RuleKey
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.support.netns import Namespace
+
+pytestmark = pytest.mark.kernel
+
+PAGE = Path(__file__).parents[3] / "docs" / "FIREWALL.md"
+ICMP_NUMBER = {4: socket.IPPROTO_ICMP, 6: socket.IPPROTO_ICMPV6}
+# Seconds to wait for what may be dropped.
+PATIENCE = 0.5
+
+NFT = """
+table inet filter {{
+    chain arriving {{
+        ct state established,related accept
+        icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+        {services}
+        drop
+    }}
+    chain leaving {{
+        ct state established,related accept
+        icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+        drop
+    }}
+    chain input {{ type filter hook input priority 0; iifname "wan0" jump arriving; }}
+    chain forward {{
+        type filter hook forward priority 0
+        iifname "wan0" jump arriving
+        {outbound}
+    }}
+    chain output {{ type filter hook output priority 0; {outbound}; }}
+}}
+"""
+
+
+class World(Wires):
+    """The routed network, and a host behind the server; each conversation has ports of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.far = Host(7)
+        self.far.join(
+            self.far.end(self.server, "far0", 1), self.far.end(self.far.namespace, "eth0", 2)
+        )
+        self.far.namespace.route_by(*self.far.gateway.values())
+        self.server.sysctl(1, "ipv4/ip_forward", "ipv6/conf/all/forwarding")
+        self.server.sysctl(0, "ipv4/icmp_ratelimit", "ipv6/icmp/ratelimit")
+        for family, net in {4: "10.7.0.0/24", 6: "fd07::/64"}.items():
+            self.gateway.ip(f"-{family} route add {net} via {SERVER[family]}")
+        self._port = 20000
+
+    def port(self) -> int:
+        """A port that no conversation has had."""
+        self._port += 1
+        return self._port
+
+    def close(self) -> None:
+        with self.gateway.entered():
+            Firewall().detach_all()
+        self.far.close()
+        super().close()
+
+
+@pytest.fixture(scope="module")
+def world(_private_bpffs: None) -> Iterator[World]:
+    with World() as made:
+        yield made
+
+
+class Kind(NamedTuple):
+    """A kind of traffic: ``happens`` tells whether it worked.
+
+    ``services`` are protocols and ports that are let in. ``is_filtered``: no packet leaves
+    that begins a flow.
+    """
+
+    happens: Callable[[World, int], bool]
+    services: tuple[tuple[str, int], ...] = ()
+    is_filtered: bool = False
+    families: tuple[int, ...] = (4, 6)
+
+
+@contextmanager
+def nftables(world: World, kind: Kind) -> Iterator[None]:
+    """The kernel's own firewall."""
+    services = "; ".join(f"{protocol} dport {port} accept" for protocol, port in kind.services)
+    outbound = 'oifname "wan0" jump leaving' if kind.is_filtered else ""
+    world.gateway.run("nft", NFT.format(services=services, outbound=outbound))
+    try:
+        yield
+    finally:
+        world.gateway.run("nft", "flush", "ruleset")
+
+
+@contextmanager
+def zfw(world: World, kind: Kind) -> Iterator[None]:
+    """This firewall, attached as it is by default."""
+    with world.gateway.entered():
+        firewall = Firewall()
+        firewall.attach(world.outside)
+        try:
+            firewall.set([world.outside], "ipv6", True)
+            firewall.set([world.outside], "outbound_filter", kind.is_filtered)
+            for protocol, port in kind.services:
+                for anywhere in ANYWHERE.values():
+                    firewall.insert(Rule(RuleKey(Prefix.parse(anywhere), protocol, port)))
+            yield
+        finally:
+            # Loading the programs takes longest: they stay pinned.
+            firewall.detach(world.outside)
+            firewall.flush()
+
+
+# Helpers of the kinds
+
+
+def hears(heard: socket.socket, wanted: bytes) -> bool:
+    """Whether a datagram or message with these bytes arrives."""
+    heard.settimeout(PATIENCE)
+    with suppress(TimeoutError):
+        while True:
+            if wanted in heard.recv(65535):
+                return True
+    return False
+
+
+def set_hops(sender: socket.socket, family: int, hops: int) -> None:
+    if family == 4:
+        sender.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, hops)
+    else:
+        sender.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, hops)
+
+
+def hears_error(heard: socket.socket, family: int, type_: int, port: int) -> bool:
+    """Whether an ICMP error of this type arrives that quotes this destination port."""
+    heard.settimeout(PATIENCE)
+    with suppress(TimeoutError):
+        while True:
+            data = heard.recv(65535)
+            message = data[(data[0] & 15) * 4 :] if family == 4 else data
+            quoted = message[8 + (20 if family == 4 else 40) :]
+            if message[0] == type_ and quoted[2:4] == port.to_bytes(2, "big"):
+                return True
+    return False
+
+
+TIME_EXCEEDED = {4: 11, 6: 3}
+UNREACHABLE = {4: 3, 6: 1}
+
+
+def is_answered(asker: socket.socket, answerer: socket.socket, to: tuple[str, int]) -> bool:
+    """Whether a datagram from a socket that is not connected has an answer."""
+    asker.sendto(b"question", to)
+    answerer.settimeout(PATIENCE)
+    try:
+        data, address = answerer.recvfrom(100)
+    except TimeoutError:
+        return False
+    assert data == b"question"
+    answerer.sendto(b"answer", address)
+    return hears(asker, b"answer")
+
+
+# The gateway's own questions
+
+
+def a_ping(world: World, family: int) -> bool:
+    identifier = world.port()
+    with raw_socket(world.gateway, family, ICMP_NUMBER[family]) as own:
+        own.sendto(bytes(ping(family, "request", identifier)), (SERVER[family], 0))
+        reply = bytes([0 if family == 4 else 129, 0])
+        own.settimeout(PATIENCE)
+        with suppress(TimeoutError):
+            while True:
+                data = own.recv(65535)
+                message = data[(data[0] & 15) * 4 :] if family == 4 else data
+                if message[:2] == reply and message[4:6] == identifier.to_bytes(2, "big"):
+                    return True
+    return False
+
+
+def a_udp_traceroute(world: World, family: int) -> bool:
+    """The error of a router on the way, and that of the destination."""
+    port = world.port()
+    with (
+        raw_socket(world.gateway, family, ICMP_NUMBER[family]) as errors,
+        bound(world.gateway, "udp", family) as own,
+    ):
+        set_hops(own, family, 1)
+        own.sendto(b"probe", (world.far.address[family], port))
+        is_on_the_way = hears_error(errors, family, TIME_EXCEEDED[family], port)
+        set_hops(own, family, 9)
+        own.sendto(b"probe", (world.far.address[family], port))
+        return is_on_the_way and hears_error(errors, family, UNREACHABLE[family], port)
+
+
+def an_icmp_traceroute(world: World, family: int) -> bool:
+    identifier = world.port()
+    with raw_socket(world.gateway, family, ICMP_NUMBER[family]) as own:
+        set_hops(own, family, 1)
+        request = bytes(ping(family, "request", identifier))
+        own.sendto(request, (world.far.address[family], 0))
+        own.settimeout(PATIENCE)
+        with suppress(TimeoutError):
+            while True:
+                data = own.recv(65535)
+                message = data[(data[0] & 15) * 4 :] if family == 4 else data
+                if (
+                    message[0] == TIME_EXCEEDED[family]
+                    and identifier.to_bytes(2, "big") in message[28:]
+                ):
+                    return True
+    return False
+
+
+def a_tcp_traceroute(world: World, family: int) -> bool:
+    """A SYN that no socket of the gateway knows, as traceroute -T sends it."""
+    port = world.port()
+    syn = segment((OUTSIDE_GATEWAY[family], port), (world.far.address[family], port), "S", 1)
+    with (
+        raw_socket(world.gateway, family, ICMP_NUMBER[family]) as errors,
+        raw_socket(world.gateway, family, socket.IPPROTO_TCP) as own,
+    ):
+        set_hops(own, family, 1)
+        own.sendto(bytes(syn.__class__(bytes(syn)).payload), (world.far.address[family], 0))
+        return hears_error(errors, family, TIME_EXCEEDED[family], port)
+
+
+def a_dns_forwarder(world: World, family: int) -> bool:
+    """One socket that is not connected asks two servers at once."""
+    port = world.port()
+    with (
+        serving(world.server, "udp", family, port) as near,
+        serving(world.far.namespace, "udp", family, port) as far,
+        bound(world.gateway, "udp", family) as own,
+    ):
+        return all(
+            is_answered(own, server, (address, port))
+            for server, address in (
+                (near, SERVER[family]),
+                (far, world.far.address[family]),
+            )
+        )
+
+
+def ntp(world: World, family: int) -> bool:
+    """From port 123 of any address, to port 123."""
+    with (
+        serving(world.server, "udp", family, 123) as server,
+        bound(world.gateway, "udp", family, 123) as own,
+    ):
+        return is_answered(own, server, (SERVER[family], 123))
+
+
+def wireguard(world: World, family: int) -> bool:
+    """Two sockets of fixed ports; the peer sends at any time once it was asked."""
+    port = world.port()
+    with (
+        serving(world.server, "udp", family, port) as peer,
+        bound(world.gateway, "udp", family, port) as own,
+    ):
+        if not is_answered(own, peer, (SERVER[family], port)):
+            return False
+        peer.sendto(b"keepalive", (OUTSIDE_GATEWAY[family], port))
+        return hears(own, b"keepalive")
+
+
+def a_refused_datagram(world: World, family: int) -> bool:
+    """A connected socket hears of the error about its datagram."""
+    with bound(world.gateway, "udp", family) as own:
+        own.connect((SERVER[family], world.port()))
+        own.settimeout(PATIENCE)
+        own.send(b"question")
+        try:
+            own.recv(1)
+        except ConnectionRefusedError:
+            return True
+        except TimeoutError:
+            return False
+    return False
+
+
+# Clients behind the gateway
+
+
+def tcp_of(place: str) -> Callable[[World, int], bool]:
+    def happens(world: World, family: int) -> bool:
+        initiator: Namespace = getattr(world, place)
+        try:
+            with conversation("tcp", initiator, world.server, SERVER[family], world.port()) as talk:
+                talk.talks()
+        except TimeoutError:
+            return False
+        return True
+
+    return happens
+
+
+def udp_of(place: str) -> Callable[[World, int], bool]:
+    def happens(world: World, family: int) -> bool:
+        port = world.port()
+        with (
+            serving(world.server, "udp", family, port) as server,
+            bound(getattr(world, place), "udp", family) as own,
+        ):
+            return is_answered(own, server, (SERVER[family], port))
+
+    return happens
+
+
+def a_migration(world: World, family: int) -> bool:
+    """As QUIC's: the client goes on from another port, and both are answered."""
+    port = world.port()
+    with (
+        serving(world.server, "udp", family, port) as server,
+        bound(world.client, "udp", family) as before,
+        bound(world.client, "udp", family) as after,
+    ):
+        to = (SERVER[family], port)
+        return all(is_answered(each, server, to) for each in (before, after, before))
+
+
+def unasked(world: World, family: int) -> bool:
+    """A server's datagram from another port than the one that was asked."""
+    port = world.port()
+    with (
+        serving(world.server, "udp", family, port) as server,
+        bound(world.server, "udp", family) as other,
+        bound(world.gateway, "udp", family) as own,
+    ):
+        assert is_answered(own, server, (SERVER[family], port))
+        other.sendto(b"from another port", (OUTSIDE_GATEWAY[family], own.getsockname()[1]))
+        return hears(own, b"from another port")
+
+
+def a_refused_connection(world: World, family: int) -> bool:
+    with bound(world.client, "tcp", family) as own:
+        own.settimeout(PATIENCE)
+        try:
+            own.connect((SERVER[family], world.port()))
+        except ConnectionRefusedError:
+            return True
+        except TimeoutError:
+            return False
+    return False
+
+
+KINDS = {
+    "ping": Kind(a_ping),
+    "traceroute by UDP": Kind(a_udp_traceroute),
+    "traceroute by ICMP": Kind(an_icmp_traceroute),
+    "traceroute by TCP": Kind(a_tcp_traceroute),
+    "DNS forwarder": Kind(a_dns_forwarder),
+    "NTP, port 123 to 123": Kind(ntp),
+    "WireGuard": Kind(wireguard),
+    "port unreachable": Kind(a_refused_datagram),
+    "TCP of the gateway": Kind(tcp_of("gateway")),
+    "TCP of a client": Kind(tcp_of("client")),
+    "UDP of a client": Kind(udp_of("client")),
+    "QUIC migration": Kind(a_migration),
+    "connection refused": Kind(a_refused_connection),
+    "datagram from another port": Kind(unasked),
+}
+# Neither firewall lets in what nothing asked for.
+UNSOLICITED = {"datagram from another port"}
+# By kind: whether it works with nftables, and with zfw.
+DIFFERENT: dict[str, tuple[bool, bool]] = {}
+
+
+@families
+@pytest.mark.parametrize("name", KINDS)
+def test_answers_come_back_as_with_nftables(world: World, name: str, family: int) -> None:
+    kind = KINDS[name]
+    if family not in kind.families:
+        pytest.skip(f"not a kind of IPv{family}")
+    expected = DIFFERENT.get(name, (name not in UNSOLICITED,) * 2)
+    assert kind.happens(world, family), "without a firewall"
+    with nftables(world, kind):
+        with_nftables = kind.happens(world, family)
+    with zfw(world, kind):
+        with_zfw = kind.happens(world, family)
+    assert (with_nftables, with_zfw) == expected
+
+
+def test_what_differs_is_documented() -> None:
+    page = PAGE.read_text()
+    assert [name for name in DIFFERENT if f"| {name} |" not in page] == []
