@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import syslog
+import traceback
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -51,6 +53,7 @@ _BATCH = layout.EVENT_BYTES // layout.EVENT_SIZE
 # Entering a network namespace takes a thread, and a guarded program can cause it at will.
 _FOLLOW_INTERVAL = 1.0  # seconds, for each namespace
 _MAX_FOLLOWED = 4096
+_BUG_LINE_INTERVAL = 60.0  # seconds
 
 
 class GuardContext(NamedTuple):
@@ -118,12 +121,15 @@ class _Supervisor:
                 upstreams=context.upstreams,
                 admit=context.maps.admit,
                 report=self._on_query,
+                on_bug=self._on_bug,
                 is_log_only=is_log_only,
             )
         self._events = EventBuilder(context.manifest.cgroup, is_log_only=is_log_only)
         self._opened = opened
         self._here = {each.cookie: each for each in opened}
         self._followed: dict[int, float] = {}
+        self._bugs = 0
+        self._next_bug_line = 0.0
         self._stop = asyncio.Event()
         self._is_of_no_use = False
         self._failure: BaseException | None = None
@@ -199,7 +205,22 @@ class _Supervisor:
             self._guarded(ring.consume)(_BATCH)
             await asyncio.sleep(_BATCH_DELAY)
 
+    def _on_bug(self, bug: BaseException) -> None:
+        """Log an error in zfw that cost one query or event: the first one of each minute."""
+        now = asyncio.get_running_loop().time()
+        self._bugs += 1
+        if now >= self._next_bug_line:
+            self._next_bug_line = now + _BUG_LINE_INTERVAL
+            text = "".join(traceback.format_exception(bug))
+            syslog.syslog(syslog.LOG_CRIT, f"zfw guard: error {self._bugs}: {text}")
+
     def _on_event(self, data: bytes) -> None:
+        try:
+            self._take_event(data)
+        except Exception as bug:  # noqa: BLE001 - costs this event
+            self._on_bug(bug)
+
+    def _take_event(self, data: bytes) -> None:
         event = Event.decode(data)
         self._context.sink.emit(self._events.from_kernel(event))
         if event.reason == "no_proxy" and self._proxy is not None:

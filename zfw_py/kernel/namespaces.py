@@ -116,11 +116,28 @@ def call_in(path: str, function: Callable[[], _Result]) -> _Result:
 
 
 def _in_thread(function: Callable[[], _Result]) -> _Result:
-    """Run in a new thread: setns(2) moves the calling thread alone, and this one then ends."""
-    from concurrent.futures import ThreadPoolExecutor
+    """Run in a new thread: setns(2) moves the calling thread alone, and this one then ends.
 
-    with ThreadPoolExecutor(max_workers=1) as executor:
-        return executor.submit(function).result()
+    Raises KernelError if no thread can be started, beside what the function raises.
+    """
+    from concurrent.futures import Future
+    from threading import Thread
+
+    done: Future[_Result] = Future()
+
+    def call() -> None:
+        try:
+            done.set_result(function())
+        except BaseException as error:  # noqa: BLE001 - raised by the caller's thread
+            done.set_exception(error)
+
+    thread = Thread(target=call, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:  # pids.max or RLIMIT_NPROC is reached; Python has no number
+        raise KernelError("start a thread", errno.EAGAIN) from error
+    thread.join()
+    return done.result()
 
 
 def enter(path: str) -> None:

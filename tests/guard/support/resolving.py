@@ -170,6 +170,7 @@ class Policy:
         self.blocked: set[str] = set()
         self.admitted: list[tuple[tuple[bytes, ...], frozenset[int], float]] = []
         self.events: list[AnsweredQuery] = []
+        self.bugs: list[BaseException] = []
         self.is_full = False
         self.now = 1000.0
 
@@ -200,6 +201,7 @@ class Policy:
             upstreams=upstreams,
             admit=self.admit,
             report=self.events.append,
+            on_bug=self.bugs.append,
             is_log_only=is_log_only,
             clock=lambda: self.now,
         )

@@ -29,6 +29,7 @@ from zfw_py.guard.dns.answers import (
 )
 from zfw_py.guard.dns.cache import Cache
 from zfw_py.guard.dns.questions import Question, Unreadable, has_hidden_dot, query, read_question
+from zfw_py.guard.dns.wire import read_reply
 
 WWW = "www.example.test."
 NSEC3 = "1 0 0 - 2VPTU5TIMAMQTTGL4LUU9KG21E0AOR3S A RRSIG"
@@ -69,7 +70,7 @@ def follow(
     """What the chain makes of one answer, as it is read."""
     reply = response(upstream_query(name, question), content, **options)
     wire = reply.to_wire(max_size=65535, want_shuffle=False)
-    return chain.follow(dns.message.from_wire(wire))
+    return chain.follow(read_reply(wire, question.rdtype))
 
 
 def upstream_query(name: dns.name.Name, question: Question) -> dns.message.Message:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dns.exception
 import dns.flags
 import dns.message
 import dns.name
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from zfw_py.guard.dns.answers import BadAnswer, Chain, message
 from zfw_py.guard.dns.questions import Question, Unreadable, query, read_question
 from zfw_py.guard.dns.upstream import is_reply
+from zfw_py.guard.dns.wire import read_reply
 
 labels = st.binary(min_size=1, max_size=20)
 names = st.lists(labels, max_size=6).map(lambda found: dns.name.Name([*found, b""]))
@@ -97,7 +99,7 @@ def test_what_is_handed_out_belongs_to_the_question(
 ) -> None:
     question, wire = made
     chain = Chain(question)
-    received = dns.message.from_wire(wire)
+    received = read_reply(wire, question.rdtype)
     try:
         left_out = chain.follow(received)
     except BadAnswer:
@@ -107,7 +109,7 @@ def test_what_is_handed_out_belongs_to_the_question(
         return
     answer = chain.answer()
     out = dns.message.from_wire(wire[:2] + message(answer, question, most, age))
-    assert out.question == received.question
+    assert out.question == dns.message.from_wire(wire, question_only=True).question
     assert out.rcode() == received.rcode()
     assert out.additional == []
     given_out = {question.name}
@@ -134,3 +136,26 @@ def test_whatever_comes_from_upstream_is_an_answer_or_not(wire: bytes) -> None:
         end = 12 + len("?www?example?test?") + 4
         assert wire[:2] == QUERY.to_wire()[:2]
         assert wire[12:end].lower() == QUERY.to_wire()[12:end].lower()
+
+
+@st.composite
+def damaged_responses(draw: st.DrawFn) -> tuple[Question, bytes]:
+    """A question, and a response to it with some bytes changed."""
+    question, wire = draw(responses())
+    return question, draw(damaged(wire))
+
+
+@given(damaged_responses())
+def test_whatever_is_in_a_reply_it_is_read_or_malformed(made: tuple[Question, bytes]) -> None:
+    """No other exception, and what is read can be rendered or is refused."""
+    question, wire = made
+    try:
+        received = read_reply(wire, question.rdtype)
+    except dns.exception.DNSException:
+        return
+    chain = Chain(question)
+    try:
+        if chain.follow(received) is None:
+            message(chain.answer(), question, 65535)
+    except BadAnswer:
+        pass

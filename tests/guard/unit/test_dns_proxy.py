@@ -10,12 +10,15 @@ import resource
 import socket
 import threading
 from contextlib import ExitStack, contextmanager
+from struct import pack
 from typing import TYPE_CHECKING
 
 import dns.edns
 import dns.flags
 import dns.message
 import dns.rcode
+import dns.rdata
+import dns.rdatatype
 import pytest
 
 from tests.guard.support.resolving import (
@@ -847,10 +850,12 @@ class _BugError(Exception):
     pass
 
 
-@pytest.mark.parametrize("where", ["_ports_of_name", "_is_blocked_name", "_admit", "_report"])
+@pytest.mark.parametrize(
+    "where", ["_ports_of_name", "_is_blocked_name", "_admit", "_report", "_follow"]
+)
 @pytest.mark.parametrize("is_tcp", [False, True])
 @pytest.mark.parametrize("is_cached", [False, True])
-def test_a_bug_ends_it_wherever_it_is(
+def test_a_bug_costs_the_question_that_met_it(
     server: FakeServer, monkeypatch: pytest.MonkeyPatch, where: str, is_tcp: bool, is_cached: bool
 ) -> None:
     def broken(*_: object) -> None:
@@ -862,11 +867,73 @@ def test_a_bug_ends_it_wherever_it_is(
     with Running(made) as running:
         if is_cached:
             running.ask(WWW)
-        monkeypatch.setattr(made, where, broken)
-        client = running.tcp() if is_tcp else running.udp()
-        client.send(framed(frame_of()) if is_tcp else frame_of())
-        assert isinstance(running.join(), _BugError)
-        client.close()
+        with monkeypatch.context() as patched:
+            patched.setattr(made, where, broken)
+            rcode = running.ask(WWW, is_tcp=is_tcp).rcode()
+        is_answered = where == "_report" or (where == "_follow" and is_cached)
+        assert rcode == (dns.rcode.NOERROR if is_answered else dns.rcode.SERVFAIL)
+        assert bool(policy.bugs) == (where != "_follow" or not is_cached)
+        assert all(isinstance(bug, _BugError) for bug in policy.bugs)
+        if policy.bugs and where != "_report":
+            assert policy.events[-1].reason == "internal_error"
+        assert addresses(running.ask(WWW, is_tcp=is_tcp)) == ["192.0.2.1"]
+
+
+def additional(name: bytes, rdtype: int, rdclass: int, data: bytes) -> bytes:
+    """A query for www.test with one additional record."""
+    record = name + pack("!HHIH", rdtype, rdclass, 0, len(data)) + data
+    return frame_of()[:10] + b"\0\1" + frame_of()[12:] + record
+
+
+@pytest.mark.parametrize("rdtype", [1, 2, 5, 6, 28, 64, 65, 46, 65280])
+def test_a_record_of_another_class_in_a_question_spoils_no_answer(
+    running: Running, policy: Policy, server: FakeServer, rdtype: int
+) -> None:
+    """Not of any class, and whatever type was answered before: only OPT is read of a question."""
+    kind = dns.rdatatype.to_text(rdtype)
+    for rdclass in (255, 254, 3, 1):
+        data = b"\300\14\300\14" + b"\0" * 20
+        answer = dns.message.from_wire(running.raw(additional(b"\0", rdtype, rdclass, data)))
+        assert answer.rcode() == dns.rcode.FORMERR
+    texts = {
+        "A": "192.0.2.1",
+        "AAAA": "2001:db8::1",
+        "NS": "b.test.",
+        "CNAME": "b.test.",
+        "SOA": "a. b. 1 2 3 4 5",
+        "HTTPS": "1 . ipv4hint=192.0.2.1",
+        "SVCB": "1 b.test.",
+        "RRSIG": "A 8 2 60 20300101000000 20200101000000 1 test. AAAA",
+        "TYPE65280": "\\# 2 0102",
+    }
+    server.script = always(f"{WWW} 60 {kind} {texts[kind]}")
+    answer = running.ask(WWW, kind)
+    assert [rrset.rdtype for rrset in answer.answer] == [rdtype]
+    assert policy.bugs == []
+
+
+def test_unseen_classes_and_types_leave_nothing_behind(
+    running: Running, server: FakeServer
+) -> None:
+    """Not those of a question, of an additional record, or of an answer's records."""
+    running.ask(WWW, use_edns=0)
+    before = len(dns.rdata._rdata_classes)  # type: ignore[attr-defined]
+
+    def strange(query: Message, _: str) -> list[bytes]:
+        made = bytearray(a_record(query).to_wire())
+        for number in range(50):
+            made += b"\300\14" + pack("!HHIH", 3000 + number, 7000 + number, 0, 2) + b"ab"
+        made[10:12] = pack("!H", 51)
+        return [bytes(made)]
+
+    server.script = strange
+    for number in range(50):
+        head = frame_of()[:-4]
+        running.raw(head + pack("!HH", 1000 + number, 300 + number))
+        running.raw(additional(b"\0", 2000 + number, 5000 + number, b"ab"))
+        # The class of an OPT record is the client's payload size.
+        assert running.ask(f"n{number}.test.", use_edns=0, payload=600 + number).answer
+    assert len(dns.rdata._rdata_classes) == before  # type: ignore[attr-defined]
 
 
 def test_run_ends_with_its_task(server: FakeServer) -> None:

@@ -38,6 +38,7 @@ from dns.rrset import RRset, from_text
 
 from zfw_py.guard.dns import edns
 from zfw_py.guard.dns.questions import text_of
+from zfw_py.guard.dns.wire import HEADER
 from zfw_py.values.prefix import IPV4_MAPPED
 
 if TYPE_CHECKING:
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
 
 LARGEST = 65535
 _ANSWER, _AUTHORITY = MessageSection.ANSWER, MessageSection.AUTHORITY
-_HEADER = 12
 # Plain numbers: arithmetic with dnspython's flags costs more than the rest of a message.
 _ANSWERED, _COPIED, _RECURSIVE = int(QR | RA), int(RD | CD), int(RD)
 _AUTHENTIC, _TRUNCATED = int(AD), int(TC)
@@ -109,7 +109,7 @@ def message(answer: Answer, question: Question, most: int, age: int = 0) -> byte
         flags |= _AUTHENTIC
     body: bytes | bytearray = answer.body
     records = answer.records
-    room = most - _HEADER - len(question.wire) - len(opt)
+    room = most - HEADER - len(question.wire) - len(opt)
     if len(body) > room:
         flags |= _TRUNCATED
         records = tuple(record for record in records if record.end <= room)
@@ -312,7 +312,7 @@ def _render(
     rendered.answer = records
     rendered.authority = authority
     wire = rendered.to_wire(max_size=LARGEST, want_shuffle=False)
-    body = wire[_HEADER + len(question.wire) :]
+    body = wire[HEADER + len(question.wire) :]
     return answer._replace(body=body, records=tuple(_records(body)))
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from dns.rcode import NOERROR, REFUSED, SERVFAIL
@@ -66,6 +67,7 @@ Reason = Literal[
     "not_admitted",  # admitting the addresses failed
     "upstream_failed",  # no server had an answer
     "busy",  # too many queries at a time
+    "internal_error",  # an error in zfw, which the system's log has
 ]
 
 _BLOCKED = error(REFUSED, edns.BLOCKED, "zfw guard: a rule blocks this name")
@@ -119,12 +121,13 @@ class Proxy:
         admit: called with addresses, ports and a lifetime in seconds, before the answer is sent.
             Raises OSError if the addresses cannot be admitted: the client gets SERVFAIL.
         report: called once for each query.
+        on_bug: called with an exception that is an error in zfw.
         is_log_only: deny nothing; report what would have been denied. Addresses of names that are
             not allowed are not admitted.
         clock: the time in seconds, by a clock that goes on while the machine is suspended.
 
-    The callables are called in the loop's thread and should be quick. Any exception of theirs, but
-    for OSError of ``admit``, ends ``run``.
+    The callables are called in the loop's thread and should be quick. An exception of theirs, but
+    for OSError of ``admit``, costs the query that caused it: its client gets SERVFAIL.
 
     A query is forwarded over UDP, also if it came over TCP; over TCP if the answer is truncated.
     """
@@ -137,6 +140,7 @@ class Proxy:
         upstreams: Sequence[Endpoint],
         admit: Callable[[Iterable[bytes], frozenset[int], float], None],
         report: Callable[[AnsweredQuery], None],
+        on_bug: Callable[[BaseException], None],
         is_log_only: bool = False,
         clock: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
     ) -> None:
@@ -146,6 +150,7 @@ class Proxy:
         self._upstream = Upstream(upstreams)
         self._admit = admit
         self._report = report
+        self._on_bug = on_bug
         self._is_log_only = is_log_only
         self._clock = clock
         self._cache = Cache()
@@ -175,8 +180,9 @@ class Proxy:
     async def run(self, stop: asyncio.Event) -> None:
         """Answer until ``stop`` is set, then close all sockets. Can run once.
 
-        Errors of the network are handled where they happen. Any other exception is a bug and is
-        raised here: the guarded program then has no DNS, and nothing else becomes allowed.
+        Errors of the network are handled where they happen. An exception in a query or a connection
+        costs that one. One in the loop itself is raised here: the guarded program then has no DNS,
+        and nothing else becomes allowed.
         """
         loop = asyncio.get_running_loop()
         previous = loop.get_exception_handler()
@@ -209,8 +215,8 @@ class Proxy:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled():
-            task.result()  # the loop passes an exception raised here to _on_exception
+        if not task.cancelled() and (bug := task.exception()) is not None:
+            self._on_bug(bug)
 
     def _on_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         bug = context.get("exception")
@@ -226,15 +232,38 @@ class Proxy:
         self, received: bytes, client: tuple[str, int], transport: Transport, reply: Reply
     ) -> bool:
         """Answer a message, at once or later. False: it gets no answer."""
-        question = read_question(received[2:])
+        try:
+            question = read_question(received[2:])
+        except Exception as bug:  # noqa: BLE001 - costs this message
+            self._on_bug(bug)
+            return False
         id_ = received[:2]
         if isinstance(question, Unreadable):
             if question.answer:
                 reply(id_ + question.answer)
             return bool(question.answer)
+        pending = _PendingQuery(question, id_, client, transport, reply, None, "not_allowed")
+        return self._attempt(pending, self._begin)
 
+    def _attempt(self, pending: _PendingQuery, action: Callable[[_PendingQuery], None]) -> bool:
+        """Call a step of a query. If it raises, the query alone fails. False: it gets no answer."""
+        try:
+            action(pending)
+        except Exception as bug:  # noqa: BLE001 - costs this query
+            self._on_bug(bug)
+            try:
+                failed = pending._replace(reason="internal_error")
+                self._send(failed, error(SERVFAIL, edns.OTHER, "an error in zfw"))
+            except Exception as second:  # noqa: BLE001 - the client asks again
+                self._on_bug(second)
+                return False
+        return True
+
+    def _begin(self, pending: _PendingQuery) -> None:
+        """Answer a query, or ask upstream."""
+        question = pending.question
         ports, reason = self._evaluate(question)
-        pending = _PendingQuery(question, id_, client, transport, reply, ports, reason)
+        pending = pending._replace(ports=ports, reason=reason)
         if question.fault != NOERROR:
             self._send(pending._replace(ports=None, reason="unsupported"), error(question.fault))
         elif ports is None and not self._is_log_only:
@@ -245,7 +274,6 @@ class Proxy:
             self._answer(pending, *cached, is_cached=True)
         else:
             self._ask(pending)
-        return True
 
     def _evaluate(self, question: Question) -> tuple[frozenset[int] | None, Reason]:
         if has_hidden_dot(question.name):
@@ -271,23 +299,26 @@ class Proxy:
 
     async def _fetch(self, question: Question) -> None:
         """Ask upstream, and answer all clients that wait."""
-        is_failure = True
+        failure: Reason | None = None
         try:
             answer = await self._follow(question)
-            is_failure = False
-        except NoAnswer as failure:
-            answer = Answer(SERVFAIL, failure.options)
-        except BadAnswer as failure:
-            answer = error(SERVFAIL, edns.OTHER, str(failure))
+        except NoAnswer as no_answer:
+            answer, failure = Answer(SERVFAIL, no_answer.options), "upstream_failed"
+        except BadAnswer as bad:
+            answer, failure = error(SERVFAIL, edns.OTHER, str(bad)), "upstream_failed"
+        except Exception as bug:  # noqa: BLE001 - costs this query
+            self._on_bug(bug)
+            answer = error(SERVFAIL, edns.OTHER, "an error in zfw")
+            failure = "internal_error"
         waiting = self._pending.pop(question.key)
         self._waiting -= len(waiting)
         if not question.options:  # with options it may be valid for one client's subnet only
             self._cache.put(question.key, answer, self._clock())
         for pending in waiting:
-            if is_failure:
-                self._fail(pending, answer, "upstream_failed")
+            if failure is not None:
+                self._attempt(pending, partial(self._fail, answer=answer, reason=failure))
             else:
-                self._answer(pending, answer)
+                self._attempt(pending, partial(self._answer, answer=answer))
 
     async def _follow(self, question: Question) -> Answer:
         deadline = asyncio.get_running_loop().time() + PATIENCE
@@ -334,17 +365,19 @@ class Proxy:
         question = pending.question
         most = LARGEST if pending.transport == "tcp" else question.payload
         # Report before the reply: events that the client then causes come later in the log.
-        self._report(
-            AnsweredQuery(
-                client=pending.client,
-                transport=pending.transport,
-                name=question.text,
-                rdtype=rdtype_text(question.rdtype),
-                verdict="deny" if pending.ports is None else "allow",
-                reason=pending.reason,
-                addresses=answer.addresses,
-                rcode=rcode_text(answer.rcode),
-                is_cached=is_cached,
-            )
+        record = AnsweredQuery(
+            client=pending.client,
+            transport=pending.transport,
+            name=question.text,
+            rdtype=rdtype_text(question.rdtype),
+            verdict="deny" if pending.ports is None else "allow",
+            reason=pending.reason,
+            addresses=answer.addresses,
+            rcode=rcode_text(answer.rcode),
+            is_cached=is_cached,
         )
+        try:
+            self._report(record)
+        except Exception as bug:  # noqa: BLE001 - costs a line of the log
+            self._on_bug(bug)
         pending.reply(pending.id + message(answer, question, most, int(age)))

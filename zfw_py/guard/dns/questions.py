@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Reads the queries of clients and builds the queries to upstream servers. Pure.
 
-A client's message may be hostile. dnspython parses it; no byte of it is used unparsed.
+A client's message may be hostile. It is read as one question and at most an OPT record, and no byte
+of it is used unread.
 """
 
 from __future__ import annotations
@@ -10,23 +11,25 @@ from functools import lru_cache
 from struct import pack, unpack_from
 from typing import TYPE_CHECKING, NamedTuple
 
-from dns.exception import DNSException
+from dns.exception import DNSException, FormError
 from dns.flags import AD, CD, DO, QR, RD
-from dns.message import from_wire
 from dns.opcode import QUERY
 from dns.rcode import BADVERS, FORMERR, NOERROR, NOTIMP, REFUSED
 from dns.rdataclass import IN
-from dns.rdatatype import ANY, OPT
+from dns.rdatatype import ANY, OPT, RdataType
+from dns.wire import Parser
 
 from zfw_py.guard.dns import edns
+from zfw_py.guard.dns.wire import HEADER, read_opt
 
 if TYPE_CHECKING:
     from dns.name import Name
     from dns.rcode import Rcode
-    from dns.rdatatype import RdataType
+    from dns.rrset import RRset
 
 _OPCODE = 0x7800
 _RESPONSE, _COPIED, _DNSSEC = int(QR), int(RD | AD | CD), int(DO)
+_VERSION = 0x00FF0000  # in the time to live of an OPT record
 # Ten times the longest name: no legitimate query is longer, and the cache can hold such messages.
 LARGEST = 4096
 # Half a megabyte of usual queries, 16 MB of the largest ones.
@@ -90,36 +93,48 @@ def read_question(message: bytes) -> Question | Unreadable:
     if (questions, answers, authorities) != (1, 0, 0) or additional > 1 or len(message) > LARGEST:
         return _unreadable(flags, FORMERR)
     try:
-        read = from_wire(b"\0\0" + message, keyring=False)
+        name, rdtype, rdclass, opt = _read_question(b"\0\0" + message, additional)
     except DNSException:
         return _unreadable(flags, FORMERR)
-    if additional and read.opt is None:
-        return _unreadable(flags, FORMERR)
 
-    question = read.question[0]
-    name = question.name
     fault = NOERROR
-    if read.edns > 0:
+    edns_flags = 0 if opt is None else opt.ttl
+    if edns_flags & _VERSION:
         fault = BADVERS
-    elif question.rdclass != IN or question.rdtype in _META_TYPES:
+    elif rdclass != IN or rdtype in _META_TYPES:
         fault = REFUSED
     name_wire = name.to_wire() or b""
     copied = flags & _COPIED
-    is_dnssec = bool(read.ednsflags & _DNSSEC)
-    options = edns.query_options(read.options)
+    is_dnssec = bool(edns_flags & _DNSSEC)
+    options = b"" if opt is None else edns.query_options(opt[0].options)
+    payload = 0 if opt is None else int(opt[0].payload)
     return Question(
         name=name,
         text=text_of(name),
-        rdtype=question.rdtype,
-        wire=name_wire + pack("!HH", question.rdtype, question.rdclass),
+        rdtype=rdtype,
+        wire=name_wire + pack("!HH", rdtype, rdclass),
         flags=copied,
-        is_edns=read.opt is not None,
+        is_edns=opt is not None,
         is_dnssec=is_dnssec,
-        payload=min(max(read.payload, _SMALLEST_PAYLOAD), _LARGEST_PAYLOAD),
+        payload=min(max(payload, _SMALLEST_PAYLOAD), _LARGEST_PAYLOAD),
         options=options,
         fault=fault,
-        key=(name_wire.lower(), question.rdtype, copied, is_dnssec, options),
+        key=(name_wire.lower(), rdtype, copied, is_dnssec, options),
     )
+
+
+def _read_question(message: bytes, additional: int) -> tuple[Name, RdataType, int, RRset | None]:
+    """Name, type and class in a message's one question, and its OPT record.
+
+    Raises DNSException, also for another additional record and for bytes after the last record.
+    """
+    parser = Parser(message, HEADER)
+    name = parser.get_name()
+    rdtype, rdclass = parser.get_struct("!HH")
+    opt = read_opt(parser) if additional else None
+    if parser.remaining():
+        raise FormError
+    return name, RdataType.make(rdtype), rdclass, opt
 
 
 def text_of(name: Name) -> str:

@@ -18,13 +18,13 @@ from struct import pack
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dns.exception import DNSException
-from dns.message import from_wire
 from dns.opcode import QUERY
 from dns.rcode import FORMERR, NOERROR, NOTIMP, NXDOMAIN, REFUSED, SERVFAIL, YXDOMAIN
 
 from zfw_py.errors import NotFound, UsageError, ZfwError
 from zfw_py.guard.dns import edns
 from zfw_py.guard.dns.questions import query
+from zfw_py.guard.dns.wire import HEADER, read_reply
 from zfw_py.values.endpoint import DNS_PORT, Endpoint
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ ROUNDS = 2
 UDP_TIMEOUT = 2.0
 TCP_TIMEOUT = 4.0
 _LARGEST = 65_535
-_HEADER = 12
 # In the third byte of a message.
 _QR, _OPCODE, _TC = 0x80, 0x78, 0x02
 _ANSWERS = frozenset({NOERROR, NXDOMAIN, YXDOMAIN})
@@ -104,20 +103,20 @@ def check_upstreams(upstreams: Iterable[Endpoint], listening: Iterable[tuple[str
 
 def is_reply(asked: bytes, received: bytes) -> bool:
     """Whether a message replies to ``asked``: same id, opcode and question, ignoring case."""
-    if len(received) < _HEADER or received[:2] != asked[:2]:
+    if len(received) < HEADER or received[:2] != asked[:2]:
         return False
     if not received[2] & _QR or received[2] & _OPCODE != QUERY:
         return False
     questions = int.from_bytes(received[4:6])
     if questions == 0:
         return received[3] & 15 in _ERRORS
-    end = _HEADER
+    end = HEADER
     while asked[end]:
         end += 1 + asked[end]
     end += 1
     return (
         questions == 1
-        and received[_HEADER:end].lower() == asked[_HEADER:end].lower()
+        and received[HEADER:end].lower() == asked[HEADER:end].lower()
         and received[end : end + 4] == asked[end : end + 4]
     )
 
@@ -184,7 +183,7 @@ async def _ask_server(
         if received[2] & _TC:
             received = await _ask_tcp(server, asked, deadline)
         try:
-            reply = from_wire(received, keyring=False)
+            reply = read_reply(received, question.rdtype)
         except DNSException as error:
             raise OSError(errno.EBADMSG, os.strerror(errno.EBADMSG)) from error
         if reply.opt is not None or reply.rcode() not in (FORMERR, NOTIMP):
