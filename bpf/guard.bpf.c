@@ -105,6 +105,7 @@ static __always_inline bool guard_decide_named(struct bpf_sock_addr *ctx, enum g
 	struct guard_socket *socket;
 	struct guard_proxy *proxy;
 	__u32 flags = guard_flags();
+	bool is_process, is_at_proxy;
 
 	*answer = CGROUP_PROCEED;
 	if (!ctx->sk)
@@ -122,14 +123,16 @@ static __always_inline bool guard_decide_named(struct bpf_sock_addr *ctx, enum g
 	else if (!(server.address[0] | server.address[1] | server.address[2] | server.address[3]))
 		server.address[3] = bpf_htonl(1);
 
-	proxy = guard_proxy_of(netns_cookie);
-	if (proxy && guard_is_at_proxy(proxy, &server, protocol)) {
-		/* A redirected socket names the proxy when it sends again. */
-		guard_count(hook, GUARD_REASON_PROXY);
-		return false;
-	}
-	if (server.port == GUARD_DNS_PORT && (protocol == IPPROTO_TCP || protocol == IPPROTO_UDP)) {
-		if (guard_redirect(socket, &server, protocol, ctx->sk->bound_dev_if, to)) {
+	proxy = guard_proxy_of(netns_cookie, &is_process);
+	/* A redirected socket names the proxy when it sends again. */
+	is_at_proxy = proxy && guard_is_at_proxy(proxy, &server, protocol);
+	if (is_at_proxy) {
+		reason = GUARD_REASON_PROXY;
+		if (is_process && !guard_is_answered(ctx, &server, protocol))
+			reason = GUARD_REASON_NO_PROXY;
+	} else if (server.port == GUARD_DNS_PORT &&
+		   (protocol == IPPROTO_TCP || protocol == IPPROTO_UDP)) {
+		if (guard_redirect(ctx, socket, &server, protocol, ctx->sk->bound_dev_if, to)) {
 			guard_count(hook, GUARD_REASON_DNS);
 			guard_emit(socket, bpf_get_current_cgroup_id(), hook, GUARD_REASON_DNS,
 				   protocol, &server, to);
@@ -149,7 +152,7 @@ static __always_inline bool guard_decide_named(struct bpf_sock_addr *ctx, enum g
 			   NULL);
 		if (!(flags & GUARD_LOG_ONLY))
 			*answer = CGROUP_REFUSE;
-	} else if (is_connect) {
+	} else if (is_connect && !is_at_proxy) {
 		guard_emit(socket, bpf_get_current_cgroup_id(), hook, reason, protocol, &server,
 			   NULL);
 	}
@@ -207,7 +210,7 @@ int sendmsg6(struct bpf_sock_addr *ctx)
 }
 
 /* Shows the program the DNS server that it asked in place of the proxy. */
-static __always_inline int guard_show_ipv4(struct bpf_sock_addr *ctx)
+static __always_inline int guard_show_ipv4(struct bpf_sock_addr *ctx, bool is_answer)
 {
 	struct guard_end end = {}, server = {};
 	struct guard_socket *socket;
@@ -219,14 +222,14 @@ static __always_inline int guard_show_ipv4(struct bpf_sock_addr *ctx)
 		return CGROUP_PROCEED;
 	end.port = bpf_ntohs(ctx->user_port);
 	map_ipv4(end.address, ctx->user_ip4);
-	if (guard_find_server(socket, &end, &server) && is_mapped(server.address)) {
+	if (guard_find_server(ctx, socket, &end, is_answer, &server) && is_mapped(server.address)) {
 		ctx->user_ip4 = server.address[3];
 		ctx->user_port = bpf_htons(server.port);
 	}
 	return CGROUP_PROCEED;
 }
 
-static __always_inline int guard_show_ipv6(struct bpf_sock_addr *ctx)
+static __always_inline int guard_show_ipv6(struct bpf_sock_addr *ctx, bool is_answer)
 {
 	struct guard_end end = {}, server = {};
 	struct guard_socket *socket;
@@ -238,7 +241,7 @@ static __always_inline int guard_show_ipv6(struct bpf_sock_addr *ctx)
 		return CGROUP_PROCEED;
 	end.port = bpf_ntohs(ctx->user_port);
 	READ_ADDRESS(end.address, ctx->user_ip6);
-	if (guard_find_server(socket, &end, &server)) {
+	if (guard_find_server(ctx, socket, &end, is_answer, &server)) {
 		WRITE_ADDRESS(ctx->user_ip6, server.address);
 		ctx->user_port = bpf_htons(server.port);
 	}
@@ -248,25 +251,25 @@ static __always_inline int guard_show_ipv6(struct bpf_sock_addr *ctx)
 SEC("cgroup/recvmsg4")
 int recvmsg4(struct bpf_sock_addr *ctx)
 {
-	return guard_show_ipv4(ctx);
+	return guard_show_ipv4(ctx, true);
 }
 
 SEC("cgroup/recvmsg6")
 int recvmsg6(struct bpf_sock_addr *ctx)
 {
-	return guard_show_ipv6(ctx);
+	return guard_show_ipv6(ctx, true);
 }
 
 SEC("cgroup/getpeername4")
 int getpeername4(struct bpf_sock_addr *ctx)
 {
-	return guard_show_ipv4(ctx);
+	return guard_show_ipv4(ctx, false);
 }
 
 SEC("cgroup/getpeername6")
 int getpeername6(struct bpf_sock_addr *ctx)
 {
-	return guard_show_ipv6(ctx);
+	return guard_show_ipv6(ctx, false);
 }
 
 /* The proxy knows a client's port. In this map it finds the client. */

@@ -26,6 +26,7 @@ _ports = Struct(f"={layout.PREFIX_PORTS}H")
 _learnt_key = Struct(layout.LEARNT_KEY)
 _proxy = Struct(layout.PROXY)
 _servers = Struct(f"={layout.SERVERS}H")
+_socket = Struct(layout.SOCKET)
 _asker_key = Struct(layout.ASKER_KEY)
 _asker = Struct(layout.ASKER)
 _event = Struct(layout.EVENT)
@@ -128,6 +129,17 @@ def _ports_of(data: bytes) -> tuple[int, ...]:
 
 def _padded(ports: tuple[int, ...]) -> bytes:
     return _servers.pack(*ports, *[0] * (layout.SERVERS - len(ports)))
+
+
+# A mark on a socket of the guard's DNS process, in the map ``sockets``: is_dns_process.
+DNS_PROCESS_SOCKET = _socket.pack(
+    *(0, 0, 0, b"", b"", b"", b"", 0, 0, 0, 0, 0, True, b"", 0),
+)
+
+
+def socket_key(fd: int) -> bytes:
+    """Key of an open socket in the map ``sockets``, by its descriptor."""
+    return _u32.pack(fd)
 
 
 def time_value(time: int) -> bytes:

@@ -12,6 +12,7 @@ import msgspec
 from zfw_py.errors import NotFound
 from zfw_py.guard import layout
 from zfw_py.guard.codec import (
+    DNS_PROCESS_SOCKET,
     ZERO,
     Client,
     Config,
@@ -25,6 +26,7 @@ from zfw_py.guard.codec import (
     prefix_value,
     resolved_key,
     resolved_key_parts,
+    socket_key,
     time_of,
     time_value,
     total,
@@ -36,6 +38,7 @@ from zfw_py.lifecycle.store import ROOT, Pins, Store
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from zfw_py.guard.listeners import Listeners
     from zfw_py.guard.model import Reach
     from zfw_py.kernel import bpf_maps
     from zfw_py.kernel.process import Process
@@ -132,6 +135,16 @@ class Maps(Pins):
     def write_proxy(self, cookie: int, proxy: Proxy) -> None:
         """Write where queries of a network namespace go; cookie 0: of all without an entry."""
         self.map("proxies").update(netns_key(cookie), proxy.encode())
+
+    def write_listeners(self, listeners: Listeners) -> None:
+        """Send queries of a network namespace to the DNS process's sockets there.
+
+        The programs send queries to sockets with this mark alone, so that no other process can
+        answer them: also not one that binds their ports after the end of the DNS process.
+        """
+        for each in (*listeners.udp, *listeners.tcp):
+            self.map("sockets").update(socket_key(each.fileno()), DNS_PROCESS_SOCKET)
+        self.write_proxy(listeners.cookie, listeners.proxy)
 
     def admit(self, addresses: Iterable[bytes], ports: frozenset[int], lifetime: float) -> None:
         """Admit addresses (16 bytes each) for ``lifetime`` seconds; without ports, on every port.

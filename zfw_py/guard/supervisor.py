@@ -78,7 +78,7 @@ def open_sockets(context: GuardContext, pids: Iterable[int]) -> list[Listeners]:
     with ExitStack() as undo:
         for each in opened:
             undo.callback(each.close)
-            context.maps.write_proxy(each.cookie, each.proxy)
+            context.maps.write_listeners(each)
         own = netns_cookie()
         here = (each for each in opened if each.cookie == own)
         check_upstreams(context.upstreams, [end for each in here for end in each.addresses()])
@@ -264,7 +264,7 @@ class _Supervisor:
                 opened.close()
                 return
             try:
-                self._context.maps.write_proxy(cookie, opened.proxy)
+                self._context.maps.write_listeners(opened)
             except OSError:
                 opened.close()
                 raise

@@ -121,6 +121,8 @@ def _exchange_supervisor(
             place = manifest.proxy_cgroup
             if process is not None:
                 opened = _sockets(old.pid, proxies)
+                for each in opened:
+                    maps.write_listeners(each)
                 outputs, creator = _outputs(old.pid, manifest, creator)
                 place = cgroup.of_process(old.pid)
                 enter(path_of(old.pid))

@@ -149,7 +149,8 @@ struct guard_socket {
 	__u8 told_reason;
 	__u16 told_port;
 	__u8 is_made_guarded; /* younger than the guard */
-	__u8 pad[5];
+	__u8 is_dns_process; /* the guard's DNS process listens on it; user space sets it */
+	__u8 pad[4];
 	__be32 told[4];
 	__u64 told_at;
 };

@@ -157,7 +157,8 @@ static __always_inline enum guard_reason
 guard_decide_egress(struct __sk_buff *skb, struct packet *packet, struct guard_end *to,
 		    struct bpf_sock *sk, struct guard_socket *socket, __u32 flags)
 {
-	struct guard_proxy *proxy;
+	struct guard_proxy *proxy = NULL;
+	bool is_process = false;
 
 	if (parse_packet(skb, false, packet) != PKT_PARSED_IP)
 		return GUARD_REASON_MALFORMED;
@@ -178,9 +179,16 @@ guard_decide_egress(struct __sk_buff *skb, struct packet *packet, struct guard_e
 	if (is_loopback(to->address)) {
 		if (skb->ifindex != LOOPBACK_IFINDEX)
 			return GUARD_REASON_MARTIAN;
-		proxy = socket ? guard_proxy_of(socket->netns_cookie) : NULL;
-		if (proxy && guard_is_at_proxy(proxy, to, packet->protocol))
+		if (socket)
+			proxy = guard_proxy_of(socket->netns_cookie, &is_process);
+		if (proxy && guard_is_at_proxy(proxy, to, packet->protocol)) {
+			/* Segments of a connection go to the socket that accepted it. */
+			if (is_process &&
+			    (packet->protocol != IPPROTO_TCP || packet->tcp_flags & TCP_SYN) &&
+			    !guard_is_answered(skb, to, packet->protocol))
+				return GUARD_REASON_NO_PROXY;
 			return GUARD_REASON_PROXY;
+		}
 	}
 	/* Before any rule allows it: DNS that gets here has bypassed the hooks. */
 	if (guard_is_dns(packet, to))

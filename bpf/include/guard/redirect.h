@@ -23,14 +23,55 @@
 
 _Static_assert((GUARD_SERVERS & (GUARD_SERVERS - 1)) == 0, "places are masked");
 
-static __always_inline struct guard_proxy *guard_proxy_of(__u64 netns_cookie)
+/*
+ * Where queries of a network namespace go. *is_process: to the guard's DNS process, whose sockets
+ * are marked. The servers of a redirect, which has an entry for all namespaces, are not.
+ */
+static __always_inline struct guard_proxy *guard_proxy_of(__u64 netns_cookie, bool *is_process)
 {
 	struct guard_proxy *found = bpf_map_lookup_elem(&proxies, &netns_cookie);
 
+	*is_process = found && netns_cookie != 0;
 	if (found)
 		return found;
 	netns_cookie = 0;
 	return bpf_map_lookup_elem(&proxies, &netns_cookie);
+}
+
+/*
+ * Whether a query to this end reaches a socket of the guard's DNS process. After the end of that
+ * process, any user may bind its ports. The look-up has no source, so that it finds what is bound
+ * and not an old connection. ctx: a struct bpf_sock_addr, or a packet that leaves by loopback.
+ */
+static __always_inline bool guard_is_answered(void *ctx, const struct guard_end *end,
+					      __u16 protocol)
+{
+	struct bpf_sock_tuple tuple = {};
+	struct guard_socket *socket;
+	struct bpf_sock *found;
+	bool is_marked;
+
+	if (is_mapped(end->address)) {
+		tuple.ipv4.daddr = end->address[3];
+		tuple.ipv4.dport = bpf_htons(end->port);
+		found = protocol == IPPROTO_TCP ? bpf_sk_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv4),
+								    BPF_F_CURRENT_NETNS, 0) :
+						  bpf_sk_lookup_udp(ctx, &tuple, sizeof(tuple.ipv4),
+								    BPF_F_CURRENT_NETNS, 0);
+	} else {
+		copy_address(tuple.ipv6.daddr, end->address);
+		tuple.ipv6.dport = bpf_htons(end->port);
+		found = protocol == IPPROTO_TCP ? bpf_sk_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv6),
+								    BPF_F_CURRENT_NETNS, 0) :
+						  bpf_sk_lookup_udp(ctx, &tuple, sizeof(tuple.ipv6),
+								    BPF_F_CURRENT_NETNS, 0);
+	}
+	if (!found)
+		return false;
+	socket = bpf_sk_storage_get(&sockets, found, NULL, 0);
+	is_marked = socket && socket->is_dns_process;
+	bpf_sk_release(found);
+	return is_marked;
 }
 
 /* The place of the proxy's port that is this end, or GUARD_SERVERS. */
@@ -96,15 +137,16 @@ static __always_inline __u32 guard_place_of(struct guard_socket *socket,
 }
 
 /*
- * Sets *to to the end of the proxy that stands for a server. False if there is none, or if the
- * socket is bound to an interface from which a loopback address cannot be reached.
+ * Sets *to to the end of the proxy that stands for a server. False if there is none, if another
+ * program listens there, or if the socket is bound to an interface from which a loopback address
+ * cannot be reached.
  */
-static __always_inline bool guard_redirect(struct guard_socket *socket,
+static __always_inline bool guard_redirect(struct bpf_sock_addr *ctx, struct guard_socket *socket,
 					   const struct guard_end *server, __u16 protocol,
 					   __u32 bound_ifindex, struct guard_end *to)
 {
-	struct guard_proxy *proxy = guard_proxy_of(socket->netns_cookie);
-	bool is_ipv4 = is_mapped(server->address);
+	bool is_process, is_ipv4 = is_mapped(server->address);
+	struct guard_proxy *proxy = guard_proxy_of(socket->netns_cookie, &is_process);
 	__u32 count, place;
 
 	if (!proxy)
@@ -119,20 +161,29 @@ static __always_inline bool guard_redirect(struct guard_socket *socket,
 	place = masked(place, GUARD_SERVERS - 1);
 	copy_address(to->address, is_ipv4 ? proxy->ipv4 : proxy->ipv6);
 	to->port = is_ipv4 ? proxy->ipv4_ports[place] : proxy->ipv6_ports[place];
-	return true;
+	return !is_process || guard_is_answered(ctx, to, protocol);
 }
 
-/* The server that an end of the proxy stands for, if this socket asked one there. */
-static __always_inline bool guard_find_server(struct guard_socket *socket,
-					      const struct guard_end *end, struct guard_end *server)
+/*
+ * The server that an end of the proxy stands for, if this socket asked one there. With is_answer,
+ * end has sent a datagram: a program that took the port of the guard's DNS process is shown as it
+ * is, and resolvers ignore it.
+ */
+static __always_inline bool guard_find_server(struct bpf_sock_addr *ctx,
+					      struct guard_socket *socket,
+					      const struct guard_end *end, bool is_answer,
+					      struct guard_end *server)
 {
-	struct guard_proxy *proxy = guard_proxy_of(socket->netns_cookie);
+	bool is_process;
+	struct guard_proxy *proxy = guard_proxy_of(socket->netns_cookie, &is_process);
 	__u32 place;
 
 	if (!proxy)
 		return false;
 	place = guard_place_at(proxy, end);
 	if (place >= GUARD_SERVERS || socket->servers[place].port == 0)
+		return false;
+	if (is_answer && is_process && !guard_is_answered(ctx, end, IPPROTO_UDP))
 		return false;
 	copy_address(server->address, socket->servers[place].address);
 	server->port = socket->servers[place].port;

@@ -15,7 +15,7 @@ import socket
 import struct
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
@@ -48,6 +48,8 @@ from tests.guard.support.rules import (
 from tests.support.cgroups import enter
 from tests.support.children import in_child
 from tests.support.netns import Network
+from zfw_py.guard.codec import Proxy
+from zfw_py.guard.listeners import Listeners
 from zfw_py.kernel.own_netns import netns_cookie
 
 if TYPE_CHECKING:
@@ -153,9 +155,34 @@ def _guarded(rng: Random, rules: Rules) -> Iterator[tuple[Path, Maps]]:
         proxies[0] = proxy_of(Rules())
     if key == own + 1:
         rules.proxy = {}  # in another namespace
-    with installed(policy, proxies) as (place, maps):
+    with installed(policy, proxies) as (place, maps), _listeners(proxies.get(own)) as opened:
+        if key == own:
+            maps.write_listeners(opened)
         write_resolved(maps.map("learnt"), rules)
         yield place, maps
+
+
+@contextmanager
+def _listeners(proxy: Proxy | None) -> Iterator[Listeners]:
+    """Sockets at the ends of a proxy. Those of TCP take no connection: their queues are full."""
+    proxy = proxy or Proxy()
+    with ExitStack() as opened:
+        made = Listeners(netns_cookie(), [], [], proxy)
+        for family, address, ports in (
+            (socket.AF_INET, "127.0.0.1", proxy.ipv4_ports),
+            (socket.AF_INET6, "::1", proxy.ipv6_ports),
+        ):
+            for port in ports:
+                datagram = opened.enter_context(socket.socket(family, socket.SOCK_DGRAM))
+                datagram.bind((address, port))
+                made.udp.append(datagram)
+            for port in ports[:1]:
+                stream = opened.enter_context(socket.socket(family, socket.SOCK_STREAM))
+                stream.bind((address, port))
+                stream.listen(0)
+                opened.enter_context(socket.create_connection((address, port)))
+                made.tcp.append(stream)
+        yield made
 
 
 class _Used:
