@@ -18,6 +18,7 @@
 #include "common/maps.h"
 #include "common/verifier.h"
 #include "steer/abi.h"
+#include "steer/connected.h"
 #include "steer/events.h"
 #include "steer/kernel.h"
 #include "steer/listeners.h"
@@ -33,6 +34,8 @@ static __always_inline bool steer_is_kept(const struct steer_wanted *wanted)
 
 	copy_address(at.address, wanted->address);
 	if (steer_is_listened_at(&at))
+		return true;
+	if (wanted->protocol == IPPROTO_UDP && steer_is_disconnected_at(&at, wanted->ifindex))
 		return true;
 	count = only_element(&device_listeners);
 	if (!count || !*count || !wanted->ifindex)
@@ -280,6 +283,37 @@ int post_bind6(struct bpf_sock *sk)
 	return CGROUP_PROCEED;
 }
 
+/* Runs before connect(2) of a socket. The kernel calls none for a disconnect. */
+static __always_inline int steer_on_connect(struct bpf_sock_addr *ctx)
+{
+	struct steer_listener listener = { .at.protocol = IPPROTO_UDP };
+	struct bpf_sock *sk = ctx->sk;
+
+	/* The address of a connected socket may be connect's own choice, not bind's. */
+	if (!sk || ctx->protocol != IPPROTO_UDP || !sk->src_port ||
+	    sk->state == BPF_TCP_ESTABLISHED || !steer_is_steered(bpf_get_netns_cookie(ctx)))
+		return CGROUP_PROCEED;
+	listener.family = sk->family == AF_INET ? 4 : 6;
+	steer_bound_address(listener.at.address, sk);
+	listener.at.port = sk->src_port;
+	listener.at.ifindex = sk->bound_dev_if;
+	steer_note_process(&listener);
+	steer_stop_counting(bpf_get_socket_cookie(ctx), (__u64)sk, &listener);
+	return CGROUP_PROCEED;
+}
+
+SEC("cgroup/connect4")
+int connect4(struct bpf_sock_addr *ctx)
+{
+	return steer_on_connect(ctx);
+}
+
+SEC("cgroup/connect6")
+int connect6(struct bpf_sock_addr *ctx)
+{
+	return steer_on_connect(ctx);
+}
+
 SEC("cgroup/sock_release")
 int sock_release(struct bpf_sock *sk)
 {
@@ -357,12 +391,14 @@ int scan_udp(struct bpf_iter__udp *ctx)
 	if (!udp)
 		return 0;
 	sk = &udp->inet.sk.__sk_common;
-	/* A connected socket gets its packets before the kernel runs "lookup". */
-	if (sk->skc_state == BPF_TCP_ESTABLISHED || !sk->skc_num ||
-	    !steer_is_steered(sk->skc_net.net->net_cookie))
+	if (!sk->skc_num || !steer_is_steered(sk->skc_net.net->net_cookie))
 		return 0;
 	steer_read_address(&listener, sk);
-	steer_note_listener(bpf_get_socket_cookie(udp), &listener);
+	/* A connected socket gets its packets before the kernel runs "lookup". */
+	if (sk->skc_state != BPF_TCP_ESTABLISHED)
+		steer_note_listener(bpf_get_socket_cookie(udp), &listener);
+	else if (BPF_CORE_READ_BITFIELD(&udp->inet.sk, sk_userlocks) & STEER_BINDADDR_LOCK)
+		steer_note_connected(bpf_get_socket_cookie(udp), (__u64)sk, &listener);
 	return 0;
 }
 

@@ -16,6 +16,8 @@ SEGMENT_PORTS = 64
 SEGMENT_ELEMENTS = 1024
 COUNTED = 262144
 LISTENERS = 131072
+CONNECTED_SETS = 8192
+CONNECTED_SLOTS = 8
 FLOWS = 65536
 FLOW_LIFETIME = 180
 EVENT_BYTES = 262144
@@ -61,6 +63,10 @@ SOCKET_KEY = "=II"
 SOCKET_KEY_SIZE = 8
 LISTENER = "=24sIBBB1x16s"
 LISTENER_SIZE = 48
+CONNECTED = "=QQ"
+CONNECTED_SIZE = 16
+CONNECTED_SET = "=128s"
+CONNECTED_SET_SIZE = 128
 FLOW_KEY = "=16s16sHH"
 FLOW_KEY_SIZE = 36
 FLOW = "=16sQ"
@@ -75,6 +81,7 @@ EVENT_SIZE = 72
 MAPS = {
     "active": (2, 4, 8, 1, 0),
     "config": (2, 4, 16, 1, 0),
+    "connected": (2, 4, 128, 8192, 0),
     "counters": (5, 4, 24, 262144, 1),
     "device_listeners": (2, 4, 8, 1, 0),
     "devices": (24, 4, 4, 0, 1),

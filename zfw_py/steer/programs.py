@@ -20,7 +20,14 @@ import msgspec
 from zfw_py.errors import KernelError, raise_expected
 from zfw_py.kernel import bpf_links, bpf_run, cgroup
 from zfw_py.lifecycle import programs
-from zfw_py.lifecycle.attachment import Attachment, CgroupHook, NetnsHook, Tracing, opened
+from zfw_py.lifecycle.attachment import (
+    PIN,
+    Attachment,
+    CgroupHook,
+    NetnsHook,
+    Tracing,
+    opened,
+)
 from zfw_py.lifecycle.manifest import read as read_manifest
 from zfw_py.lifecycle.manifest import write as write_manifest
 from zfw_py.lifecycle.programs import System
@@ -43,9 +50,13 @@ _CGROUP_HOOKS = {
     "bind6": bpf_links.CGROUP_INET6_BIND,
     "post_bind4": bpf_links.CGROUP_INET4_POST_BIND,
     "post_bind6": bpf_links.CGROUP_INET6_POST_BIND,
+    "connect4": bpf_links.CGROUP_INET4_CONNECT,
+    "connect6": bpf_links.CGROUP_INET6_CONNECT,
     "sendmsg4": bpf_links.CGROUP_UDP4_SENDMSG,
     "sendmsg6": bpf_links.CGROUP_UDP6_SENDMSG,
 }
+# An earlier version does not have them.
+_ADDED = ("connect4", "connect6")
 _TRACING = "set_state"
 _LOOKUP = "lookup"
 _SCANS = ("scan_tcp", "scan_udp")
@@ -86,6 +97,17 @@ def _attachments(directory: str, cgroup: int = -1, netns: int = -1) -> Sequence[
     )
 
 
+def _additions(directory: str) -> Iterator[Attachment]:
+    """The hooks that an earlier version's steering lacks, each while it is to be attached."""
+    missing = [name for name in _ADDED if not os.path.lexists(f"{directory}/{PIN}{name}")]
+    root = cgroup.open_directory(read_manifest(Maps(directory), Manifest).cgroup)
+    try:
+        for name in missing:
+            yield CgroupHook(directory, name, _CGROUP_HOOKS[name], root)
+    finally:
+        os.close(root)
+
+
 def _record(directory: str, digest: str) -> None:
     manifest = read_manifest(Maps(directory), Manifest)
     write_manifest(directory, msgspec.structs.replace(manifest, digest=digest))
@@ -104,6 +126,8 @@ SYSTEM = System(
     record=_record,
     abandoned=_abandoned,
     pinned=(_TRACING, *_CGROUP_HOOKS, _LOOKUP, *_SCANS, *_CALLED),
+    added=_ADDED,
+    additions=_additions,
 )
 
 
@@ -174,9 +198,16 @@ def upgrade(maps: Maps, namespace: Namespace) -> bool:
     check_version(maps)
     if not programs.upgrade(SYSTEM, namespace.cookie):
         return False
-    namespace.call(lambda: scan(maps))
+    namespace.call(lambda: _scan_again(maps))
     share(maps.directory)
     return True
+
+
+def _scan_again(maps: Maps) -> None:
+    """Forget connected UDP sockets and scan: an earlier version counted them as listeners."""
+    for cookie in maps.counted() & SocketSnapshot().connected:
+        maps.forget_listener(cookie)
+    scan(maps)
 
 
 def check_version(maps: Maps) -> codec.Config:

@@ -65,13 +65,14 @@ class SocketSnapshot:
     """The listeners of the caller's network namespace at one time, for many targets.
 
     Only the constructor must run in the network namespace. ``cookies`` has the cookies of all
-    TCP listeners and all UDP sockets, connected ones too.
+    TCP listeners and all UDP sockets, ``connected`` those of UDP sockets that are connected.
     """
 
     def __init__(self) -> None:
         """Dump the sockets by sock_diag. Raises KernelError."""
         found = sock_diag.listeners(PROTOCOL_NUMBERS.values())
         self.cookies = {each.cookie for each in found}
+        self.connected = {each.cookie for each in found if each.state == "ESTABLISHED"}
         self._by_inode: dict[int, list[Listener]] = {}
         self._by_end: dict[tuple[Protocol, bytes, int], list[Listener]] = {}
         for each in filter(None, map(_listener, found)):

@@ -41,6 +41,9 @@ enum steer_limit {
 	STEER_COUNTED = 262144,
 	/* Elements of "listeners" (addresses) and of "listening" (sockets). */
 	STEER_LISTENERS = 131072,
+	/* The map "connected": its elements, and the slots of each. */
+	STEER_CONNECTED_SETS = 8192,
+	STEER_CONNECTED_SLOTS = 8,
 	/* Steered clients of UDP daemons; the least recent ones are evicted. */
 	STEER_FLOWS = 65536,
 	/* Seconds. A client of a daemon that is bound to all addresses counts as steered for so
@@ -145,10 +148,23 @@ struct steer_listener {
 	struct steer_address at;
 	__u32 pid; /* of the process that made it listen; 0: unknown */
 	__u8 family; /* 4 or 6, of the socket */
-	__u8 is_exact; /* it is counted in "listeners" */
+	__u8 is_exact; /* it is counted in "listeners"; never again once it was connected */
 	__u8 is_mptcp; /* the TCP half of an MPTCP listener; no map takes it */
 	__u8 pad;
 	char command[STEER_COMMAND_LENGTH];
+};
+
+/*
+ * A UDP socket that was connected since its bind, and may have been disconnected since.
+ */
+struct steer_connected {
+	__u64 cookie; /* 0: a free slot, as all behind it; all ones: it is being written */
+	__u64 sk; /* the kernel's struct sock, or what is in its memory by now */
+};
+
+/* Those of all addresses of one hash. */
+struct steer_connected_set {
+	struct steer_connected each[STEER_CONNECTED_SLOTS];
 };
 
 /*

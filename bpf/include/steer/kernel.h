@@ -20,6 +20,10 @@ typedef struct {
 	struct net *net;
 } possible_net_t;
 
+typedef struct {
+	__s64 counter;
+} atomic64_t;
+
 struct in6_addr {
 	union {
 		__be32 u6_addr32[4];
@@ -35,12 +39,17 @@ struct sock_common {
 	int skc_bound_dev_if;
 	possible_net_t skc_net;
 	struct in6_addr skc_v6_rcv_saddr;
+	atomic64_t skc_cookie;
 };
 
 struct sock {
 	struct sock_common __sk_common;
+	__u8 sk_userlocks : 4;
 	__u16 sk_protocol;
 };
+
+/* SOCK_BINDADDR_LOCK, in sk_userlocks */
+#define STEER_BINDADDR_LOCK 4
 
 struct inet_sock {
 	struct sock sk;

@@ -4,8 +4,8 @@
  * scans maintain it.
  *
  * The element of a socket in "listening" makes sure that the socket is counted once, whether a hook
- * or a scan sees it first: the program that creates the element increments the address's count in
- * "listeners", the one that deletes the element decrements it.
+ * or a scan sees it first: the program that creates the element has incremented the address's count
+ * in "listeners", the one that deletes the element decrements it.
  */
 #ifndef STEER_LISTENERS_H
 #define STEER_LISTENERS_H
@@ -24,6 +24,8 @@
 
 /* How often to retry while another CPU deletes the element. */
 #define STEER_PATIENCE 128
+/* The cookie of a slot in "connected" that a CPU is writing. No socket has it. */
+#define STEER_CONNECTED_BUSY (~0ULL)
 
 /*
  * The high half of an address's count identifies the address. The memory of a deleted element may
@@ -88,6 +90,23 @@ static __always_inline void steer_count_device(__s64 difference)
 		__sync_fetch_and_add(count, difference);
 }
 
+/* Counts a listener. False if it cannot be counted. */
+static __always_inline bool steer_count(const struct steer_address *at)
+{
+	if (!steer_count_up(at))
+		return false;
+	if (at->ifindex)
+		steer_count_device(1);
+	return true;
+}
+
+static __always_inline void steer_uncount(const struct steer_address *at)
+{
+	steer_count_down(at);
+	if (at->ifindex)
+		steer_count_device(-1);
+}
+
 static __always_inline bool steer_is_listened_at(const struct steer_address *at)
 {
 	__u64 *word = bpf_map_lookup_elem(&listeners, at);
@@ -115,23 +134,20 @@ static __always_inline bool steer_note_listener(__u64 cookie, struct steer_liste
 	if (!listener->is_exact && steer_target_of(&listener->at) == STEER_NO_TARGET &&
 	    !(found && found->flags & STEER_TELL_ALL))
 		return false;
-	error = bpf_map_update_elem(&listening, &cookie, listener, BPF_NOEXIST);
-	if (error) {
-		if (error != -EEXIST)
-			steer_note_trouble(STEER_TROUBLE_LISTENERS);
-		return false;
-	}
-	if (!listener->is_exact)
-		return true;
-	if (!steer_count_up(&listener->at)) {
+	/* Counted first, so that whatever finds the element may stop counting. */
+	if (listener->is_exact && !steer_count(&listener->at)) {
 		/* A later scan tries again. */
-		bpf_map_delete_elem(&listening, &cookie);
 		steer_note_trouble(STEER_TROUBLE_LISTENERS);
 		return false;
 	}
-	if (listener->at.ifindex)
-		steer_count_device(1);
-	return true;
+	error = bpf_map_update_elem(&listening, &cookie, listener, BPF_NOEXIST);
+	if (!error)
+		return true;
+	if (listener->is_exact)
+		steer_uncount(&listener->at);
+	if (error != -EEXIST)
+		steer_note_trouble(STEER_TROUBLE_LISTENERS);
+	return false;
 }
 
 /* Removes a socket that does not listen any more. */
@@ -145,11 +161,8 @@ static __always_inline void steer_forget_listener(__u64 cookie)
 	listener = *found;
 	if (bpf_map_delete_elem(&listening, &cookie))
 		return;
-	if (listener.is_exact) {
-		steer_count_down(&listener.at);
-		if (listener.at.ifindex)
-			steer_count_device(-1);
-	}
+	if (listener.is_exact)
+		steer_uncount(&listener.at);
 	steer_emit(STEER_KIND_LEFT, cookie, &listener, steer_target_of(&listener.at), false);
 }
 

@@ -107,9 +107,9 @@ struct {
 } sockets SEC(".maps");
 
 /*
- * How many sockets listen on an address other than 0.0.0.0 and ::, in the low 32 bits. A UDP socket
- * that is connected after its bind stays counted, because no hook sees it disconnect; its device is
- * the one at the time of the bind.
+ * How many sockets listen on an address other than 0.0.0.0 and ::, in the low 32 bits, without UDP
+ * sockets that were connected since their bind: these are in "connected". The device of a UDP
+ * socket is the one at the time of the bind.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -119,7 +119,10 @@ struct {
 	__type(value, __u64);
 } listeners SEC(".maps");
 
-/* Listening sockets by cookie: those counted in "listeners", and those on a target's address. */
+/*
+ * Listening sockets by cookie: those counted in "listeners", those in "connected", and those on a
+ * target's address.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, STEER_LISTENERS);
@@ -127,6 +130,14 @@ struct {
 	__type(key, __u64);
 	__type(value, struct steer_listener);
 } listening SEC(".maps");
+
+/* By a hash of the address. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, STEER_CONNECTED_SETS);
+	__type(key, __u32);
+	__type(value, struct steer_connected_set);
+} connected SEC(".maps");
 
 /* The device of a UDP socket, between the hooks before and after its bind. */
 struct {

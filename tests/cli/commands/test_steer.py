@@ -149,8 +149,8 @@ def test_status(zfw: Zfw) -> None:
     assert zfw("steer", "status") == (
         0,
         f"network namespace: {steering.cookie}\n"
-        "programs: set_state, sock_release, adopt, bind4, bind6, post_bind4, post_bind6, sendmsg4,"
-        " sendmsg6, lookup\n"
+        "programs: set_state, sock_release, adopt, bind4, bind6, post_bind4, post_bind6, connect4,"
+        " connect6, sendmsg4, sendmsg6, lookup\n"
         f"sk_lookup programs, in their order: {number} (zfw)\n"
         "2 mappings, 2 pending; 1 target\n"
         "manager: none runs\n",

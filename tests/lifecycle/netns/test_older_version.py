@@ -24,8 +24,9 @@ from tests.docker_dns.support.world import ANY_ANSWER, SERVER, docker_world
 from tests.guard.support.world import UPSTREAM, ZFW
 from tests.guard.support.world import world as guard_world
 from tests.lifecycle.support import older
-from tests.steer.support.gateway import connected, listen
+from tests.steer.support.gateway import connected, datagrams, listen
 from tests.support.netns import Network
+from tests.support.sockets import udp_socket
 from tests.support.waiting import wait_until
 from zfw_py import Firewall
 from zfw_py.docker_dns.service import DnsRedirect
@@ -182,6 +183,12 @@ def test_steering(network: Network, older_version: Path, again: tuple[str, ...])
         run(*older.command(older_version, "steer", "add", "tcp", "any", "5555",
                            "--to", "127.0.0.1:2222"))  # fmt: skip
         stack.callback(lambda: Steering().detach())
+        # The older version counts a connected UDP socket as a listener.
+        target = stack.enter_context(datagrams("127.0.0.1", 7000))
+        connected_one = stack.enter_context(datagrams(IPV4, 7000))
+        run(*older.command(older_version, "steer", "add", "udp", "any", "7000",
+                           "--to", "127.0.0.1:7000"))  # fmt: skip
+        connected_one.connect((network.client_ipv4, 9))
         directory = STEER_STORE.directory(netns_cookie())
         before, program = pins(directory), Steering().status().program_id
         with conversation(network.client, IPV4, 5555, daemon):
@@ -189,7 +196,13 @@ def test_steering(network: Network, older_version: Path, again: tuple[str, ...])
         status = Steering().status()
         assert status.program_id != program
         assert status.order == [status.program_id]
-        assert len(pins(directory)) == len(before)
+        hooks = [f"{kind}_connect{family}" for kind in ("link", "program") for family in (4, 6)]
+        added = [*STEER_STORE.added, *hooks]
+        states = {"state_0", "state_1"}
+        assert set(pins(directory)) - states == {*before, *added} - states
+        with network.client.entered(), udp_socket() as client:
+            client.sendto(b"steered", (IPV4, 7000))
+            assert target.recv(100) == b"steered"
         assert Steering().mappings()[0].counters.lookups >= 1
         with connected(network.client, IPV4, 5555):
             daemon.accept()[0].close()

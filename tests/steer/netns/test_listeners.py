@@ -6,12 +6,15 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from ipaddress import IPv6Address, ip_address
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.steer.support.elements import listener_count
 from tests.steer.support.installed import cookie_of, loaded, packed, steered
+from tests.steer.support.packets import context_of
+from tests.steer.support.reference import Mapping, Packet
 from tests.support.cgroups import private_cgroup, within
 from tests.support.children import child
 from tests.support.netns import Namespace
@@ -29,6 +32,12 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kernel
 
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
+# The namespace has no route beyond its own addresses.
+UNREACHABLE = {
+    "127.0.0.5": "203.0.113.9",
+    "fd00::7": "2001:db8::9",
+    "::ffff:127.0.0.5": "::ffff:203.0.113.9",
+}
 KINDS = {TCP: socket.SOCK_STREAM, UDP: socket.SOCK_DGRAM}
 
 
@@ -184,14 +193,121 @@ def test_connections_are_no_listeners(programs: Steered) -> None:
     listener.close()
 
 
-def test_a_bound_socket_of_udp_counts_also_while_it_is_connected(programs: Steered) -> None:
-    """Nobody is told when it is disconnected, and then it takes what comes there again."""
-    made = _open("127.0.0.5", 53, UDP)
-    made.connect(("127.0.0.6", 53))
-    assert programs.listeners() == {_at("127.0.0.5", 53, UDP): 1}
-    disconnect(made)
-    assert programs.listeners() == {_at("127.0.0.5", 53, UDP): 1}
-    made.close()
+def _is_kept(programs: Steered, address: str, port: int) -> bool:
+    """Whether a socket keeps a datagram that a mapping of all addresses covers."""
+    local = ip_address(address)
+    if isinstance(local, IPv6Address):
+        local = local.ipv4_mapped or local
+    programs.apply([Mapping(1, UDP, None, None, 0)])
+    before = programs.counter(1).kept_by_listener
+    packet = Packet(UDP, local, port, local, 9999, 0)
+    bpf_run.run(programs.programs["lookup"], b"", context_of(packet))
+    return programs.counter(1).kept_by_listener > before
+
+
+@pytest.mark.parametrize("address", ["127.0.0.5", "fd00::7", "::ffff:127.0.0.5"])
+def test_a_connected_socket_of_udp_keeps_nothing(programs: Steered, address: str) -> None:
+    """The kernel finds it before any look-up, and it takes nothing from other clients."""
+    made = _open(address, 53, UDP)
+    for _ in range(3):
+        assert _is_kept(programs, address, 53)
+        for _ in range(2):
+            made.connect((address, 9))
+            assert not _is_kept(programs, address, 53)
+        disconnect(made)
+    # There is no route: the socket is as unconnected as before.
+    with pytest.raises(OSError, match="unreachable"):
+        made.connect((UNREACHABLE[address], 9))
+    assert _is_kept(programs, address, 53)
+    # Of two sockets there, one that is not connected is enough.
+    other = _open(address, 54, UDP, options=(socket.SO_REUSEPORT,))
+    more = _open(address, 54, UDP, options=(socket.SO_REUSEPORT,))
+    for one, two in ((other, more), (more, other)):
+        one.connect((address, 9))
+        assert _is_kept(programs, address, 54)
+        two.connect((address, 9))
+        assert not _is_kept(programs, address, 54)
+        disconnect(one)
+        assert _is_kept(programs, address, 54)
+        disconnect(two)
+    for each in (made, other, more):
+        each.close()
+    assert not _is_kept(programs, address, 53)
+    assert not _is_kept(programs, address, 54)
+    assert programs.listening() == {}
+
+
+def test_connecting_at_an_address_of_its_own_makes_no_listener(programs: Steered) -> None:
+    """connect(2) gives a socket an address, and a disconnect takes it away again."""
+    made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    wild = _open("0.0.0.0", 53, UDP)
+    for each in (made, wild):
+        for _ in range(2):
+            each.connect(("127.0.0.5", 9))
+            each.connect(("127.0.0.6", 9))
+            port = each.getsockname()[1]
+            programs.scan()
+            assert not _is_kept(programs, each.getsockname()[0], port)
+            disconnect(each)
+            for address in ("127.0.0.1", "127.0.0.5", "127.0.0.6"):
+                assert not _is_kept(programs, address, port)
+        each.close()
+    assert programs.listening() == {}
+
+
+def test_where_many_sockets_were_connected_the_ninth_is_no_listener_until_it_is_scanned(
+    programs: Steered,
+) -> None:
+    held = [_open("127.0.0.5", 53, UDP, options=(socket.SO_REUSEPORT,)) for _ in range(9)]
+    for made in held:
+        made.connect(("127.0.0.5", 9))
+    disconnect(held[7])
+    assert _is_kept(programs, "127.0.0.5", 53)
+    held.pop(7).close()
+    disconnect(held[7])
+    assert not _is_kept(programs, "127.0.0.5", 53)
+    # A closed socket's place is the next one's.
+    held.append(_open("127.0.0.5", 53, UDP, options=(socket.SO_REUSEPORT,)))
+    held[-1].connect(("127.0.0.5", 9))
+    assert not _is_kept(programs, "127.0.0.5", 53)
+    disconnect(held[-1])
+    assert _is_kept(programs, "127.0.0.5", 53)
+    for made in held:
+        made.close()
+
+
+def test_connects_and_scans_at_once_leave_what_is_true(programs: Steered) -> None:
+    """Four processes open, connect and disconnect sockets, and the test scans meanwhile."""
+
+    def change() -> None:
+        for number in range(3_000):
+            with _open("127.0.0.5", 80, UDP, options=(socket.SO_REUSEPORT,)) as made:
+                for _ in range(number % 4):
+                    made.connect(("127.0.0.5", 9))
+                    disconnect(made)
+
+    stays = _open("127.0.0.5", 80, UDP, options=(socket.SO_REUSEPORT,))
+    running = {_process(change) for _ in range(4)}
+    try:
+        while running:
+            stays.connect(("127.0.0.5", 9))
+            programs.scan()
+            disconnect(stays)
+            assert _is_kept(programs, "127.0.0.5", 80)
+            for pid in list(running):
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                if ended:
+                    running.remove(pid)
+                    assert status == 0
+    finally:
+        for pid in running:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    assert programs.listeners() == {}
+    assert list(programs.listening()) == [cookie_of(stays)]
+    stays.connect(("127.0.0.5", 9))
+    assert not _is_kept(programs, "127.0.0.5", 80)
+    stays.close()
 
 
 @pytest.mark.parametrize("protocol", [TCP, UDP])
@@ -241,6 +357,9 @@ def test_those_who_were_there_before_are_scanned_once(namespace: Namespace) -> N
             found = programs.listening()
             assert is_told(found[cookie_of(new)].pid, os.getpid())
             assert found[cookie_of(held[_at("fd00::7", 22)])].pid == 0
+            assert not _is_kept(programs, "127.0.0.7", 53)
+            disconnect(connected)
+            assert _is_kept(programs, "127.0.0.7", 53)
             for made in (*held.values(), *others, new):
                 made.close()
             assert programs.listeners() == {}

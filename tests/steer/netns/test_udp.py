@@ -261,6 +261,30 @@ def test_whoever_is_bound_there_exactly_keeps_it(programs: Steered, network: Net
     assert programs.counter(1) == Counts(lookups=2, kept_by_listener=1, no_socket=0)
 
 
+def test_a_socket_that_is_connected_to_one_client_leaves_the_others_to_the_mapping(
+    programs: Steered, network: Network
+) -> None:
+    programs.apply([_mapping(1, DNS, None)])
+    with (
+        datagrams("127.0.0.5", 53) as server,
+        datagrams("10.9.0.1", 7000) as exact,
+        _client(network, "10.9.0.1", 7000) as client,
+        _client(network, "10.9.0.1", 7000) as other,
+    ):
+        programs.put(DNS, server)
+        other.send(b"kept")
+        assert exact.recv(100) == b"kept"
+        exact.connect((network.client_ipv4, client.getsockname()[1]))
+        other.send(b"steered")
+        assert server.recv(100) == b"steered"
+        client.send(b"to the connected one")
+        assert exact.recv(100) == b"to the connected one"
+        disconnect(exact)
+        other.send(b"kept again")
+        assert exact.recv(100) == b"kept again"
+    assert programs.counter(1) == Counts(lookups=3, kept_by_listener=2, no_socket=0)
+
+
 def test_without_its_daemon_a_client_is_told_so(programs: Steered, network: Network) -> None:
     """By ICMP; and whoever is bound to all addresses does not get it instead."""
     programs.apply([_mapping(1, DNS, 7000)])

@@ -31,6 +31,8 @@ HOOKS = {
     "bind6": bpf_links.CGROUP_INET6_BIND,
     "post_bind4": bpf_links.CGROUP_INET4_POST_BIND,
     "post_bind6": bpf_links.CGROUP_INET6_POST_BIND,
+    "connect4": bpf_links.CGROUP_INET4_CONNECT,
+    "connect6": bpf_links.CGROUP_INET6_CONNECT,
     "sock_release": bpf_links.CGROUP_INET_SOCK_RELEASE,
     "sendmsg4": bpf_links.CGROUP_UDP4_SENDMSG,
     "sendmsg6": bpf_links.CGROUP_UDP6_SENDMSG,
