@@ -38,6 +38,7 @@ COMMANDS = (
     "status",
     "flows",
     "set",
+    "follow",
     "guard",
     "docker-dns",
     "steer",

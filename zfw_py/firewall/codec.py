@@ -332,9 +332,34 @@ def encode_name(name: str) -> bytes:
     return encode_text(name).ljust(layout.NAME_LENGTH, b"\0")
 
 
-# struct zfw_interface_name: the name's id, its settings, and the interface's index or 0.
-encode_interface_name: Callable[[int, int, int], bytes] = _interface_name.pack
-decode_interface_name: Callable[[bytes], tuple[int, int, int]] = _interface_name.unpack
+# struct zfw_interface_name: the name's id, its settings, the interface's index or 0, and a byte
+# for each direction: how the program shall be attached.
+encode_interface_name: Callable[[int, int, int, bytes], bytes] = _interface_name.pack
+decode_interface_name: Callable[[bytes], tuple[int, int, int, bytes]] = _interface_name.unpack
+
+# The bytes of a name that no program shall be attached to.
+NOT_WANTED = bytes(len(DIRECTIONS))
+_MODES = {
+    layout.WANTED_AUTO: "auto",
+    layout.WANTED_TCX: "tcx",
+    layout.WANTED_CLSACT: "clsact",
+}
+
+
+def encode_wanted(modes: dict[str, str]) -> bytes:
+    """The bytes of a name: a mode for each direction in which a program shall be attached."""
+    numbers = {mode: number for number, mode in _MODES.items()}
+    return bytes([numbers.get(modes.get(direction, ""), 0) for direction in DIRECTIONS])
+
+
+def decode_wanted(data: bytes) -> dict[str, str]:
+    """The inverse of ``encode_wanted``."""
+    return {
+        direction: _MODES[number]
+        for direction, number in zip(DIRECTIONS, data, strict=True)
+        if number in _MODES
+    }
+
 
 # struct zfw_interface: its index, settings, name's id, and bits LINK_*.
 encode_interface: Callable[[int, int, int, int], bytes] = _interface.pack

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Interfaces by name: their settings, the sets that rules name, their addresses. Hot.
+"""Interfaces by name: settings, wanted attachments, the sets that rules name, addresses. Hot.
 
-Rules and settings belong to names and outlive the interface. The programs read tables by
-interface index; these follow from the names, and every writer brings them up to date.
+Rules, settings and wanted attachments belong to names and outlive the interface. The programs
+read tables by interface index; these follow from the names, and every writer and the follower
+bring them up to date.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from zfw_py.kernel.own_netns import ETHERNET_TYPES, interface_addresses, link_ty
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Container, Iterable
 
     from zfw_py.firewall.maps import Maps
 
@@ -67,25 +68,65 @@ class Interfaces:
         # Sets and names that this edit uses: perhaps no rule in the maps refers to them yet.
         self._sets_given: set[int] = set()
         self._names_given: set[str] = set()
-        self._names: dict[str, tuple[int, int, int]] = {
+        self._names: dict[str, tuple[int, int, int, bytes]] = {
             codec.decode_text(key): codec.decode_interface_name(value)
             for key, value in maps.map("interface_names").items()
         }
         self._sets: list[int] | None = None
+        self._shown_names: dict[str, str] | None = None
 
     # Names
 
     def indexes(self) -> dict[str, int]:
         """Each known name with its interface's index, 0 if there is none."""
-        return {name: ifindex for name, (_, _, ifindex) in sorted(self._names.items())}
+        shown = self._shown()
+        return {
+            shown.get(name, name): ifindex
+            for name, (_, _, ifindex, _) in sorted(self._names.items())
+        }
 
     def settings(self) -> dict[str, dict[str, bool]]:
         """Each known name with its settings, whether it has an interface or not."""
-        return {name: settings_of(bits) for name, (_, bits, _) in sorted(self._names.items())}
+        shown = self._shown()
+        return {
+            shown.get(name, name): settings_of(bits)
+            for name, (_, bits, _, _) in sorted(self._names.items())
+        }
+
+    def wanted(self) -> dict[str, dict[str, str]]:
+        """The modes ("auto", "tcx", "clsact") by direction of each name that shall be attached."""
+        shown = self._shown()
+        return {
+            shown.get(name, name): codec.decode_wanted(wanted)
+            for name, (_, _, _, wanted) in sorted(self._names.items())
+            if wanted != codec.NOT_WANTED
+        }
+
+    def _shown(self) -> dict[str, str]:
+        """The present name of each interface that was renamed, by the name that is known.
+
+        Such an interface keeps what its old name has until an edit gives the new name, or
+        another interface has the old one.
+        """
+        if self._shown_names is None:
+            current = dict(if_nameindex())
+            present = set(current.values())
+            self._shown_names = {
+                name: current[ifindex]
+                for name, (_, _, ifindex, wanted) in self._names.items()
+                if wanted != codec.NOT_WANTED
+                and ifindex in current
+                and name not in present
+                and current[ifindex] not in self._names
+                and not self._alternative_index(name)
+            }
+        return self._shown_names
 
     def add(self, name: str) -> int:
         """Give a name an id if it has none; the id. Raises MapFull."""
         self._names_given.add(name)
+        if name not in self._names:
+            self._take_over(name)
         if name in self._names:
             return self._names[name][0]
         free = self._free_name_id()
@@ -94,11 +135,21 @@ class Interfaces:
             free = self._free_name_id()
         if free is None:
             raise MapFull(f"interface {name}: {layout.MAX_INTERFACE_NAMES} names are known already")
-        self._write(name, free, 0, 0)
+        self._write(name, free, 0, 0, codec.NOT_WANTED)
         return free
 
+    def _take_over(self, name: str) -> None:
+        """Give a renamed interface's new name what the old name has."""
+        for old, new in self._shown().items():
+            if new == name and self._is_attached(self._names[old][2]):
+                self._write(new, *self._names[old])
+                self._maps.map("interface_names").delete(codec.encode_name(old))
+                del self._names[old]
+                self._shown_names = None
+                return
+
     def _free_name_id(self) -> int | None:
-        used = {name_id for name_id, _, _ in self._names.values()}
+        used = {name_id for name_id, _, _, _ in self._names.values()}
         return next((n for n in range(layout.MAX_INTERFACE_NAMES) if n not in used), None)
 
     def _collect(self) -> None:
@@ -113,8 +164,9 @@ class Interfaces:
                 self._write_set(number, 0)
             else:
                 mentioned |= members
-        for name, (name_id, bits, ifindex) in list(self._names.items()):
-            if not (bits or ifindex or name in self._names_given or mentioned >> name_id & 1):
+        for name, (name_id, bits, ifindex, wanted) in list(self._names.items()):
+            is_in_use = bits or ifindex or wanted != codec.NOT_WANTED
+            if not (is_in_use or name in self._names_given or mentioned >> name_id & 1):
                 self._maps.map("interface_names").delete(codec.encode_name(name))
                 del self._names[name]
 
@@ -122,15 +174,23 @@ class Interfaces:
         """Turn a setting on or off."""
         from zfw_py.firewall.settings import SETTINGS
 
-        name_id = self.add(name)
-        _, bits, ifindex = self._names[name]
-        self._write(name, name_id, SETTINGS[setting].applied(bits, on), ifindex)
+        self.add(name)
+        name_id, bits, ifindex, wanted = self._names[name]
+        self._write(name, name_id, SETTINGS[setting].applied(bits, on), ifindex, wanted)
 
-    def _write(self, name: str, name_id: int, settings: int, ifindex: int) -> None:
+    def want(self, name: str, modes: dict[str, str]) -> dict[str, str]:
+        """Record how programs shall be attached, by direction; what was recorded before."""
+        self.add(name)
+        name_id, bits, ifindex, wanted = self._names[name]
+        if codec.encode_wanted(modes) != wanted:
+            self._write(name, name_id, bits, ifindex, codec.encode_wanted(modes))
+        return codec.decode_wanted(wanted)
+
+    def _write(self, name: str, name_id: int, settings: int, ifindex: int, wanted: bytes) -> None:
         self._maps.map("interface_names").update(
-            codec.encode_name(name), codec.encode_interface_name(name_id, settings, ifindex)
+            codec.encode_name(name), codec.encode_interface_name(name_id, settings, ifindex, wanted)
         )
-        self._names[name] = (name_id, settings, ifindex)
+        self._names[name] = (name_id, settings, ifindex, wanted)
 
     # Sets
 
@@ -151,7 +211,14 @@ class Interfaces:
         members = self.members_of(number)
         if not members:
             return ()
-        return tuple(sorted(n for n, (i, _, _) in self._names.items() if members >> i & 1))
+        shown = self._shown()
+        return tuple(
+            sorted(
+                shown.get(name, name)
+                for name, (name_id, _, _, _) in self._names.items()
+                if members >> name_id & 1
+            )
+        )
 
     def number_of(self, names: Iterable[str]) -> int:
         """The number of the set of these names, of a new one if need be.
@@ -185,30 +252,103 @@ class Interfaces:
 
     def refresh(self) -> None:
         """Bring indexes, settings by index, and addresses up to date with the system."""
-        current = {name: index for index, name in if_nameindex()}
         known: dict[str, int] = {}
-        for name, (name_id, bits, recorded) in list(self._names.items()):
-            ifindex = current.get(name) or self._alternative_index(name)
+        away: list[int] = []
+        names = dict(if_nameindex())
+        self._shown_names = None
+        for name, (ifindex, carries, is_away) in self._places(names).items():
+            name_id, bits, recorded, wanted = self._names[name]
+            if is_away:
+                away.append(recorded)
+                continue
             if ifindex:
                 known[name] = ifindex
             if ifindex != recorded:
-                # Remove all old rows before writing new ones: names may have been swapped.
-                self._write(name, name_id, bits, ifindex)
-                if recorded and _row_of(self._maps, recorded):
+                # Remove all old rows before writing new ones: names may have been swapped. An
+                # interface that still carries our program would be shut without its row.
+                self._write(name, name_id, bits, ifindex, wanted)
+                if recorded and not carries and _row_of(self._maps, recorded):
                     self._maps.map("interfaces").update(_row_key(recorded), _EMPTY_ROW)
-        is_tracked = any(
-            bits & layout.SETTING_OUTBOUND_FILTER for _, bits, _ in self._names.values()
-        )
+        flags = self._common_flags()
         for name, ifindex in known.items():
-            self._refresh_row(name, ifindex, layout.LINK_TRACK if is_tracked else 0)
+            row = self._row(name, ifindex, names.get(ifindex, name), flags)
+            if _row_of(self._maps, ifindex) != row:
+                self._maps.map("interfaces").update(_row_key(ifindex), codec.encode_interface(*row))
         if known:
-            self._refresh_addresses({index: name for name, index in current.items()}, known)
+            self._refresh_addresses(names, known.values(), away)
 
-    def _refresh_row(self, name: str, ifindex: int, flags: int) -> None:
-        name_id, bits, _ = self._names[name]
-        new = (ifindex, bits, name_id, _link_flags(name, ifindex) | flags)
-        if _row_of(self._maps, ifindex) != new:
-            self._maps.map("interfaces").update(_row_key(ifindex), codec.encode_interface(*new))
+    def present(self) -> dict[str, int]:
+        """Each known name that an interface of this namespace has, with the index."""
+        names = dict(if_nameindex())
+        shown = self._shown()
+        return {
+            shown.get(name, name): ifindex
+            for name, (ifindex, _, _) in self._places(names).items()
+            if ifindex
+        }
+
+    def _places(self, names: dict[int, str]) -> dict[str, tuple[int, bool, bool]]:
+        """Where the interface of each known name is, given the present names by index.
+
+        Its index, or 0; whether an interface with the recorded index carries our program under
+        another name or elsewhere; and whether it is in another network namespace, with our
+        program.
+        """
+        indexes = {name: index for index, name in names.items()}
+        found: dict[str, tuple[int, bool, bool]] = {}
+        for name, (_, _, recorded, wanted) in self._names.items():
+            ifindex = indexes.get(name) or self._alternative_index(name)
+            carries = is_away = False
+            if recorded not in (0, ifindex) and wanted != codec.NOT_WANTED:
+                is_here = recorded in names
+                # A new name that is known itself has settings of its own.
+                if names.get(recorded) not in self._names:
+                    carries = self._is_attached(recorded, is_here=is_here)
+                if carries and not ifindex:
+                    is_away = not is_here
+                    # Renamed: it keeps what its old name has.
+                    ifindex = recorded if is_here else 0
+            found[name] = (ifindex, carries, is_away)
+        return found
+
+    def stale(self, indexes: Container[int]) -> dict[str, str]:
+        """What the programs read and is out of date, by name, of interfaces of these indexes."""
+        names = dict(if_nameindex())
+        shown = self._shown()
+        known = addresses_by_index(self._maps)
+        addresses = interface_addresses()
+        found = {}
+        flags = self._common_flags()
+        for name, (ifindex, _, _) in self._places(names).items():
+            if ifindex not in indexes:
+                continue
+            device = names.get(ifindex, name)
+            row = self._row(name, ifindex, device, flags)
+            # Of two interfaces that share a row, the second has the strictest settings.
+            owner = _owner_of_row(self._maps, ifindex)
+            if _row_of(self._maps, ifindex) != row and owner in (0, ifindex):
+                found[shown.get(name, name)] = "its index or its settings are out of date"
+            elif set(known.get(ifindex, ())) != addresses.get(device, set()):
+                found[shown.get(name, name)] = "its addresses are out of date"
+        return found
+
+    def _common_flags(self) -> int:
+        """The link flags that every interface has."""
+        is_tracked = any(
+            bits & layout.SETTING_OUTBOUND_FILTER for _, bits, _, _ in self._names.values()
+        )
+        return layout.LINK_TRACK if is_tracked else 0
+
+    def _row(self, name: str, ifindex: int, device: str, flags: int) -> tuple[int, int, int, int]:
+        """The row that an interface shall have, given its present name."""
+        name_id, bits, _, _ = self._names[name]
+        return (ifindex, bits, name_id, _link_flags(device, ifindex) | flags)
+
+    def _is_attached(self, ifindex: int, *, is_here: bool = True) -> bool:
+        """Whether an interface of this namespace, or of another one, carries our program."""
+        from zfw_py.firewall.programs import is_attached
+
+        return is_attached(self._maps, ifindex, is_here=is_here)
 
     def _alternative_index(self, name: str) -> int:
         try:
@@ -216,15 +356,19 @@ class Interfaces:
         except OSError:
             return 0
 
-    def _refresh_addresses(self, names: dict[int, str], known: dict[str, int]) -> None:
+    def _refresh_addresses(
+        self, names: dict[int, str], known: Iterable[int], away: Container[int]
+    ) -> None:
         found = interface_addresses()
         wanted = {
             codec.encode_address(ifindex, address)
-            for ifindex in known.values()
+            for ifindex in known
             for address in found.get(names.get(ifindex, ""), ())
         }
         table = self._maps.map("addresses")
         present = {key for key, _ in table.items()}
+        if away:
+            wanted |= {key for key in present if codec.decode_address(key)[0] in away}
         for key in wanted - present:
             table.update(key, codec.u32(1))
         for key in present - wanted:
@@ -262,6 +406,14 @@ def _row_key(ifindex: int) -> bytes:
 
 def _row_of(maps: Maps, ifindex: int) -> tuple[int, int, int, int] | None:
     """The row of an index; None if it is empty or belongs to another index."""
-    row = codec.decode_interface(maps.map("interfaces").lookup(_row_key(ifindex)) or _EMPTY_ROW)
-    owner, _, _, _ = row
-    return row if owner == ifindex else None
+    row = _decoded_row(maps, ifindex)
+    return row if row[0] == ifindex else None
+
+
+def _owner_of_row(maps: Maps, ifindex: int) -> int:
+    """The index that the row of an index belongs to; 0 if it is empty."""
+    return _decoded_row(maps, ifindex)[0]
+
+
+def _decoded_row(maps: Maps, ifindex: int) -> tuple[int, int, int, int]:
+    return codec.decode_interface(maps.map("interfaces").lookup(_row_key(ifindex)) or _EMPTY_ROW)

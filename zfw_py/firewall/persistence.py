@@ -67,22 +67,29 @@ class Restored(NamedTuple):
 
 
 def snapshot(maps: Maps, interfaces: Interfaces) -> Document:
-    """The maps and the attachments as a document. The same firewall gives the same document."""
+    """The maps and the attachments as a document. The same firewall gives the same document.
+
+    Attachments are those that are wanted, also where there is no interface now.
+    """
     settings = {name: Settings(**values) for name, values in interfaces.settings().items()}
-    attached = []
+    attached = {
+        (name, direction): mode
+        for name, modes in interfaces.wanted().items()
+        for direction, mode in modes.items()
+    }
     for found in programs.attachments(maps):
         try:
             name = if_indextoname(found.ifindex)
         except OSError:
             continue  # it was deleted just now
-        attached.append((name, found.direction, found.mode))
+        attached[name, found.direction] = found.mode
     return Document(
         version=VERSION,
         flows=FlowEntry(**read_limits(maps)._asdict()),
         settings={name: value for name, value in settings.items() if value != Settings()},
         attachments=tuple(
             AttachmentEntry(interface=name, direction=direction, mode=mode)  # type: ignore[arg-type]
-            for name, direction, mode in sorted(attached)
+            for (name, direction), mode in sorted(attached.items())
         ),
         rules=tuple(RuleEntry.of(rule) for rule in read_rules(maps, interfaces)),
     )
@@ -100,10 +107,14 @@ def restore(maps: Maps, document: Document, on_progress: Callable[[int], None]) 
     changed: list[tuple[str, str, bool]] = []
     moved: tuple[list[Attachment], list[Attachment]] = ([], [])
 
+    recorded: list[tuple[str, dict[str, str]]] = []
+
     def go_live() -> None:
         nonlocal moved
         # After the routes, which are addresses of lo, and before the programs are attached.
         interfaces.refresh()
+        for name, modes in _wanted(maps, document, interfaces):
+            recorded.append((name, interfaces.want(name, modes)))
         moved = programs.reconcile(maps, places)
 
     transaction = Transaction(maps, last=go_live)
@@ -118,10 +129,12 @@ def restore(maps: Maps, document: Document, on_progress: Callable[[int], None]) 
             for _, name, _, _ in places:
                 interfaces.add(name)
     except BaseException:
+        for name, modes in recorded:
+            interfaces.want(name, modes)
         for name, setting, on in changed:
             interfaces.set(name, setting, not on)
-        interfaces.refresh()
         set_limits(maps, old_limits)
+        interfaces.refresh()
         raise
     return Restored(
         maps.is_new,
@@ -171,6 +184,25 @@ def _places(document: Document) -> tuple[list[tuple[int, str, str, str]], list[s
             raise UsageError(f"attachments[{number}]: another name of {name}, which is attached")
         places.append((ifindex, name, direction, entry.mode))
     return places, list(missing)
+
+
+def _wanted(
+    maps: Maps, document: Document, interfaces: Interfaces
+) -> list[tuple[str, dict[str, str]]]:
+    """The names whose wanted attachments differ from the document's, each with the new ones."""
+    wanted: dict[str, dict[str, str]] = {name: {} for name in interfaces.wanted()}
+    indexes = interfaces.present()
+    for entry in document.attachments:
+        name, mode = own_name(entry.interface), entry.mode
+        ifindex = indexes.get(name)
+        wanted.setdefault(name, {})[entry.direction] = (
+            programs.resolved(maps, ifindex, entry.direction, mode) if ifindex else mode
+        )
+    return [
+        (name, modes)
+        for name, modes in wanted.items()
+        if modes != interfaces.wanted().get(name, {})
+    ]
 
 
 def _reconcile(

@@ -19,7 +19,7 @@ from zfw_py.firewall.flow_limits import FlowLimits
 from zfw_py.firewall.flows import drop_tables, make_tables, write_limits
 from zfw_py.firewall.maps import STORE, ZERO, Maps
 from zfw_py.firewall.model import DIRECTIONS
-from zfw_py.kernel import bpf_links, tc
+from zfw_py.kernel import bpf_links
 from zfw_py.kernel.namespaces import live_cookies
 from zfw_py.lifecycle import attachment as kinds
 from zfw_py.lifecycle import programs
@@ -29,6 +29,8 @@ from zfw_py.lifecycle.store import unlink
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
+
+    from zfw_py.firewall.interfaces import Interfaces
 
 MODES = ("auto", "tcx", "clsact")
 
@@ -43,38 +45,72 @@ class Attachment(NamedTuple):
 
 
 def _pinned_links(directory: str) -> Iterator[Tcx]:
-    """Those whose interface is still there."""
+    """Those whose interface still exists, perhaps in another network namespace.
+
+    The number in a pin's name is the index that the interface had when it was attached.
+    """
     for name in programs.link_pins(directory):
-        direction, _, number = name.partition("_")
-        link = _tcx(directory, direction, int(number))
-        if link.target == int(number):
-            yield link
+        direction = name.partition("_")[0]
+        ifindex = Tcx(directory, direction, 0, direction, name).target
+        if ifindex:
+            yield Tcx(directory, direction, ifindex, direction, name)
 
 
-def _tcx(directory: str, direction: str, ifindex: int) -> Tcx:
-    return Tcx(directory, direction, ifindex, direction, f"{direction}_{ifindex}")
+def _links_here(directory: str, ifindex: int | None = None) -> list[Tcx]:
+    """Those whose interface is in the caller's network namespace; of one index, or of all."""
+    return [
+        link
+        for link in _pinned_links(directory)
+        if ifindex in (None, link.ifindex) and _is_here(link)
+    ]
+
+
+def _is_here(link: Tcx) -> bool:
+    """Whether the interface with the link's index here has this very link.
+
+    An interface in another namespace may have the same index.
+    """
+    return link.link_id() in [
+        link_id for _, link_id in bpf_links.attached_to_interface(link.ifindex, link.attach_type)
+    ]
+
+
+def _new_tcx(directory: str, direction: str, ifindex: int) -> Tcx:
+    """A link that is not pinned yet. An interface that was moved away may hold the usual name."""
+    name = base = f"{direction}_{ifindex}"
+    number = 0
+    while Tcx(directory, direction, ifindex, direction, name).target:
+        number += 1
+        name = f"{base}_{number}"
+    return Tcx(directory, direction, ifindex, direction, name)
 
 
 def _clsact(directory: str, direction: str, ifindex: int) -> Clsact:
+    # With pyroute2: the follower needs neither where all is attached by TCX.
+    from zfw_py.kernel import tc
+
     ours = partial(programs.program_ids, SYSTEM, directory, direction)
     return Clsact(direction, ifindex, direction, tc.FIREWALL_HANDLE, ours)
 
 
-def _found(directory: str) -> list[tuple[Tcx | Clsact, int]]:
-    """What is attached on the interfaces of this network namespace, each with its program's id."""
+def _found(
+    directory: str, links: Iterable[Tcx], ifindex: int | None = None
+) -> list[tuple[Tcx | Clsact, int]]:
+    """These links, and the filters in this network namespace, each with its program's id.
+
+    ``ifindex``: those of one interface alone.
+    """
     import socket
 
-    hooks: list[Tcx | Clsact] = list(_pinned_links(directory))
-    hooks += [
-        _clsact(directory, direction, ifindex)
-        for ifindex, _ in socket.if_nameindex()
-        for direction in DIRECTIONS
-    ]
+    indexes = [index for index, _ in socket.if_nameindex()] if ifindex is None else [ifindex]
+    hooks: list[Tcx | Clsact] = [*links]
+    hooks += [_clsact(directory, direction, index) for index in indexes for direction in DIRECTIONS]
     return [(hook, number) for hook in hooks if (number := hook.program_id()) is not None]
 
 
 def _hooks(directory: str) -> list[Tcx | Clsact]:
-    return [hook for hook, _ in _found(directory)]
+    """All that is ours, also on interfaces that were moved to another network namespace."""
+    return [hook for hook, _ in _found(directory, _pinned_links(directory))]
 
 
 def _digest(directory: str) -> str:
@@ -140,21 +176,76 @@ def upgrade(maps: Maps) -> bool:
 
     Pins of links whose interface is gone are removed first.
     """
+    remove_dead_links(maps)
+    return programs.upgrade(SYSTEM, maps.directory.rpartition("/")[2])
+
+
+def remove_dead_links(maps: Maps) -> None:
+    """Remove the pins of links whose interface is gone."""
     living = {link.pin for link in _pinned_links(maps.directory)}
     for name in programs.link_pins(maps.directory):
         if (pin := f"{maps.directory}/{kinds.PIN}{name}") not in living:
             unlink(pin)
-    return programs.upgrade(SYSTEM, maps.directory.rpartition("/")[2])
 
 
-def attachments(maps: Maps) -> list[Attachment]:
-    """Where our programs are, as read back from the kernel."""
-    return sorted(
-        Attachment(
-            hook.ifindex, hook.direction, "tcx" if isinstance(hook, Tcx) else "clsact", number
+def attachments(maps: Maps, ifindex: int | None = None) -> list[Attachment]:
+    """Where our programs are in this network namespace, as read back from the kernel.
+
+    ``ifindex``: on one interface alone.
+    """
+    return sorted(attachment for _, attachment in _attached(maps, ifindex))
+
+
+def _attached(maps: Maps, ifindex: int | None) -> list[tuple[Tcx | Clsact, Attachment]]:
+    links = _links_here(maps.directory, ifindex)
+    return [
+        (
+            hook,
+            Attachment(
+                hook.ifindex, hook.direction, "tcx" if isinstance(hook, Tcx) else "clsact", number
+            ),
         )
-        for hook, number in _found(maps.directory)
-    )
+        for hook, number in _found(maps.directory, links, ifindex)
+    ]
+
+
+def is_attached(maps: Maps, ifindex: int, *, is_here: bool = True) -> bool:
+    """Whether an interface of this network namespace, or of another one, carries our program.
+
+    A filter does not survive a move to another namespace, a link does.
+    """
+    if is_here:
+        return bool(attachments(maps, ifindex))
+    return any(link.ifindex == ifindex for link in links_away(maps))
+
+
+def links_away(maps: Maps) -> list[Tcx]:
+    """The links whose interface was moved to another network namespace."""
+    return [link for link in _pinned_links(maps.directory) if not _is_here(link)]
+
+
+def missing(maps: Maps, interfaces: Interfaces) -> list[tuple[int, str, str, str]]:
+    """Where a program is wanted and none is: (ifindex, name, direction, mode), as ``attach``."""
+    indexes = interfaces.present()
+    linked = {(link.ifindex, link.direction) for link in _links_here(maps.directory)}
+    return [
+        (ifindex, name, direction, mode)
+        for name, modes in interfaces.wanted().items()
+        if (ifindex := indexes.get(name, 0))
+        for direction, mode in modes.items()
+        if (ifindex, direction) not in linked
+        and (mode == "tcx" or _clsact(maps.directory, direction, ifindex).program_id() is None)
+    ]
+
+
+def resolved(maps: Maps, ifindex: int, direction: str, mode: str) -> str:
+    """The mode that "auto" means: the present one, else TCX where the kernel has it."""
+    if mode != "auto":
+        return mode
+    for attachment in attachments(maps, ifindex):
+        if attachment.direction == direction:
+            return attachment.mode
+    return "tcx" if bpf_links.supports_tcx(ifindex) else "clsact"
 
 
 def attach_all(
@@ -222,34 +313,37 @@ def attach(maps: Maps, ifindex: int, name: str, direction: str, mode: str) -> At
     Where ``mode`` is not "auto" and differs from the present mode, the program is attached in
     the new mode before the old attachment is detached.
     """
-    present = [a for a in attachments(maps) if a.ifindex == ifindex and a.direction == direction]
-    if mode == "auto":
-        if present:
-            return present[0]
-        mode = "tcx" if bpf_links.supports_tcx(ifindex) else "clsact"
-    elif mode == "tcx" and not bpf_links.supports_tcx(ifindex):
+    present = [a for a in attachments(maps, ifindex) if a.direction == direction]
+    if mode == "auto" and present:
+        return present[0]
+    mode = resolved(maps, ifindex, direction, mode)
+    if mode == "tcx" and not bpf_links.supports_tcx(ifindex):
         raise KernelError(
             f"attach to {name} by TCX",
             errno.EOPNOTSUPP,
             hint="the kernel has none (6.6 does); --mode clsact works",
         )
     if not any(a.mode == mode for a in present):
-        if direction == "egress":
-            make_tables(maps)
-        with _opened_program(maps, direction) as program:
-            hook = _hook(maps, ifindex, direction, mode)
-            programs.attach(hook, program, f"to {name} ({direction})")
+        attach_anew(maps, ifindex, name, direction, mode)
     for old in present:
         if old.mode != mode:
             _detach(maps, old)
-    for attachment in attachments(maps):
-        if (attachment.ifindex, attachment.direction, attachment.mode) == (
-            ifindex,
-            direction,
-            mode,
-        ):
+    for attachment in attachments(maps, ifindex):
+        if (attachment.direction, attachment.mode) == (direction, mode):
             return attachment
     raise ZfwError(f"attached to {name} ({direction}, {mode}), but the kernel does not show it")
+
+
+def attach_anew(maps: Maps, ifindex: int, name: str, direction: str, mode: str) -> None:
+    """Attach one direction's program where it is not attached; ``mode`` is "tcx" or "clsact"."""
+    if direction == "egress":
+        make_tables(maps)
+    if mode == "tcx":
+        hook: Tcx | Clsact = _new_tcx(maps.directory, direction, ifindex)
+    else:
+        hook = _clsact(maps.directory, direction, ifindex)
+    with _opened_program(maps, direction) as program:
+        programs.attach(hook, program, f"to {name} ({direction})")
 
 
 @contextmanager
@@ -265,26 +359,33 @@ def _opened_program(maps: Maps, name: str) -> Iterator[int]:
         yield program
 
 
-def _hook(maps: Maps, ifindex: int, direction: str, mode: str) -> Tcx | Clsact:
-    made = _tcx if mode == "tcx" else _clsact
-    return made(maps.directory, direction, ifindex)
-
-
 def _detach(maps: Maps, attachment: Attachment) -> None:
-    _hook(maps, attachment.ifindex, attachment.direction, attachment.mode).detach()
+    for hook, found in _attached(maps, attachment.ifindex):
+        if found[:3] == attachment[:3]:
+            hook.detach()
+
+
+def detach_away(maps: Maps, ifindex: int, direction: str | None) -> list[Attachment]:
+    """Detach from an interface that was moved to another network namespace with this index."""
+    taken = []
+    for link in links_away(maps):
+        if link.ifindex == ifindex and direction in (None, link.direction):
+            taken.append(Attachment(ifindex, link.direction, "tcx", link.program_id() or 0))
+            link.detach()
+    return taken
 
 
 def detach(maps: Maps, ifindex: int | None, direction: str | None) -> list[Attachment]:
     """Detach from an interface, or from all of them; the attachments that were detached."""
     taken = [
-        a
-        for a in attachments(maps)
-        if ifindex in (None, a.ifindex) and direction in (None, a.direction)
+        (hook, attachment)
+        for hook, attachment in _attached(maps, ifindex)
+        if direction in (None, attachment.direction)
     ]
-    for attachment in taken:
-        _detach(maps, attachment)
+    for hook, _ in taken:
+        hook.detach()
     _forget_flows(maps)
-    return taken
+    return sorted(attachment for _, attachment in taken)
 
 
 def _forget_flows(maps: Maps) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from zfw_py.firewall.rules import Deleted, Inserted
     from zfw_py.firewall.rules.edit import RuleEdit
     from zfw_py.firewall.status import Status
+    from zfw_py.firewall.wanted import Followed
     from zfw_py.values.prefix import Prefix
 
 
@@ -217,6 +218,16 @@ class Firewall:
         with Maps(is_writer=True) as maps:
             Interfaces(maps).refresh()
 
+    def follow(self) -> Followed:
+        """``refresh``, then attach what is wanted and not attached: what the follower does.
+
+        What fails on one interface does not stop the others.
+        """
+        from zfw_py.firewall.wanted import follow
+
+        with Maps(is_writer=True) as maps:
+            return follow(maps, Interfaces(maps))
+
     def attach(self, name: str, direction: str = "both", mode: str = "auto") -> list[Attachment]:
         """Attach the firewall to an interface; from then on it drops what no rule allows.
 
@@ -226,7 +237,7 @@ class Firewall:
         "clsact". What is attached already stays as it is; programs of an older
         build are replaced in place.
         """
-        from zfw_py.firewall import programs
+        from zfw_py.firewall import programs, wanted
 
         if direction not in (*DIRECTIONS, "both"):
             raise UsageError(f"direction: not ingress, egress or both: {direction!r}")
@@ -236,11 +247,8 @@ class Firewall:
         directions = DIRECTIONS if direction == "both" else (direction,)
         with programs.open_or_install() as maps:
             try:
-                programs.upgrade(maps)
-                interfaces = Interfaces(maps)
-                interfaces.add(name)
-                interfaces.refresh()
-                return programs.attach_all(maps, index_of(name), name, directions, mode)
+                wanted.upgrade(maps)
+                return wanted.attach(maps, Interfaces(maps), name, directions, mode)
             except BaseException:
                 if maps.is_new:
                     programs.uninstall(maps)
@@ -251,21 +259,22 @@ class Firewall:
 
         Raises NotInstalled where there is no firewall, LayoutMismatch, KernelError.
         """
-        from zfw_py.firewall import programs
+        from zfw_py.firewall import wanted
 
         with Maps(is_writer=True) as maps:
-            return programs.upgrade(maps)
+            return wanted.upgrade(maps)
 
     def detach(self, name: str, direction: str | None = None) -> list[Attachment]:
-        """Detach the firewall from an interface. Rules and settings stay. Raises NotFound."""
-        from zfw_py.firewall import programs
+        """Detach the firewall from an interface. Rules and settings stay. Raises NotFound.
 
-        ifindex = index_of(name)
+        No program is attached to this name any more when it appears. Where it has no interface
+        now, nothing but that changes, except that programs are detached from an interface that
+        was moved to another network namespace.
+        """
+        from zfw_py.firewall import wanted
+
         with Maps(is_writer=True) as maps:
-            taken = programs.detach(maps, ifindex, direction)
-            if not taken:
-                raise NotFound(f"nothing is attached to {name}")
-            return taken
+            return wanted.detach(maps, Interfaces(maps), own_name(name), direction)
 
     def detach_all(self) -> list[Attachment]:
         """Detach the firewall from every interface; remove rules, settings and all else."""
@@ -297,12 +306,12 @@ class Firewall:
         place in rules; ``Restored.missing`` lists it if it should be attached.
         ``on_progress`` is called now and then with how many rules have been compared.
         """
-        from zfw_py.firewall import programs
+        from zfw_py.firewall import programs, wanted
         from zfw_py.firewall.persistence import restore
 
         with programs.open_or_install() as maps:
             try:
-                programs.upgrade(maps)
+                wanted.upgrade(maps)
                 return restore(maps, document, on_progress)
             except BaseException:
                 if maps.is_new:

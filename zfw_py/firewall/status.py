@@ -10,6 +10,7 @@ from zfw_py.firewall.interfaces import addresses_by_index, settings_by_index, se
 from zfw_py.firewall.listing import read_reasons
 from zfw_py.firewall.programs import attachments
 from zfw_py.firewall.rules.find import port_rules
+from zfw_py.firewall.wanted import differences
 from zfw_py.values.prefix import address_text
 from zfw_py.version import __version__
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from zfw_py.firewall.interfaces import Interfaces
     from zfw_py.firewall.maps import Maps
     from zfw_py.firewall.programs import Attachment
+    from zfw_py.firewall.wanted import Difference
 
 
 class InterfaceStatus(NamedTuple):
@@ -30,18 +32,23 @@ class InterfaceStatus(NamedTuple):
 
 
 class Status(NamedTuple):
-    """``rules`` counts by direction and family; ``reasons`` has packets and bytes."""
+    """``rules`` counts by direction and family; ``reasons`` has packets and bytes.
+
+    ``differences`` are between what is wanted and what is.
+    """
 
     version: str
     interfaces: list[InterfaceStatus]
     rules: dict[str, dict[int, int]]
     reasons: dict[str, tuple[int, int]]
+    differences: list[Difference]
 
 
 def read_status(maps: Maps, interfaces: Interfaces) -> Status:
     """Read it from the maps and the kernel; the caller holds the lock."""
     attached: dict[int, dict[str, Attachment]] = {}
-    for attachment in attachments(maps):
+    present = attachments(maps)
+    for attachment in present:
         attached.setdefault(attachment.ifindex, {})[attachment.direction] = attachment
     addresses = addresses_by_index(maps)
     rows = []
@@ -62,4 +69,10 @@ def read_status(maps: Maps, interfaces: Interfaces) -> Status:
     for key, _, some in port_rules(maps):
         direction, family, _ = table_parts_of(key)
         rules[direction][family] += len(some)
-    return Status(__version__, rows, rules, read_reasons(maps))
+    return Status(
+        __version__,
+        rows,
+        rules,
+        read_reasons(maps),
+        differences(maps, interfaces, present),
+    )

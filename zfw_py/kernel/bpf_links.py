@@ -87,6 +87,48 @@ def supports_tcx(ifindex: int) -> bool:
     return True
 
 
+def attached_to_interface(ifindex: int, attach_type: int) -> list[tuple[int, int]]:
+    """The TCX programs on an interface in the order in which they run: their ids and their links'.
+
+    The id of a link is 0 where a program was attached without one. Empty where there is no such
+    interface, or no TCX.
+    """
+    room = 16
+    while True:
+        programs = ctypes.create_string_buffer(4 * room)
+        links = ctypes.create_string_buffer(4 * room)
+        # target_ifindex, attach_type, query_flags, attach_flags, prog_ids, count, 4 bytes of
+        # padding, prog_attach_flags, link_ids, link_attach_flags, revision
+        attribute = bpf_maps.attribute(
+            Struct("=IIIIQIxxxxQQQQ").pack(
+                ifindex,
+                attach_type,
+                0,
+                0,
+                ctypes.addressof(programs),
+                room,
+                0,
+                ctypes.addressof(links),
+                0,
+                0,
+            )
+        )
+        try:
+            bpf_maps.bpf(_PROG_QUERY, attribute)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                room *= 2
+                continue
+            if error.errno in (errno.ENODEV, errno.ENOENT, errno.EINVAL):
+                return []
+            raise
+        (count,) = _u32.unpack_from(attribute, 24)
+        return [
+            (_u32.unpack_from(programs.raw, 4 * i)[0], _u32.unpack_from(links.raw, 4 * i)[0])
+            for i in range(count)
+        ]
+
+
 def attached_to_netns(target: int, attach_type: int) -> list[int]:
     """The ids of the programs on a network namespace, in the order in which they run.
 

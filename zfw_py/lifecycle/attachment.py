@@ -59,14 +59,15 @@ class _Link(NamedTuple):
     The target is an interface's index, a cgroup's id or a network namespace's inode.
     """
 
+    link_id: int
     program_id: int
     target: int
 
 
 def _read_link(fd: int) -> _Link:
-    kind, _, program_id, target = _link_info.unpack(bpf_maps.object_info(fd, _link_info.size))
+    kind, link_id, program_id, target = _link_info.unpack(bpf_maps.object_info(fd, _link_info.size))
     # tcx.ifindex and netns.netns_ino have 4 bytes, cgroup.cgroup_id has 8.
-    return _Link(program_id, target if kind == _LINK_CGROUP else target & 0xFFFFFFFF)
+    return _Link(link_id, program_id, target if kind == _LINK_CGROUP else target & 0xFFFFFFFF)
 
 
 class _PinnedLink:
@@ -103,6 +104,11 @@ class _PinnedLink:
         found = self._link()
         return 0 if found is None else found.target
 
+    def link_id(self) -> int:
+        """The link's id; 0 if there is none."""
+        found = self._link()
+        return 0 if found is None else found.link_id
+
     def program_id(self) -> int | None:
         found = self._link()
         return None if found is None or found.target == 0 else found.program_id
@@ -136,6 +142,7 @@ class Tcx(_PinnedLink):
         super().__init__(directory, program, name)
         self.ifindex = ifindex
         self.direction = direction
+        self.attach_type = _TCX_TYPES[direction]
         self._call = call
 
     def __str__(self) -> str:
@@ -144,9 +151,7 @@ class Tcx(_PinnedLink):
     def attach(self, program: int) -> None:
         """Attach a program."""
         self._call(
-            lambda: self._keep(
-                bpf_links.create_link(program, self.ifindex, _TCX_TYPES[self.direction])
-            )
+            lambda: self._keep(bpf_links.create_link(program, self.ifindex, self.attach_type))
         )
 
 

@@ -164,6 +164,13 @@ enum fw_link_flag {
 	FW_LINK_TRACK = 4,
 };
 
+/* How a program shall be attached: 0 where none shall be. Auto: TCX where the kernel has it. */
+enum fw_wanted {
+	FW_WANTED_AUTO = 1,
+	FW_WANTED_TCX = 2,
+	FW_WANTED_CLSACT = 3,
+};
+
 /* Bits of fw_port_rule.flags. */
 enum fw_rule_flag {
 	/* The rule holds a reference on a local route that zfw added. */
@@ -292,7 +299,10 @@ struct fw_interface_name {
 	__u32 name_id;
 	__u32 settings;
 	__u32 ifindex; /* 0: no such interface, or not attached */
-	__u32 pad;
+	/* By direction, ingress first: how the program shall be attached, 0 where it shall not. It
+	 * outlives the interface. Programs do not read it. */
+	__u8 wanted[2]; /* enum fw_wanted */
+	__u8 pad[2];
 };
 
 struct fw_interface_set {

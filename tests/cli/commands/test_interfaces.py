@@ -97,8 +97,9 @@ def test_status_json(zfw: Zfw, firewall: Firewall) -> None:
     result = zfw("status", "--json")
     assert (result.code, result.err) == (0, "")
     status = json.loads(result.out)
-    assert list(status) == ["version", "interfaces", "rules", "reasons"]
+    assert list(status) == ["version", "interfaces", "rules", "reasons", "differences"]
     assert status["version"] == __version__
+    assert status["differences"] == []
     assert status["rules"] == {
         "ingress": {"ipv4": 0, "ipv6": 1},
         "egress": {"ipv4": 0, "ipv6": 0},

@@ -270,7 +270,12 @@ def test_an_interface_that_does_not_exist_yet(gateway: Gateway) -> None:
     saved = gateway.firewall.save()
     assert saved.settings == wanted.settings
     assert saved.rules[0].interfaces == ("gw0", "later0")
-    assert [a.interface for a in saved.attachments] == ["gw0"]
+    # What is wanted is saved, also where there is nothing to attach to.
+    assert [(a.interface, a.direction) for a in saved.attachments] == [
+        ("gw0", "ingress"),
+        ("later0", "egress"),
+        ("later0", "ingress"),
+    ]
     gateway.gateway.add_veth("later0", "later1")
     try:
         restored = gateway.firewall.restore(wanted)

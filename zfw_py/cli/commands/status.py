@@ -14,6 +14,9 @@ from zfw_py.firewall.service import Firewall
 if TYPE_CHECKING:
     from zfw_py.firewall.status import InterfaceStatus, Status
 
+# The exit code where what is wanted and what is differ.
+DIFFERS = 21
+
 INTERFACES = (
     output.Column("INTERFACE"),
     output.Column("IFINDEX", is_number=True),
@@ -38,11 +41,21 @@ def command(
 
     Each counter belongs to a reason for which packets were passed, dropped or
     intercepted. Reasons that have not occurred are shown with --json only.
+
+    A warning names each interface that is not as it was asked for, what differs,
+    and the command to type; the command then exits with code 21.
     """
     status = Firewall().status()
     if as_json:
         output.json_object(as_object(status))
-        return
+    else:
+        _print(status)
+        output.warnings(map(str, status.differences))
+    if status.differences:
+        raise typer.Exit(DIFFERS)
+
+
+def _print(status: Status) -> None:
     output.line(f"zfw {status.version}")
     output.line(f"rules: {_rules_text(status)}")
     output.line("")
@@ -66,6 +79,7 @@ def as_object(status: Status) -> dict[str, object]:
             name: {"packets": packets, "bytes": octets}
             for name, (packets, octets) in status.reasons.items()
         },
+        "differences": [each._asdict() for each in status.differences],
     }
 
 

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The attachments that are wanted: recorded by name, compared with the kernel, made anew.
+
+A record is written before its program is attached, and removed before its program is detached.
+So what a killed writer leaves is a difference, which ``differences`` reports: wanted and not
+attached (the follower attaches it), or attached and not wanted (it goes on filtering).
+"""
+
+from __future__ import annotations
+
+from socket import if_indextoname
+from typing import TYPE_CHECKING, NamedTuple
+
+from zfw_py.errors import NotFound, ZfwError
+from zfw_py.firewall import programs
+from zfw_py.firewall.interfaces import Interfaces, index_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from zfw_py.firewall.maps import Maps
+    from zfw_py.firewall.programs import Attachment
+
+
+class Followed(NamedTuple):
+    """What ``follow`` attached, as (interface, direction, mode), and what it could not attach.
+
+    ``object_digest`` is that of the build that the programs are from.
+    """
+
+    attached: list[tuple[str, str, str]]
+    errors: list[str]
+    object_digest: bytes
+
+
+class Difference(NamedTuple):
+    """What is not as it was asked for on an interface, and the command that mends it."""
+
+    interface: str
+    what: str
+    command: str
+
+    def __str__(self) -> str:
+        return f"{self.interface}: {self.what}: {self.command}"
+
+
+def attach(
+    maps: Maps, interfaces: Interfaces, name: str, directions: Iterable[str], mode: str
+) -> list[Attachment]:
+    """Record and attach: all of these directions, or on an error none anew."""
+    interfaces.add(name)
+    interfaces.refresh()
+    ifindex = index_of(name)
+    modes = interfaces.wanted().get(name, {})
+    more = {
+        direction: programs.resolved(maps, ifindex, direction, mode) for direction in directions
+    }
+    before = interfaces.want(name, modes | more)
+    try:
+        return programs.attach_all(maps, ifindex, name, more, mode)
+    except BaseException:
+        interfaces.want(name, before)
+        raise
+
+
+def detach(
+    maps: Maps, interfaces: Interfaces, name: str, direction: str | None
+) -> list[Attachment]:
+    """Remove the record, and detach. Raises NotFound if there is neither."""
+    modes = interfaces.wanted().get(name, {})
+    stay = {d: mode for d, mode in modes.items() if direction not in (None, d)}
+    if stay != modes:
+        interfaces.want(name, stay)
+    try:
+        taken = programs.detach(maps, index_of(name), direction)
+    except NotFound:
+        recorded = interfaces.indexes().get(name, 0)
+        taken = programs.detach_away(maps, recorded, direction) if recorded else []
+        if not taken and stay == modes:
+            raise
+        interfaces.refresh()
+        return taken
+    if not taken and stay == modes:
+        raise NotFound(f"nothing is attached to {name}")
+    return taken
+
+
+def follow(maps: Maps, interfaces: Interfaces) -> Followed:
+    """Bring rows and addresses up to date; attach what is wanted and not attached."""
+    interfaces.refresh()
+    attached = []
+    errors = []
+    for ifindex, name, direction, mode in programs.missing(maps, interfaces):
+        try:
+            mode = programs.resolved(maps, ifindex, direction, mode)
+            programs.attach_anew(maps, ifindex, name, direction, mode)
+        except (ZfwError, OSError) as error:
+            errors.append(str(error))
+            continue
+        interfaces.want(name, interfaces.wanted()[name] | {direction: mode})
+        attached.append((name, direction, mode))
+    if attached:
+        programs.remove_dead_links(maps)
+    return Followed(attached, errors, maps.state().object_digest)
+
+
+def upgrade(maps: Maps) -> bool:
+    """As ``programs.upgrade``; a version that recorded nothing attached what is attached."""
+    is_done = programs.upgrade(maps)
+    if is_done:
+        interfaces = Interfaces(maps)
+        names = {ifindex: name for name, ifindex in interfaces.present().items()}
+        for attachment in programs.attachments(maps):
+            name = names.get(attachment.ifindex, "")
+            modes = interfaces.wanted().get(name, {})
+            if name and attachment.direction not in modes:
+                interfaces.want(name, {attachment.direction: attachment.mode} | modes)
+    return is_done
+
+
+def differences(maps: Maps, interfaces: Interfaces, attached: list[Attachment]) -> list[Difference]:
+    """Where the kernel, or what the programs read, is not what is wanted. Changes nothing.
+
+    ``attached`` is what the kernel says, as ``programs.attachments``.
+    """
+    found = []
+    present = interfaces.present()
+    actual = {(each.ifindex, each.direction): each.mode for each in attached}
+    for name, modes in interfaces.wanted().items():
+        ifindex = present.get(name, 0)
+        if not ifindex:
+            found.append(_without_interface(maps, interfaces, name))
+            continue
+        lacking: dict[str, list[str]] = {}
+        for direction, mode in modes.items():
+            mode_there = actual.pop((ifindex, direction), None)
+            if mode_there is None:
+                lacking.setdefault(mode, []).append(direction)
+            elif mode not in ("auto", mode_there):
+                what = f"{direction} is attached by {mode_there}, not by {mode}"
+                found.append(Difference(name, what, _attach(name, [direction], mode)))
+        for mode, directions in lacking.items():
+            verb = "is" if len(directions) == 1 else "are"
+            what = f"{' and '.join(directions)} {verb} not attached"
+            found.append(Difference(name, what, _attach(name, directions, mode)))
+    for ifindex, direction in actual:
+        name = _name_of(ifindex)
+        what = f"{direction} is attached, and not recorded as wanted"
+        command = f"{_attach(name, [direction], 'auto')}, or zfw detach {name}"
+        found.append(Difference(name, what, command))
+    indexes = {each.ifindex for each in attached}
+    for name, what in interfaces.stale(indexes).items():
+        found.append(Difference(name, what, "zfw follow --once"))
+    return sorted(found)
+
+
+def _without_interface(maps: Maps, interfaces: Interfaces, name: str) -> Difference:
+    recorded = interfaces.indexes()[name]
+    if recorded and programs.is_attached(maps, recorded, is_here=False):
+        what = "it is in another network namespace, and is still filtered by this firewall"
+    else:
+        what = "there is no such interface; zfw follow attaches it when it appears"
+    return Difference(name, what, f"zfw detach {name} if it shall not be attached")
+
+
+def _attach(name: str, directions: Sequence[str], mode: str) -> str:
+    return (
+        f"zfw attach {name}"
+        + (f" --direction {directions[0]}" if len(directions) == 1 else "")
+        + (" --mode clsact" if mode == "clsact" else "")
+    )
+
+
+def _name_of(ifindex: int) -> str:
+    try:
+        return if_indextoname(ifindex)
+    except OSError:
+        return f"interface {ifindex}"
