@@ -37,6 +37,8 @@ static __always_inline bool steer_is_kept(const struct steer_wanted *wanted)
 		return true;
 	if (wanted->protocol == IPPROTO_UDP && steer_is_disconnected_at(&at, wanted->ifindex))
 		return true;
+	if (steer_is_unrecorded(&at))
+		return true;
 	count = only_element(&device_listeners);
 	if (!count || !*count || !wanted->ifindex)
 		return false;
@@ -167,6 +169,7 @@ int set_state(__u64 *ctx)
 	struct steer_listener listener = { .at.protocol = IPPROTO_TCP };
 	struct sock *sk = (struct sock *)ctx[0];
 	int before = ctx[1], after = ctx[2];
+	__u32 uid;
 
 	/* A new connection starts as a copy of its listener, but it never was a listener. */
 	if (after != BPF_TCP_LISTEN && !(before == BPF_TCP_LISTEN && after == BPF_TCP_CLOSE))
@@ -181,8 +184,8 @@ int set_state(__u64 *ctx)
 	}
 	steer_read_address(&listener, &sk->__sk_common);
 	listener.is_mptcp = steer_is_mptcp(sk);
-	steer_note_process(&listener);
-	steer_note_listener(bpf_get_socket_cookie(sk), &listener);
+	uid = steer_note_process(&listener);
+	steer_note_listener(bpf_get_socket_cookie(sk), &listener, uid);
 	return 0;
 }
 
@@ -249,12 +252,13 @@ static __always_inline void steer_on_bound(struct bpf_sock *sk, struct steer_lis
 {
 	__u32 *device = bpf_sk_storage_get(&devices, sk, NULL, 0);
 	__u64 cookie = bpf_get_socket_cookie(sk);
+	__u32 uid;
 
 	listener->at.protocol = IPPROTO_UDP;
 	listener->at.port = sk->src_port;
 	listener->at.ifindex = device ? *device : 0;
-	steer_note_process(listener);
-	if (steer_note_listener(cookie, listener))
+	uid = steer_note_process(listener);
+	if (steer_note_listener(cookie, listener, uid))
 		steer_emit(STEER_KIND_CAME, cookie, listener, steer_target_of(&listener->at),
 			   false);
 }
@@ -288,6 +292,7 @@ static __always_inline int steer_on_connect(struct bpf_sock_addr *ctx)
 {
 	struct steer_listener listener = { .at.protocol = IPPROTO_UDP };
 	struct bpf_sock *sk = ctx->sk;
+	__u32 uid;
 
 	/* The address of a connected socket may be connect's own choice, not bind's. */
 	if (!sk || ctx->protocol != IPPROTO_UDP || !sk->src_port ||
@@ -297,8 +302,8 @@ static __always_inline int steer_on_connect(struct bpf_sock_addr *ctx)
 	steer_bound_address(listener.at.address, sk);
 	listener.at.port = sk->src_port;
 	listener.at.ifindex = sk->bound_dev_if;
-	steer_note_process(&listener);
-	steer_stop_counting(bpf_get_socket_cookie(ctx), (__u64)sk, &listener);
+	uid = steer_note_process(&listener);
+	steer_stop_counting(bpf_get_socket_cookie(ctx), (__u64)sk, &listener, uid);
 	return CGROUP_PROCEED;
 }
 
@@ -365,6 +370,12 @@ int sendmsg6(struct bpf_sock_addr *ctx)
 	return CGROUP_PROCEED;
 }
 
+/* The user that made a socket, by its id in the initial user namespace. */
+static __always_inline __u32 steer_user_of(struct sock_common *sk)
+{
+	return BPF_CORE_READ((struct sock *)sk, sk_uid.val);
+}
+
 /* Listeners that are older than the hooks. User space reads this iterator to scan them. */
 SEC("iter/tcp")
 int scan_tcp(struct bpf_iter__tcp *ctx)
@@ -377,7 +388,8 @@ int scan_tcp(struct bpf_iter__tcp *ctx)
 		return 0;
 	steer_read_address(&listener, sk);
 	listener.is_mptcp = steer_is_mptcp(sk);
-	steer_note_listener(bpf_get_socket_cookie(sk), &listener);
+	/* A listener is no request and no connection in TIME_WAIT: it has all of struct sock. */
+	steer_note_listener(bpf_get_socket_cookie(sk), &listener, steer_user_of(sk));
 	return 0;
 }
 
@@ -387,6 +399,7 @@ int scan_udp(struct bpf_iter__udp *ctx)
 	struct steer_listener listener = { .at.protocol = IPPROTO_UDP };
 	struct udp_sock *udp = ctx->udp_sk;
 	struct sock_common *sk;
+	__u32 uid;
 
 	if (!udp)
 		return 0;
@@ -394,11 +407,12 @@ int scan_udp(struct bpf_iter__udp *ctx)
 	if (!sk->skc_num || !steer_is_steered(sk->skc_net.net->net_cookie))
 		return 0;
 	steer_read_address(&listener, sk);
+	uid = steer_user_of(sk);
 	/* A connected socket gets its packets before the kernel runs "lookup". */
 	if (sk->skc_state != BPF_TCP_ESTABLISHED)
-		steer_note_listener(bpf_get_socket_cookie(udp), &listener);
+		steer_note_listener(bpf_get_socket_cookie(udp), &listener, uid);
 	else if (BPF_CORE_READ_BITFIELD(&udp->inet.sk, sk_userlocks) & STEER_BINDADDR_LOCK)
-		steer_note_connected(bpf_get_socket_cookie(udp), (__u64)sk, &listener);
+		steer_note_connected(bpf_get_socket_cookie(udp), (__u64)sk, &listener, uid);
 	return 0;
 }
 

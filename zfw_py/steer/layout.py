@@ -16,6 +16,10 @@ SEGMENT_PORTS = 64
 SEGMENT_ELEMENTS = 1024
 COUNTED = 262144
 LISTENERS = 131072
+CHARGES = 114688
+SHARE = 16384
+USERS = 16384
+UNRECORDED_WORDS = 4096
 CONNECTED_SETS = 8192
 CONNECTED_SLOTS = 8
 FLOWS = 65536
@@ -63,6 +67,8 @@ SOCKET_KEY = "=II"
 SOCKET_KEY_SIZE = 8
 LISTENER = "=24sIBBB1x16s"
 LISTENER_SIZE = 48
+UNRECORDED = "=32768s"
+UNRECORDED_SIZE = 32768
 CONNECTED = "=QQ"
 CONNECTED_SIZE = 16
 CONNECTED_SET = "=128s"
@@ -80,6 +86,7 @@ EVENT_SIZE = 72
 
 MAPS = {
     "active": (2, 4, 8, 1, 0),
+    "charges": (1, 8, 4, 114688, 1),
     "config": (2, 4, 16, 1, 0),
     "connected": (2, 4, 128, 8192, 0),
     "counters": (5, 4, 24, 262144, 1),
@@ -90,11 +97,13 @@ MAPS = {
     "listeners": (1, 24, 8, 131072, 1),
     "listening": (1, 8, 48, 131072, 1),
     "segments": (2, 4, 128, 4096, 0),
+    "shares": (1, 4, 8, 16384, 1),
     "sockets": (18, 8, 8, 32768, 0),
     "tables": (12, 4, 4, 2, 0),
     "target_ids": (1, 24, 4, 4096, 1),
     "targets": (2, 4, 4, 4096, 0),
     "troubles": (6, 4, 8, 5, 0),
+    "unrecorded": (2, 4, 32768, 1, 0),
 }
 
 INNER_MAPS = {

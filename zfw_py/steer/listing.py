@@ -11,7 +11,7 @@ from zfw_py.kernel import bpf_links
 from zfw_py.kernel.lock import holder_of
 from zfw_py.kernel.process import Process
 from zfw_py.lifecycle.manifest import read as read_manifest
-from zfw_py.steer import programs
+from zfw_py.steer import layout, programs
 from zfw_py.steer.codec import Counter
 from zfw_py.steer.layout import TARGET_SOCKETS
 from zfw_py.steer.model import ProcessTarget
@@ -194,6 +194,17 @@ def status(namespace: programs.Namespace, maps: Maps) -> SteeringStatus:
         warnings.append("the program lookup was detached by another process: nothing is steered")
     elif order and order.index(own) > 0:
         warnings.append("connections for which another program chooses a socket are not steered")
+    if is_root:
+        warnings.extend(
+            f"user {each} has {layout.SHARE} listeners: no more are recorded of one user,"
+            " and its others keep no connections"
+            for each in maps.exhausted()
+        )
+        if maps.has_unrecorded():
+            warnings.append(
+                "more sockets listen than can be recorded: connections to some addresses are"
+                " left to the kernel's own look-up, until some have closed"
+            )
     return SteeringStatus(
         cookie=namespace.cookie,
         programs=programs.attached(namespace.cookie) if is_root else [],

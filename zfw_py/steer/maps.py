@@ -33,7 +33,7 @@ STORE = Store(
     remedy="zfw steer detach removes it",
     absent=lambda: NotInstalled("nothing is steered in this network namespace"),
     sized=("events",),
-    added=("connected",),
+    added=("connected", "charges", "shares", "unrecorded"),
 )
 _STATE = "state_"
 _ARRAY = 2  # BPF_MAP_TYPE_ARRAY
@@ -244,6 +244,25 @@ class Maps(Pins):
     def forget_listener(self, cookie: int) -> None:
         """Stop counting a socket that closed while no hook saw it."""
         self._call("forget", codec.cookie_key(cookie))
+
+    def forget_unrecorded(self) -> None:
+        """Have look-ups rely on ``listeners`` again, once it has all listeners."""
+        self.map("unrecorded").update(codec.ZERO, bytes(layout.UNRECORDED_SIZE))
+
+    def has_unrecorded(self) -> bool:
+        """Whether some listeners found no room in the tables."""
+        found = self.find("unrecorded")
+        return found is not None and any(found.lookup(codec.ZERO) or b"")
+
+    def exhausted(self) -> list[int]:
+        """The users whose listeners are as many as are recorded of one user."""
+        found = self.find("shares")
+        counts = {} if found is None else dict(found.items())
+        return sorted(
+            codec.number_of(key)
+            for key, value in counts.items()
+            if codec.cookie_of(value) >= layout.SHARE
+        )
 
     # Counters
 

@@ -179,7 +179,9 @@ def scan(maps: Maps) -> SocketSnapshot:
     1. The iterators count the sockets that no hook has seen.
     2. An iterator can return a UDP socket that is closing, whose end no hook sees any more. So
        a dump of all sockets follows, and each counted socket that it does not have is forgotten.
+    3. If all listeners found room, look-ups rely on the tables again.
     """
+    before = _unrecorded(maps)
     for name in _SCANS:
         with opened(f"{maps.directory}/{SYSTEM.prefix}{name}") as program:
             bpf_run.run_iterator(program)
@@ -187,7 +189,15 @@ def scan(maps: Maps) -> SocketSnapshot:
     snapshot = SocketSnapshot()
     for cookie in counted - snapshot.cookies:
         maps.forget_listener(cookie)
+    if maps.has_unrecorded() and _unrecorded(maps) == before:
+        maps.forget_unrecorded()
+        if _unrecorded(maps) != before:
+            return scan(maps)  # one more came meanwhile
     return snapshot
+
+
+def _unrecorded(maps: Maps) -> int:
+    return maps.errors().get("listeners", 0)
 
 
 def upgrade(maps: Maps, namespace: Namespace) -> bool:

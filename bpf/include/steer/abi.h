@@ -41,6 +41,15 @@ enum steer_limit {
 	STEER_COUNTED = 262144,
 	/* Elements of "listeners" (addresses) and of "listening" (sockets). */
 	STEER_LISTENERS = 131072,
+	/* Elements of "charges": of the sockets above, those of all users but root. The rest is
+	 * root's alone. */
+	STEER_CHARGES = 114688,
+	/* Of these, the sockets of one user. */
+	STEER_SHARE = 16384,
+	/* Elements of "shares". */
+	STEER_USERS = 16384,
+	/* The map "unrecorded", in words of 64 bits. */
+	STEER_UNRECORDED_WORDS = 4096,
 	/* The map "connected": its elements, and the slots of each. */
 	STEER_CONNECTED_SETS = 8192,
 	STEER_CONNECTED_SLOTS = 8,
@@ -73,7 +82,8 @@ enum steer_mapping_flag {
 
 /* Errors, each with a counter. */
 enum steer_trouble {
-	STEER_TROUBLE_LISTENERS, /* a listener was not recorded: a map is full */
+	/* a listener was not recorded: a map is full, or two CPUs met */
+	STEER_TROUBLE_LISTENERS,
 	STEER_TROUBLE_ADOPTION, /* a listener was not added to its target */
 	STEER_TROUBLE_EVENTS, /* the event ring was full */
 	STEER_TROUBLE_COUNTERS, /* a look-up was not counted */
@@ -152,6 +162,11 @@ struct steer_listener {
 	__u8 is_mptcp; /* the TCP half of an MPTCP listener; no map takes it */
 	__u8 pad;
 	char command[STEER_COMMAND_LENGTH];
+};
+
+/* A bit for each hash of an address. */
+struct steer_unrecorded {
+	__u64 words[STEER_UNRECORDED_WORDS];
 };
 
 /*

@@ -108,14 +108,14 @@ static __always_inline void steer_take_slot(__u64 cookie, __u64 sk, const struct
  * Records a socket that bind(2) has given its address, and that is connected or is about to be. sk
  * is the kernel's struct sock.
  */
-static __always_inline int steer_note_connected(__u64 cookie, __u64 sk,
-						struct steer_listener *listener)
+static __always_inline void steer_note_connected(__u64 cookie, __u64 sk,
+						 struct steer_listener *listener, __u32 uid)
 {
 	if (is_wildcard(listener->at.address))
-		return 0;
+		return;
 	listener->is_exact = false;
 	steer_take_slot(cookie, sk, &listener->at);
-	return bpf_map_update_elem(&listening, &cookie, listener, BPF_NOEXIST);
+	steer_record(cookie, listener, uid);
 }
 
 /*
@@ -124,14 +124,13 @@ static __always_inline int steer_note_connected(__u64 cookie, __u64 sk,
  * fails, or is seen here.
  */
 static __always_inline void steer_stop_counting(__u64 cookie, __u64 sk,
-						struct steer_listener *listener)
+						struct steer_listener *listener, __u32 uid)
 {
 	struct steer_listener *found = bpf_map_lookup_elem(&listening, &cookie);
 	struct steer_address at;
 
 	if (!found) {
-		if (steer_note_connected(cookie, sk, listener) != -EEXIST)
-			return;
+		steer_note_connected(cookie, sk, listener, uid);
 		found = bpf_map_lookup_elem(&listening, &cookie);
 	}
 	if (!found || !found->is_exact)

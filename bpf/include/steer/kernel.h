@@ -42,10 +42,15 @@ struct sock_common {
 	atomic64_t skc_cookie;
 };
 
+typedef struct {
+	__u32 val;
+} kuid_t;
+
 struct sock {
 	struct sock_common __sk_common;
 	__u8 sk_userlocks : 4;
 	__u16 sk_protocol;
+	kuid_t sk_uid;
 };
 
 /* SOCK_BINDADDR_LOCK, in sk_userlocks */

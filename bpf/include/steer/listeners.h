@@ -124,20 +124,97 @@ static __always_inline __u32 steer_target_of(const struct steer_address *at)
 	return target ? *target : STEER_NO_TARGET;
 }
 
-/* Records a listening socket. False if it is known already, or irrelevant. */
-static __always_inline bool steer_note_listener(__u64 cookie, struct steer_listener *listener)
+/* The word and bit of an address in "unrecorded", whatever device. */
+static __always_inline __u64 *steer_unrecorded_at(const struct steer_address *at, __u64 *bit)
 {
-	const struct steer_config *found = steer_config_of();
-	int error; /* Linux 6.1 returns an int: the upper half is 0 */
+	struct steer_unrecorded *all = only_element(&unrecorded);
+	struct steer_address anywhere = *at;
+	__u32 hash;
 
-	listener->is_exact = !is_wildcard(listener->at.address);
-	if (!listener->is_exact && steer_target_of(&listener->at) == STEER_NO_TARGET &&
-	    !(found && found->flags & STEER_TELL_ALL))
+	anywhere.ifindex = 0;
+	hash = steer_tag_of(&anywhere) >> 32;
+	*bit = 1ULL << (hash & 63);
+	return all ? &all->words[hash >> 6 & (STEER_UNRECORDED_WORDS - 1)] : NULL;
+}
+
+/* A table that is full proves nothing about this address. A later scan tries again. */
+static __always_inline void steer_note_unrecorded(const struct steer_listener *listener)
+{
+	__u64 bit, *word = steer_unrecorded_at(&listener->at, &bit);
+
+	if (word && listener->is_exact)
+		__sync_fetch_and_or(word, bit);
+	/* In this order: a scan clears the bits, and looks at the counter afterwards. */
+	steer_note_trouble(STEER_TROUBLE_LISTENERS);
+}
+
+static __always_inline bool steer_is_unrecorded(const struct steer_address *at)
+{
+	__u64 bit, *word = steer_unrecorded_at(at, &bit);
+
+	return word && READ_ONCE(*word) & bit;
+}
+
+/*
+ * Charges a socket to a user. -EEXIST if it is charged already, -EDQUOT if the user has its share,
+ * another error if a map is full.
+ */
+static __always_inline int steer_charge(__u64 cookie, __u32 uid)
+{
+	__u64 none = 0, *count;
+	int error;
+
+	if (!uid)
+		return 0;
+	count = bpf_map_lookup_elem(&shares, &uid);
+	if (!count) {
+		bpf_map_update_elem(&shares, &uid, &none, BPF_NOEXIST);
+		count = bpf_map_lookup_elem(&shares, &uid);
+		if (!count)
+			return -E2BIG;
+	}
+	if (__sync_fetch_and_add(count, 1) >= STEER_SHARE)
+		error = -EDQUOT;
+	else
+		error = bpf_map_update_elem(&charges, &cookie, &uid, BPF_NOEXIST);
+	if (error)
+		__sync_fetch_and_add(count, -1);
+	return error;
+}
+
+static __always_inline void steer_discharge(__u64 cookie)
+{
+	__u32 uid, *found = bpf_map_lookup_elem(&charges, &cookie);
+	__u64 *count;
+
+	if (!found)
+		return;
+	uid = *found;
+	if (bpf_map_delete_elem(&charges, &cookie))
+		return;
+	count = bpf_map_lookup_elem(&shares, &uid);
+	if (count)
+		__sync_fetch_and_add(count, -1);
+}
+
+/*
+ * Creates the element of a socket, which is charged to a user and counted. False if it is known
+ * already or finds no room. A user's own sockets beyond its share keep nothing; that would let it
+ * end the steering of addresses at will.
+ */
+static __always_inline bool steer_record(__u64 cookie, struct steer_listener *listener, __u32 uid)
+{
+	int error = steer_charge(cookie, uid); /* Linux 6.1 returns an int: the upper half is 0 */
+
+	if (error) {
+		if (error != -EEXIST && error != -EDQUOT)
+			steer_note_unrecorded(listener);
 		return false;
+	}
 	/* Counted first, so that whatever finds the element may stop counting. */
 	if (listener->is_exact && !steer_count(&listener->at)) {
-		/* A later scan tries again. */
-		steer_note_trouble(STEER_TROUBLE_LISTENERS);
+		steer_discharge(cookie);
+		steer_note_unrecorded(listener);
 		return false;
 	}
 	error = bpf_map_update_elem(&listening, &cookie, listener, BPF_NOEXIST);
@@ -145,9 +222,24 @@ static __always_inline bool steer_note_listener(__u64 cookie, struct steer_liste
 		return true;
 	if (listener->is_exact)
 		steer_uncount(&listener->at);
-	if (error != -EEXIST)
-		steer_note_trouble(STEER_TROUBLE_LISTENERS);
+	if (error != -EEXIST) {
+		steer_discharge(cookie);
+		steer_note_unrecorded(listener);
+	}
 	return false;
+}
+
+/* Records a listening socket. False if it is known already, or irrelevant. */
+static __always_inline bool steer_note_listener(__u64 cookie, struct steer_listener *listener,
+						__u32 uid)
+{
+	const struct steer_config *found = steer_config_of();
+
+	listener->is_exact = !is_wildcard(listener->at.address);
+	if (!listener->is_exact && steer_target_of(&listener->at) == STEER_NO_TARGET &&
+	    !(found && found->flags & STEER_TELL_ALL))
+		return false;
+	return steer_record(cookie, listener, uid);
 }
 
 /* Removes a socket that does not listen any more. */
@@ -161,16 +253,18 @@ static __always_inline void steer_forget_listener(__u64 cookie)
 	listener = *found;
 	if (bpf_map_delete_elem(&listening, &cookie))
 		return;
+	steer_discharge(cookie);
 	if (listener.is_exact)
 		steer_uncount(&listener.at);
 	steer_emit(STEER_KIND_LEFT, cookie, &listener, steer_target_of(&listener.at), false);
 }
 
-/* Records the current process. In process context only. */
-static __always_inline void steer_note_process(struct steer_listener *listener)
+/* Records the current process; its user. In process context only. */
+static __always_inline __u32 steer_note_process(struct steer_listener *listener)
 {
 	listener->pid = bpf_get_current_pid_tgid() >> 32;
 	bpf_get_current_comm(listener->command, sizeof(listener->command));
+	return bpf_get_current_uid_gid();
 }
 
 #endif

@@ -131,6 +131,35 @@ struct {
 	__type(value, struct steer_listener);
 } listening SEC(".maps");
 
+/* Whose the sockets in "listening" are, by cookie: the id of a user, without root's. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, STEER_CHARGES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, __u32);
+} charges SEC(".maps");
+
+/* How many sockets in "charges" each user has. Elements stay. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, STEER_USERS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, __u64);
+} shares SEC(".maps");
+
+/*
+ * The addresses of listeners that found no room. A look-up there leaves the packet to the kernel. A
+ * bit stays until a scan has found room for all.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct steer_unrecorded);
+} unrecorded SEC(".maps");
+
 /* By a hash of the address. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
