@@ -7,6 +7,7 @@
     allow = ["example.com:443", "10.0.0.0/8"]
     block = ["10.9.0.0/16"]
     dns_upstream = ["192.0.2.53", "[2001:db8::53]:5353"]
+    refuse = "nxdomain"                     # or "refused"
     loopback = true
     log_only = false
 
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 from msgspec import UNSET, Struct, UnsetType
 
 from zfw_py.errors import UsageError
-from zfw_py.guard.model import Default, Policy, parse_entry
+from zfw_py.guard.model import Default, Policy, Refusal, parse_entry
 from zfw_py.values.endpoint import parse_server
 from zfw_py.values.structured import DocumentError, Format, bounded, make, parse
 
@@ -39,6 +40,7 @@ class _PolicyFile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     allow: tuple[str, ...] = ()
     block: tuple[str, ...] = ()
     dns_upstream: tuple[str, ...] = ()
+    refuse: Refusal | UnsetType = UNSET
     loopback: bool = True
     log_only: bool = False
 
@@ -55,6 +57,7 @@ def decode(data: bytes, form: Format) -> Policy:
         has_loopback=file.loopback,
         is_log_only=file.log_only,
         dns_upstreams=_each(file.dns_upstream, "dns_upstream", parse_server),
+        refuse=None if file.refuse is UNSET else file.refuse,
     )
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 Default = Literal["deny", "allow"]
+Refusal = Literal["nxdomain", "refused"]
 Otherwise = Literal["none", "allow", "block"]
 
 # The ports that one element of the kernel's trie can hold.
@@ -98,7 +99,8 @@ class Policy(Struct, frozen=True, kw_only=True, dict=True):
     ``default``: the action if no entry matches. None: deny, but allow if there are blocks and no
     allows. ``has_loopback`` allows 127.0.0.0/8 and ::1 like entries, without an effect on the
     default. With ``is_log_only`` nothing is denied, only logged. ``dns_upstreams``: the servers to
-    ask; empty: those of the system.
+    ask; empty: those of the system. ``refuse``: the DNS answer for a name that is not allowed;
+    None: nxdomain.
 
     Raises UsageError for a block with a port.
     """
@@ -109,6 +111,7 @@ class Policy(Struct, frozen=True, kw_only=True, dict=True):
     has_loopback: bool = True
     is_log_only: bool = False
     dns_upstreams: tuple[Server, ...] = ()
+    refuse: Refusal | None = None
 
     @classmethod
     def parse(
@@ -120,6 +123,7 @@ class Policy(Struct, frozen=True, kw_only=True, dict=True):
         has_loopback: bool = True,
         is_log_only: bool = False,
         dns_upstreams: Iterable[str] = (),
+        refuse: Refusal | None = None,
         options: Sequence[str] = ("allow", "block", "dns_upstreams"),
     ) -> Policy:
         """A policy from texts: ``allow=["example.com:443"], dns_upstreams=["192.0.2.53"]``.
@@ -133,6 +137,7 @@ class Policy(Struct, frozen=True, kw_only=True, dict=True):
             has_loopback=has_loopback,
             is_log_only=is_log_only,
             dns_upstreams=tuple(parse_server(text, options[2]) for text in dns_upstreams),
+            refuse=refuse,
         )
 
     def __post_init__(self) -> None:
@@ -151,8 +156,8 @@ class Policy(Struct, frozen=True, kw_only=True, dict=True):
     def merged(self, other: Policy) -> Policy:
         """This policy (of a file) with the entries of another one (of the command line) added.
 
-        The other's default and DNS servers, if any, replace these. Loopback is allowed if both
-        allow it; denials are only logged if either says so.
+        The other's default, DNS servers and refusal, if any, replace these. Loopback is allowed if
+        both allow it; denials are only logged if either says so.
         """
         return Policy(
             allow=tuple(dict.fromkeys(self.allow + other.allow)),
@@ -161,11 +166,14 @@ class Policy(Struct, frozen=True, kw_only=True, dict=True):
             has_loopback=self.has_loopback and other.has_loopback,
             is_log_only=self.is_log_only or other.is_log_only,
             dns_upstreams=other.dns_upstreams or self.dns_upstreams,
+            refuse=other.refuse or self.refuse,
         )
 
     def as_object(self) -> dict[str, Any]:
         """The policy as the object of a policy file; ``document.decode`` reads it back."""
         made: dict[str, Any] = {} if self.default is None else {"default": self.default}
+        if self.refuse is not None:
+            made["refuse"] = self.refuse
         return made | {
             "allow": [str(entry) for entry in self.allow],
             "block": [str(entry) for entry in self.block],

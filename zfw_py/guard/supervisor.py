@@ -15,6 +15,8 @@ import traceback
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
+from dns.rcode import NXDOMAIN, REFUSED
+
 from zfw_py.errors import ZfwError
 from zfw_py.guard import background, layout, listeners
 from zfw_py.guard.codec import Event
@@ -123,6 +125,7 @@ class _Supervisor:
                 report=self._on_query,
                 on_bug=self._on_bug,
                 is_log_only=is_log_only,
+                refusal=REFUSED if context.policy.refuse == "refused" else NXDOMAIN,
             )
         self._events = EventBuilder(context.manifest.cgroup, is_log_only=is_log_only)
         self._opened = opened

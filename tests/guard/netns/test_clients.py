@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -265,7 +266,7 @@ def test_dig_is_refused(outside: World) -> None:
     for options in ((), ("+tcp",), ("@192.0.2.53",), ("@2001:db8::53", "+tcp")):
         with outside.capture() as arrived:
             done = _dig(outside, "other.example", *options)
-        assert "status: REFUSED" in done.stdout
+        assert "status: NXDOMAIN" in done.stdout
         assert "EDE: 18 (Prohibited)" in done.stdout
         assert [one for one in arrived if b"\5other" in one.data] == []
 
@@ -297,6 +298,10 @@ RESOLVERS: dict[str, tuple[Command, set[str]]] = {
     "Node.js, c-ares, IPv4": (_node("resolve4"), {BOTH[0]}),
     "Node.js, c-ares, IPv6": (_node("resolve6"), {BOTH[1]}),
     "Node.js, c-ares, other servers": (_node("resolver"), {BOTH[0]}),
+    "c-ares": (
+        lambda _, host, __: [sys.executable, str(SOURCES / "cares.py"), host],
+        set(BOTH),
+    ),
     ".NET": (_cs(_dotnet, "addresses"), set(BOTH)),
     "Mono": (_cs(_mono, "addresses"), set(BOTH)),
 }
@@ -321,3 +326,30 @@ def test_a_resolver_gets_no_addresses_of_other_names(
     assert done.code != 0
     assert not {*re.findall(r"10\.9\.0\.\d+|fd09::[0-9a-f]+", done.out)} & set(OTHER)
     assert done.arrived == []
+
+
+# These have the search list of resolv.conf.
+SEARCHING = ["getent, both", "getent, IPv4", "musl", "Node.js, getaddrinfo", "c-ares", "Mono"]
+
+
+@pytest.fixture
+def search_list(outside: World) -> Iterator[None]:
+    """What every Kubernetes pod has: a name of fewer than five dots is looked up in each domain."""
+    file = outside.folder / "resolv.conf"
+    before = file.read_text()
+    file.write_text(f"{before}search ns.svc.cluster.local svc.cluster.local\noptions ndots:5\n")
+    yield
+    file.write_text(before)
+
+
+@pytest.mark.usefixtures("search_list")
+@pytest.mark.parametrize("resolver", SEARCHING)
+def test_a_search_list_ends_at_the_allowed_name(outside: World, built: Path, resolver: str) -> None:
+    """As without a guard: names that no entry allows do not exist, and are none to wait for."""
+    command, addresses = RESOLVERS[resolver]
+    started = time.monotonic()
+    done = _run(outside, ["--allow", "both.example"], *command(built, "both.example", 0))
+    assert (done.code, done.err) == (0, "")
+    assert set(re.findall(r"10\.9\.0\.\d+|fd09::[0-9a-f]+", done.out)) == addresses
+    # musl waits for 5 s where a server refuses; dnsmasq answers at once.
+    assert time.monotonic() - started < 4

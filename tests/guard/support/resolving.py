@@ -193,7 +193,7 @@ class Policy:
             raise OSError(7, "Argument list too long")
         self.admitted.append((tuple(addresses), ports, lifetime))
 
-    def proxy(self, upstreams: Sequence[Endpoint], *, is_log_only: bool = False) -> Proxy:
+    def proxy(self, upstreams: Sequence[Endpoint], **options: Any) -> Proxy:
         """A proxy with this policy, whose clock is ``now``."""
         return Proxy(
             ports_of_name=self.ports_of_name,
@@ -202,7 +202,7 @@ class Policy:
             admit=self.admit,
             report=self.events.append,
             on_bug=self.bugs.append,
-            is_log_only=is_log_only,
+            **options,
             clock=lambda: self.now,
         )
 

@@ -128,25 +128,36 @@ def test_a_name_without_a_rule_is_refused_and_nobody_asked(
 ) -> None:
     plain = running.ask("www.example.")
     edns = running.ask("www.example.", use_edns=0)
-    assert plain.rcode() == edns.rcode() == dns.rcode.REFUSED
+    assert plain.rcode() == edns.rcode() == dns.rcode.NXDOMAIN
     assert plain.opt is None
     assert extended_errors(edns) == [18]
+    assert plain.authority == edns.authority == []
     assert (server.asked, policy.admitted) == ([], [])
     assert [event[4:6] for event in policy.events] == [("deny", "not_allowed")] * 2
-    assert policy.events[0].rcode == "REFUSED"
+    assert policy.events[0].rcode == "NXDOMAIN"
+
+
+def test_a_refusal_can_be_refused(stack: ExitStack, server: FakeServer) -> None:
+    policy = Policy()
+    policy.blocked.add("bad.test")
+    made = policy.proxy([server.server], refusal=dns.rcode.REFUSED)
+    running = stack.enter_context(Running(made))
+    for name, why in (("www.example.", 18), ("bad.test.", 15)):
+        answer = running.ask(name, use_edns=0)
+        assert (answer.rcode(), extended_errors(answer)) == (dns.rcode.REFUSED, [why])
 
 
 def test_a_blocked_name_says_so(running: Running, policy: Policy, server: FakeServer) -> None:
     policy.blocked.add("bad.test")
     answer = running.ask("x.bad.test.", use_edns=0)
-    assert answer.rcode() == dns.rcode.REFUSED
+    assert answer.rcode() == dns.rcode.NXDOMAIN
     assert extended_errors(answer) == [15]
     assert (server.asked, policy.events[0].reason) == ([], "blocked")
 
 
 def test_a_dot_in_a_label_is_no_way_into_a_rule(running: Running, server: FakeServer) -> None:
-    assert running.ask("evil\\.test.").rcode() == dns.rcode.REFUSED
-    assert running.ask("a.b\\.c.test.").rcode() == dns.rcode.REFUSED
+    assert running.ask("evil\\.test.").rcode() == dns.rcode.NXDOMAIN
+    assert running.ask("a.b\\.c.test.").rcode() == dns.rcode.NXDOMAIN
     assert server.asked == []
 
 
@@ -157,11 +168,11 @@ def test_a_blocked_name_in_the_chain_is_refused_also_from_the_cache(
     assert addresses(running.ask(WWW)) == ["192.0.2.1"]  # not allowed, but not blocked either
     policy.blocked.add("tracker.example")
     answer = running.ask(WWW, use_edns=0)
-    assert answer.rcode() == dns.rcode.REFUSED
+    assert answer.rcode() == dns.rcode.NXDOMAIN
     assert answer.answer == []
     assert extended_errors(answer) == [15]
     assert len(policy.admitted) == 1
-    assert policy.events[1][4:] == ("deny", "chain_blocked", (), "REFUSED", False)
+    assert policy.events[1][4:] == ("deny", "chain_blocked", (), "NXDOMAIN", False)
     policy.blocked.clear()
     assert addresses(running.ask(WWW)) == ["192.0.2.1"]
     assert len(server.asked) == 1
@@ -172,7 +183,7 @@ def test_a_blocked_name_behind_a_service_is_refused(
 ) -> None:
     policy.blocked.add("tracker.example")
     server.script = always(f"{WWW} 60 HTTPS 1 tracker.example. ipv4hint=192.0.2.1")
-    assert running.ask(WWW, "HTTPS").rcode() == dns.rcode.REFUSED
+    assert running.ask(WWW, "HTTPS").rcode() == dns.rcode.NXDOMAIN
     assert policy.admitted == []
 
 
@@ -274,7 +285,7 @@ def test_transfers_and_other_classes_are_refused(
 
 def test_any_is_answered_here(running: Running, policy: Policy, server: FakeServer) -> None:
     assert "RFC8482" in running.ask(WWW, "ANY").answer[0].to_text()
-    assert running.ask("www.example.", "ANY").rcode() == dns.rcode.REFUSED
+    assert running.ask("www.example.", "ANY").rcode() == dns.rcode.NXDOMAIN
     assert server.asked == []
     assert [event.verdict for event in policy.events] == ["allow", "deny"]
 
@@ -643,7 +654,7 @@ def test_the_same_question_is_asked_once_however_many_wait(
             query = dns.message.make_query(WWW if number % 2 else "wWw.test.", "A", id=number)
             udp.send(query.to_wire())
         # All have been taken: this one, which is answered at once, came after them.
-        assert running.ask("www.example.").rcode() == dns.rcode.REFUSED
+        assert running.ask("www.example.").rcode() == dns.rcode.NXDOMAIN
         go_on.set()
         for number, udp in enumerate(sockets):
             answer = dns.message.from_wire(udp.recv(4096))

@@ -19,7 +19,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from dns.rcode import NOERROR, REFUSED, SERVFAIL
+from dns.rcode import NOERROR, NXDOMAIN, SERVFAIL
 from dns.rcode import to_text as rcode_text
 from dns.rdatatype import ANY
 from dns.rdatatype import to_text as rdtype_text
@@ -42,6 +42,8 @@ from zfw_py.guard.dns.upstream import NoAnswer, Upstream
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Coroutine, Iterable, Sequence
+
+    from dns.rcode import Rcode
 
     from zfw_py.guard.dns.questions import Key
     from zfw_py.values.endpoint import Endpoint
@@ -70,9 +72,10 @@ Reason = Literal[
     "internal_error",  # an error in zfw, which the system's log has
 ]
 
-_BLOCKED = error(REFUSED, edns.BLOCKED, "zfw guard: a rule blocks this name")
-_REFUSALS: dict[Reason, Answer] = {
-    "not_allowed": error(REFUSED, edns.PROHIBITED, "zfw guard: no rule allows this name"),
+# Without a SOA record: no resolver keeps it (RFC 2308, section 5).
+_BLOCKED = (edns.BLOCKED, "zfw guard: a rule blocks this name")
+_REFUSALS: dict[Reason, tuple[int, str]] = {
+    "not_allowed": (edns.PROHIBITED, "zfw guard: no rule allows this name"),
     "blocked": _BLOCKED,
     "chain_blocked": _BLOCKED,
 }
@@ -124,6 +127,8 @@ class Proxy:
         on_bug: called with an exception that is an error in zfw.
         is_log_only: deny nothing; report what would have been denied. Addresses of names that are
             not allowed are not admitted.
+        refusal: the rcode for a name that is not allowed. A stub resolver goes on with its search
+            list after NXDOMAIN. After REFUSED it asks the next server, and may then give up.
         clock: the time in seconds, by a clock that goes on while the machine is suspended.
 
     The callables are called in the loop's thread and should be quick. An exception of theirs, but
@@ -142,6 +147,7 @@ class Proxy:
         report: Callable[[AnsweredQuery], None],
         on_bug: Callable[[BaseException], None],
         is_log_only: bool = False,
+        refusal: Rcode = NXDOMAIN,
         clock: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
     ) -> None:
         """Raises UsageError for upstream servers that cannot be asked."""
@@ -153,6 +159,7 @@ class Proxy:
         self._on_bug = on_bug
         self._is_log_only = is_log_only
         self._clock = clock
+        self._refusals = {why: error(refusal, *how) for why, how in _REFUSALS.items()}
         self._cache = Cache()
         self._pending: dict[Key, list[_PendingQuery]] = {}
         self._waiting = 0
@@ -267,7 +274,7 @@ class Proxy:
         if question.fault != NOERROR:
             self._send(pending._replace(ports=None, reason="unsupported"), error(question.fault))
         elif ports is None and not self._is_log_only:
-            self._send(pending, _REFUSALS[reason])
+            self._send(pending, self._refusals[reason])
         elif question.rdtype == ANY:
             self._answer(pending, any_answer(question))
         elif (cached := self._cache.get(question.key, self._clock())) is not None:
@@ -341,7 +348,7 @@ class Proxy:
         refusal: Answer | None = None
         if ports is not None and any(map(self._is_blocked_name, answer.names)):
             pending = pending._replace(ports=None, reason="chain_blocked")
-            refusal = _REFUSALS[pending.reason]
+            refusal = self._refusals[pending.reason]
         elif ports is not None and answer.addresses:
             # One second more, because the client counts whole seconds.
             lifetime = max(answer.address_ttl - age + 1, LEAST_LIFETIME)

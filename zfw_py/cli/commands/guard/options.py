@@ -53,6 +53,11 @@ _POLICY = {
         metavar="ADDR[:PORT]",
         help="A DNS server to ask, instead of those in /etc/resolv.conf. Repeatable.",
     ),
+    "refuse": Option(
+        "--refuse",
+        kind=Literal["nxdomain", "refused"] | None,
+        help="The DNS answer for a name that is not allowed. Default: nxdomain.",
+    ),
     "policy": Option(
         "--policy",
         metavar="FILE",
@@ -95,6 +100,7 @@ def policy_of(values: Mapping[str, Any]) -> Policy:
         has_loopback=not values["no_loopback"],
         is_log_only=values["log_only"],
         dns_upstreams=values["dns_upstream"],
+        refuse=values["refuse"],
         options=("--allow", "--block", "--dns-upstream"),
     )
     file = values["policy"]
