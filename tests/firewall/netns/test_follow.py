@@ -183,8 +183,7 @@ def test_without_a_follower_a_device_made_anew_is_not_open_in_silence(
     namespace.ip("link add ppp0 type bridge")
     code, lines = status(capsys)
     assert code == 21
-    assert "ppp0: ingress is not attached: zfw attach ppp0 --mode clsact" in lines
-    assert "ppp0: egress is not attached: zfw attach ppp0 --direction egress --mode clsact" in lines
+    assert lines == ["ppp0: ingress and egress are not attached: zfw attach ppp0 --mode clsact"]
     saved = Firewall().save()
     assert [(each.interface, each.direction) for each in saved.attachments] == [
         ("ppp0", "egress"),
@@ -306,7 +305,10 @@ def test_a_new_device_with_the_old_name_is_filtered_and_the_renamed_one_stays_so
         assert attached("b0")
     assert status(capsys) == (
         21,
-        ["b0: ingress is attached, and not recorded as wanted: zfw attach b0, or zfw detach b0"],
+        [
+            "b0: ingress is attached, and not recorded as wanted:"
+            " zfw attach b0 --direction ingress, or zfw detach b0"
+        ],
     )
     assert main(["attach", "b0"]) == 0
     assert status(capsys) == (0, [])
