@@ -196,7 +196,10 @@ class _Manager:
         if others:
             self._log(f"{destination}: it listens on several: {', '.join(others)}; not adopted")
             return
-        if len(self._maps.sockets_of(number)) == layout.TARGET_SOCKETS:
+        present = self._maps.sockets_of(number)
+        if present[:1] == [event.cookie]:
+            return  # a scan, because of an earlier event, has adopted it
+        if len(present) == layout.TARGET_SOCKETS:
             # Some daemons bind a socket for each client and connect it at once. Such sockets must
             # not replace the one that new clients need.
             self._supply(destination, number, self._steering.snapshot())

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 from contextlib import ExitStack
 from pathlib import Path
@@ -382,6 +383,24 @@ def test_a_datagram_and_its_answer(
                     daemon.sendto(b"answer", source)
                     # A connected socket takes what comes from where it asked, and nothing else.
                     assert (data, client.recv(99)) == (b"question", b"answer")
+
+
+def test_a_daemon_that_starts_as_another_ends_is_adopted_once(steering: Steering) -> None:
+    """A busy manager meets both events late, and the first one makes it scan."""
+    steering.add([mapping("udp", IPV4, "53", "127.0.0.5:53")])
+    with managed() as manager:
+        with datagrams("127.0.0.5", 53):
+            manager.wait_for(": adopted ")
+            os.kill(manager.pid, signal.SIGSTOP)
+        try:
+            later = datagrams("127.0.0.5", 53)
+        finally:
+            os.kill(manager.pid, signal.SIGCONT)
+        with later:
+            manager.wait_for(": adopted ")
+            steering.add([mapping("udp", IPV4, "54", "127.0.0.5:54")])
+            with datagrams("127.0.0.5", 54):
+                assert ":54" in manager.wait_for(": adopted ")
 
 
 def test_connected_sockets_of_udp_keep_their_datagrams(
