@@ -117,7 +117,8 @@ int lookup(struct bpf_sk_lookup *ctx)
 	mapping = steer_find_mapping(&wanted);
 	if (!mapping)
 		return SK_PASS;
-	counter = steer_counter_of(mapping->id);
+	/* Without a source port: the firewall looks up a listener. */
+	counter = ctx->remote_port ? steer_counter_of(mapping->id) : NULL;
 	if (counter)
 		counter->lookups++;
 	if (!(mapping->flags & STEER_OVERRIDE) && steer_is_kept(&wanted)) {
@@ -335,17 +336,15 @@ SEC("cgroup/sendmsg4")
 int sendmsg4(struct bpf_sock_addr *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
-	const struct steer_flow *flow;
-	__be32 remote[4];
+	__be32 remote[4], asked[4];
 
 	if (!sk || ctx->protocol != IPPROTO_UDP || !steer_is_steered(bpf_get_netns_cookie(ctx)))
 		return CGROUP_PROCEED;
 	if (ctx->msg_src_ip4 && ctx->msg_src_ip4 != sk->src_ip4)
 		return CGROUP_PROCEED;
 	map_ipv4(remote, ctx->user_ip4);
-	flow = steer_find_client(sk, remote, bpf_ntohs(ctx->user_port));
-	if (flow)
-		ctx->msg_src_ip4 = flow->local[3];
+	if (steer_find_client(sk, remote, bpf_ntohs(ctx->user_port), asked))
+		ctx->msg_src_ip4 = asked[3];
 	return CGROUP_PROCEED;
 }
 
@@ -353,8 +352,7 @@ SEC("cgroup/sendmsg6")
 int sendmsg6(struct bpf_sock_addr *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
-	__be32 remote[4], source[4], own[4];
-	const struct steer_flow *flow;
+	__be32 remote[4], source[4], own[4], asked[4];
 
 	if (!sk || ctx->protocol != IPPROTO_UDP || !steer_is_steered(bpf_get_netns_cookie(ctx)))
 		return CGROUP_PROCEED;
@@ -363,9 +361,8 @@ int sendmsg6(struct bpf_sock_addr *ctx)
 	if (!is_wildcard(source) && !is_same_address(source, own))
 		return CGROUP_PROCEED;
 	READ_ADDRESS(remote, ctx->user_ip6);
-	flow = steer_find_client(sk, remote, bpf_ntohs(ctx->user_port));
-	if (flow) {
-		WRITE_ADDRESS(ctx->msg_src_ip6, flow->local);
+	if (steer_find_client(sk, remote, bpf_ntohs(ctx->user_port), asked)) {
+		WRITE_ADDRESS(ctx->msg_src_ip6, asked);
 	}
 	return CGROUP_PROCEED;
 }

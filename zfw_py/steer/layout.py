@@ -86,6 +86,7 @@ EVENT_SIZE = 72
 
 MAPS = {
     "active": (2, 4, 8, 1, 0),
+    "answered": (9, 36, 24, 65536, 0),
     "charges": (1, 8, 4, 114688, 1),
     "config": (2, 4, 16, 1, 0),
     "connected": (2, 4, 128, 8192, 0),

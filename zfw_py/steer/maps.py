@@ -33,7 +33,7 @@ STORE = Store(
     remedy="zfw steer detach removes it",
     absent=lambda: NotInstalled("nothing is steered in this network namespace"),
     sized=("events",),
-    added=("connected", "charges", "shares", "unrecorded"),
+    added=("connected", "charges", "shares", "unrecorded", "answered"),
 )
 _STATE = "state_"
 _ARRAY = 2  # BPF_MAP_TYPE_ARRAY

@@ -53,7 +53,8 @@ enum steer_limit {
 	/* The map "connected": its elements, and the slots of each. */
 	STEER_CONNECTED_SETS = 8192,
 	STEER_CONNECTED_SLOTS = 8,
-	/* Steered clients of UDP daemons; the least recent ones are evicted. */
+	/* Steered clients of UDP daemons, those that were answered and those that were not; the
+	 * least recent ones are evicted. */
 	STEER_FLOWS = 65536,
 	/* Seconds. A client of a daemon that is bound to all addresses counts as steered for so
 	 * long after its last query: it may have asked the daemon directly since. */
@@ -194,7 +195,7 @@ struct steer_flow_key {
 
 struct steer_flow {
 	__be32 local[4];
-	__u64 seen; /* when it asked last, to the second */
+	__u64 seen; /* when it asked last */
 };
 
 /* Argument and result of take_slot. */

@@ -184,12 +184,21 @@ struct {
 	__type(value, __u64);
 } device_listeners SEC(".maps");
 
+/* Steered clients of UDP daemons, from their question on until the answer. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, STEER_FLOWS);
 	__type(key, struct steer_flow_key);
 	__type(value, struct steer_flow);
 } flows SEC(".maps");
+
+/* Those that the daemon has answered. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, STEER_FLOWS);
+	__type(key, struct steer_flow_key);
+	__type(value, struct steer_flow);
+} answered SEC(".maps");
 
 /* By the id of a mapping. The first look-up creates an element. */
 struct {

@@ -37,27 +37,41 @@ static __always_inline void steer_bound_address(__be32 to[4], const struct bpf_s
 		map_ipv4(to, ipv4);
 }
 
+static __always_inline void steer_make_flow_key(struct steer_flow_key *key, const __be32 bound[4],
+						__u16 bound_port, const __be32 remote[4],
+						__u16 remote_port)
+{
+	copy_address(key->bound, bound);
+	copy_address(key->remote, remote);
+	key->bound_port = bound_port;
+	key->remote_port = remote_port;
+}
+
 /*
- * Records the address that a client asked, if the daemon would answer from another one. A flood of
- * clients evicts others: their answers then come from the daemon's own address, or not at all.
+ * Records the address that a client asked, if the daemon would answer from another one. The packet
+ * may still be dropped: a firewall looks sockets up before it decides. So a client is in "flows"
+ * until the daemon answers it, and a flood of clients without an answer evicts only such clients.
  */
 static __always_inline void steer_note_client(const struct steer_wanted *wanted,
 					      const __be32 remote[4], __u16 remote_port,
 					      const struct bpf_sock *sk)
 {
-	struct steer_flow_key key = { .remote_port = remote_port, .bound_port = sk->src_port };
+	struct steer_flow_key key;
 	struct steer_flow flow, *found;
+	__be32 bound[4];
 
-	steer_bound_address(key.bound, sk);
-	copy_address(key.remote, remote);
-	flow.seen = bpf_ktime_get_coarse_ns();
-	found = bpf_map_lookup_elem(&flows, &key);
+	/* A look-up that is no packet's, or a question that has no answer (RFC 768). */
+	if (!remote_port)
+		return;
+	steer_bound_address(bound, sk);
+	steer_make_flow_key(&key, bound, sk->src_port, remote, remote_port);
+	flow.seen = bpf_ktime_get_ns();
+	found = bpf_map_lookup_elem(&answered, &key);
 	if (found && is_same_address(found->local, wanted->address)) {
-		if (flow.seen - found->seen > NSEC_PER_SEC)
-			found->seen = flow.seen;
+		found->seen = flow.seen;
 		return;
 	}
-	if (!found && is_same_address(key.bound, wanted->address))
+	if (!found && is_same_address(bound, wanted->address))
 		return;
 	copy_address(flow.local, wanted->address);
 	if (bpf_map_update_elem(&flows, &key, &flow, BPF_ANY))
@@ -68,28 +82,56 @@ static __always_inline void steer_note_client(const struct steer_wanted *wanted,
 static __always_inline void steer_forget_client(const struct steer_wanted *wanted,
 						const __be32 remote[4], __u16 remote_port)
 {
-	struct steer_flow_key key = { .remote_port = remote_port, .bound_port = wanted->port };
+	struct steer_flow_key key;
 
-	copy_address(key.bound, wanted->address);
-	copy_address(key.remote, remote);
+	steer_make_flow_key(&key, wanted->address, wanted->port, remote, remote_port);
 	if (bpf_map_lookup_elem(&flows, &key))
 		bpf_map_delete_elem(&flows, &key);
+	if (bpf_map_lookup_elem(&answered, &key))
+		bpf_map_delete_elem(&answered, &key);
 }
 
-/* The entry of a daemon's client, or NULL if the client was not steered. */
-static __always_inline const struct steer_flow *
-steer_find_client(const struct bpf_sock *sk, const __be32 remote[4], __u16 remote_port)
+/* Copies an element. The memory of an evicted one may be another client's by then. */
+static __always_inline bool steer_read_flow(void *map, const struct steer_flow_key *key,
+					    struct steer_flow *flow)
 {
-	struct steer_flow_key key = { .remote_port = remote_port, .bound_port = sk->src_port };
-	const struct steer_flow *flow;
+	struct steer_flow *found = bpf_map_lookup_elem(map, key);
 
-	steer_bound_address(key.bound, sk);
-	copy_address(key.remote, remote);
-	flow = bpf_map_lookup_elem(&flows, &key);
-	if (flow && is_wildcard(key.bound) &&
-	    bpf_ktime_get_coarse_ns() - flow->seen > STEER_FLOW_LIFETIME * NSEC_PER_SEC)
-		return NULL;
-	return flow;
+	if (!found)
+		return false;
+	*flow = *found;
+	return bpf_map_lookup_elem(map, key) == found;
+}
+
+/*
+ * Finds the address that a daemon's client asked last. False if the client was not steered. A
+ * client that was not answered yet, or asked another address since, moves to "answered".
+ */
+static __always_inline bool steer_find_client(const struct bpf_sock *sk, const __be32 remote[4],
+					      __u16 remote_port, __be32 local[4])
+{
+	struct steer_flow asked, flow = {};
+	struct steer_flow_key key;
+	__be32 bound[4];
+	bool is_known;
+
+	steer_bound_address(bound, sk);
+	steer_make_flow_key(&key, bound, sk->src_port, remote, remote_port);
+	is_known = steer_read_flow(&answered, &key, &flow);
+	if (steer_read_flow(&flows, &key, &asked)) {
+		if (!is_known || asked.seen > flow.seen) {
+			flow = asked;
+			is_known = true;
+			if (bpf_map_update_elem(&answered, &key, &flow, BPF_ANY))
+				steer_note_trouble(STEER_TROUBLE_FLOWS);
+		}
+		bpf_map_delete_elem(&flows, &key);
+	}
+	if (!is_known || (is_wildcard(bound) &&
+			  bpf_ktime_get_ns() - flow.seen > STEER_FLOW_LIFETIME * NSEC_PER_SEC))
+		return false;
+	copy_address(local, flow.local);
+	return true;
 }
 
 #endif

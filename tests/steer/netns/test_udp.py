@@ -321,34 +321,99 @@ def test_a_group_of_sockets_is_balanced_and_answers(programs: Steered, network: 
         made.close()
 
 
-def test_a_flood_of_clients_costs_answers_and_no_more(programs: Steered, network: Network) -> None:
-    """What is kept of clients has an end; whoever asks again is known again."""
+def _flood(programs: Steered, count: int) -> None:
+    """Look-ups of so many clients whose packets nobody receives."""
+    for number in range(count):
+        packet = Packet(
+            UDP,
+            IPv4Address("10.9.0.1"),
+            53,
+            IPv4Address(0x0B000000 + number),
+            1024 + number % 60_000,
+            0,
+        )
+        assert bpf_run.run(programs.programs["lookup"], b"", context_of(packet)).returned == 1
+
+
+def test_a_flood_without_answers_costs_no_client_that_was_answered(
+    programs: Steered, network: Network
+) -> None:
+    """A firewall looks up what it drops: those are the look-ups of the flood."""
     programs.apply([_mapping(1, DNS, 53)])
     with datagrams("127.0.0.5", 53) as server, _client(network, "10.9.0.1", 53) as client:
         programs.put(DNS, server)
         client.send(b"before")
-        _answer(server)
+        question, sender = server.recvfrom(100)
+        server.sendto(question.upper(), sender)
         assert client.recv(100) == b"BEFORE"
-        flood = layout.FLOWS + 20_000
-        for number in range(flood):
-            packet = Packet(
-                UDP,
-                IPv4Address("10.9.0.1"),
-                53,
-                IPv4Address(0x0B000000 + number),
-                1024 + number % 60_000,
-                0,
-            )
-            assert bpf_run.run(programs.programs["lookup"], b"", context_of(packet)).returned == 1
+        _flood(programs, layout.FLOWS + 20_000)
         known = sum(1 for _ in programs.maps["flows"].items())
         assert layout.FLOWS // 2 < known <= layout.FLOWS
+        server.sendto(b"and more", sender)
+        assert client.recv(100) == b"and more"
         client.send(b"after")
         _answer(server)
         assert client.recv(100) == b"AFTER"
         flow = flow_key(
             packed(network.client_ipv4), client.getsockname()[1], packed("127.0.0.5"), 53
         )
-        assert (programs.maps["flows"].lookup(flow) or b"").startswith(packed("10.9.0.1"))
+        assert (programs.maps["answered"].lookup(flow) or b"").startswith(packed("10.9.0.1"))
+        assert programs.maps["flows"].lookup(flow) is None
+
+
+def test_a_flood_of_answered_clients_costs_answers_and_no_more(
+    programs: Steered, network: Network
+) -> None:
+    """What is kept of clients has an end; a client that asks again is known again."""
+    programs.apply([_mapping(1, DNS, 53)])
+    with datagrams("127.0.0.5", 53) as server, _client(network, "10.9.0.1", 53) as client:
+        programs.put(DNS, server)
+        client.send(b"before")
+        _answer(server)
+        assert client.recv(100) == b"BEFORE"
+        keys = [
+            flow_key(packed(IPv4Address(0x0B000000 + number)), 53, packed("127.0.0.5"), 53)
+            for number in range(layout.FLOWS + 20_000)
+        ]
+        programs.maps["answered"].update_many(keys, [flow_value(packed("10.9.0.1"), 0)] * len(keys))
+        client.send(b"after")
+        _answer(server)
+        assert client.recv(100) == b"AFTER"
+
+
+def test_a_client_without_a_port_is_not_recorded(programs: Steered) -> None:
+    """No answer can be sent there. The firewall looks its own listener up so."""
+    programs.apply([_mapping(1, DNS, 53)])
+    with datagrams("127.0.0.5", 53) as server:
+        programs.put(DNS, server)
+        packet = Packet(UDP, IPv4Address("10.9.0.1"), 53, IPv4Address("10.9.0.2"), 0, 0)
+        assert bpf_run.run(programs.programs["lookup"], b"", context_of(packet)).returned == 1
+    assert list(programs.maps["flows"].items()) == []
+
+
+def test_a_forged_question_takes_no_answer_once_its_client_has_asked_again(
+    programs: Steered, network: Network
+) -> None:
+    """The answers to a client go to that client, whatever address they come from."""
+    programs.apply([_mapping(1, DNS, 53)])
+    with datagrams("127.0.0.5", 53) as server, _client(network, "10.9.0.1", 53) as client:
+        programs.put(DNS, server)
+        client.send(b"first")
+        _answer(server)
+        assert client.recv(100) == b"FIRST"
+        forged = Packet(
+            UDP,
+            IPv4Address("10.9.0.11"),
+            53,
+            IPv4Address(network.client_ipv4),
+            client.getsockname()[1],
+            0,
+        )
+        bpf_run.run(programs.programs["lookup"], b"", context_of(forged))
+        for question in (b"second", b"third"):
+            client.send(question)
+            _answer(server)
+            assert client.recv(100) == question.upper()
 
 
 def test_a_daemon_that_comes_is_told_of(programs: Steered, network: Network) -> None:
