@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Advisory locks, by flock(2) and /proc/locks. Hot.
 
-The directories that zfw locks lie on bpffs, and only root can open them. So no other user
-can hold a lock and keep zfw out.
+The directories that zfw locks lie on bpffs. The kernel's default for bpffs lets each user make
+directories there, so a lock is taken only on a directory that no other user than root can write
+to: what is found in it is root's, and no other user can hold the lock and keep zfw out.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import posix
 from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
 from time import monotonic, sleep
 
-from zfw_py.errors import Busy
+from zfw_py.errors import Busy, Conflict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,18 +20,22 @@ if TYPE_CHECKING:
 
 _PATIENCE = 30.0  # seconds
 _FIRST_PAUSE, _LAST_PAUSE = 0.0002, 0.005
+# Of stat.st_mode, include/uapi/linux/stat.h.
+_S_IFMT, _S_IFDIR, _S_ISVTX, _WRITABLE_BY_OTHERS = 0o170000, 0o040000, 0o1000, 0o022
 
 
 class Lock:
     """A context manager that holds the lock on a directory, shared or exclusive.
 
-    Raises FileNotFoundError if there is no such directory, Busy after 30 s.
+    Raises FileNotFoundError if there is no such directory, Busy after 30 s, and Conflict where
+    another user than root can change the directory, or one of those above it from ``top`` on.
     """
 
-    __slots__ = ("_fd", "_is_exclusive", "_path")
+    __slots__ = ("_fd", "_is_exclusive", "_path", "_top")
 
-    def __init__(self, path: str, *, is_exclusive: bool) -> None:
+    def __init__(self, path: str, *, is_exclusive: bool, top: str) -> None:
         self._path = path
+        self._top = top
         self._is_exclusive = is_exclusive
         self._fd = -1
 
@@ -39,6 +44,7 @@ class Lock:
         return self._fd
 
     def __enter__(self) -> Lock:
+        require_own(self._path, self._top)
         self._fd = posix.open(
             self._path, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC
         )
@@ -66,6 +72,35 @@ class Lock:
     ) -> None:
         posix.close(self._fd)
         self._fd = -1
+
+
+def require_own(path: str, top: str) -> None:
+    """Require that root alone can change a directory, and those above it from ``top`` on.
+
+    From the top down: what root alone can change cannot be exchanged after it was looked at.
+    Raises Conflict, or FileNotFoundError.
+    """
+    present = top
+    for name in ("", *path[len(top) :].split("/")[1:]):
+        if name:
+            present += f"/{name}"
+        found = posix.lstat(present)
+        # In a directory with the sticky bit other users cannot rename what is root's.
+        is_sticky = present == top and found.st_mode & _S_ISVTX
+        if found.st_mode & _S_IFMT != _S_IFDIR:
+            what = "it is not a directory"
+        elif found.st_uid != 0:
+            what = f"it belongs to the user with the id {found.st_uid}"
+        elif found.st_mode & _WRITABLE_BY_OTHERS and not is_sticky:
+            what = f"other users can write to it (mode {found.st_mode & 0o7777:o})"
+        else:
+            continue
+        raise Conflict(
+            f"{present} is not root's alone: {what}",
+            hint=f"zfw keeps its state there; see what it is, then: mv -T {present} {present}_old"
+            if present != top
+            else f"chown 0 {present}; chmod 700 {present}",
+        )
 
 
 def try_exclusive(fd: int) -> bool:

@@ -13,7 +13,7 @@ from os.path import isdir, lexists
 
 from zfw_py.errors import LayoutMismatch, NotFound, raise_expected
 from zfw_py.kernel import bpf_maps
-from zfw_py.kernel.lock import Lock
+from zfw_py.kernel.lock import Lock, require_own
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     # Type, key size, value size, max_entries, flags.
     MapSpec = tuple[int, int, int, int, int]
 
-ROOT = "/sys/fs/bpf/zfw"
+# Where bpffs is mounted.
+_TOP = "/sys/fs/bpf"
+ROOT = f"{_TOP}/zfw"
 
 # Prefix of what is not published yet, or no longer: directories, and pins within one. No
 # identifier has an underscore.
@@ -82,14 +84,16 @@ class Store:
         return f"{self.root}/{name}"
 
     def exists(self, identifier: str | int) -> bool:
-        """Whether an instance is published. Raises NotFound for a bad id."""
+        """Whether an instance is published. Raises NotFound for a bad id, Conflict as the lock."""
+        self.require_own_root()
         return isdir(self.directory(identifier))
 
     def identifiers(self) -> list[str]:
         """The instances that are published, in no order; none where there is no root.
 
-        Raises PermissionDenied.
+        Raises PermissionDenied, and Conflict as the lock does.
         """
+        self.require_own_root()
         try:
             return [name for name in posix.listdir(self.root) if self.is_identifier(name)]
         except FileNotFoundError:
@@ -104,11 +108,22 @@ class Store:
         ]
 
     def lock(self, *, is_exclusive: bool) -> Lock:
-        """The lock on all instances of the system; FileNotFoundError as it is entered: no root."""
-        return Lock(self.root, is_exclusive=is_exclusive)
+        """The lock on all instances of the system.
+
+        As it is entered it raises FileNotFoundError if there is no root, and Conflict if another
+        user than root can write to it.
+        """
+        return Lock(self.root, is_exclusive=is_exclusive, top=_TOP)
+
+    def require_own_root(self) -> None:
+        """Raise Conflict if another user than root can write to the root; it may be missing."""
+        try:
+            require_own(self.root, _TOP)
+        except (FileNotFoundError, PermissionError):
+            pass  # nothing can be opened in it either
 
     def make_root(self) -> None:
-        """Mount bpffs where it is missing; make the root, mode 0700. Raises OSError."""
+        """Mount bpffs where it is missing; make the root, mode 0700. Raises OSError or Conflict."""
         from zfw_py.kernel.bpffs import mount
 
         mount()
@@ -116,7 +131,7 @@ class Store:
             try:
                 posix.mkdir(path, 0o700)
             except FileExistsError:
-                pass
+                require_own(path, _TOP)
 
     def new_directory(self) -> str:
         """Make a directory without a name, to build an instance in."""
@@ -142,7 +157,12 @@ class Pins:
     """The maps in a directory, opened and checked as they are asked for."""
 
     def __init__(self, store: Store, directory: str, *, is_read_only: bool = False) -> None:
-        """Nothing is opened yet. ``is_read_only``: for a caller that may only read the maps."""
+        """Nothing is opened yet. ``is_read_only``: for a caller that may only read the maps.
+
+        Such a caller has no lock, so the root is checked here: raises Conflict as a lock does.
+        """
+        if is_read_only:
+            store.require_own_root()
         self.directory = directory
         self._store = store
         self._flags = bpf_maps.READ_ONLY if is_read_only else bpf_maps.ANY

@@ -277,10 +277,10 @@ def test_one_who_holds_the_lock_for_too_long_is_told_of(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock, "_PATIENCE", 0.05)
-    with lock.Lock(ROOT, is_exclusive=False):
+    with lock.Lock(ROOT, is_exclusive=False, top=ROOT):
         assert gateway.firewall.rules() == [], "readers share it"
         with pytest.raises(Busy):
             gateway.firewall.flush()
-    with lock.Lock(ROOT, is_exclusive=True), pytest.raises(Busy):
+    with lock.Lock(ROOT, is_exclusive=True, top=ROOT), pytest.raises(Busy):
         gateway.firewall.rules()
     assert gateway.firewall.flush() == 0
