@@ -19,6 +19,7 @@
 #include "firewall/fragments.h"
 #include "firewall/ingress.h"
 #include "firewall/maps.h"
+#include "firewall/tracking.h"
 #include "firewall/verdict.h"
 
 static __always_inline void fw_count(const struct __sk_buff *skb,
@@ -68,7 +69,7 @@ int ingress(struct __sk_buff *skb)
 			fw_decide(&decision, FW_VERDICT_DROP, FW_REASON_ASSIGN_FAILED);
 	}
 	if (decision.track != FW_TRACK_NONE && decision.verdict != FW_VERDICT_DROP)
-		fw_track_flow(&packet, decision.track, FW_FLOW_ADMITTED_IN);
+		fw_track(skb, &packet, decision.track, FW_FLOW_ADMITTED_IN);
 	return fw_finish(skb, &packet, false, &decision);
 }
 
@@ -80,7 +81,7 @@ int egress(struct __sk_buff *skb)
 
 	fw_decide_egress(skb, &packet, &decision);
 	if (decision.track != FW_TRACK_NONE && decision.verdict != FW_VERDICT_DROP)
-		fw_track_flow(&packet, decision.track, FW_FLOW_ADMITTED_OUT);
+		fw_track(skb, &packet, decision.track, FW_FLOW_ADMITTED_OUT);
 	return fw_finish(skb, &packet, true, &decision);
 }
 

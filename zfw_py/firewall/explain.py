@@ -16,14 +16,15 @@ if TYPE_CHECKING:
     from zfw_py.firewall.maps import Maps
 
 VERDICTS = ("pass", "drop", "assign")
-TRACKS = ("none", "renew", "open", "adopt")
+TRACKS = ("none", "renew", "open", "adopt", "if_ruled", "unless_ruled")
 
 
 class Decision(NamedTuple):
     """A decision of the program. ``slot`` is that of the rule that decided, or None.
 
     ``track`` says what the packet does to the entry of its flow: "none"; "renew" the one that
-    exists; "open" a new one, or "adopt" one in the middle of a flow.
+    exists; "open" a new one, or "adopt" one in the middle of a flow; "if_ruled", "unless_ruled"
+    to adopt one if an ingress rule lets the packet in, or if none is for its answer.
     """
 
     verdict: str

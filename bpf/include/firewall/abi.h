@@ -56,6 +56,8 @@ enum fw_limit {
 	FW_TCP_RESET_IDLE = 10,
 	/* Entries in the table of opening flows. */
 	FW_OPENING_FLOWS = 32768,
+	/* Seconds after the end of a flow in which the responder's packets are late answers. */
+	FW_LATE_ANSWER = 600,
 	/* The map "reasons" of running hosts counts so many reasons. "added_reasons" counts those
 	 * behind them, and has room for more. */
 	FW_FIRST_REASONS = 36,
@@ -452,6 +454,11 @@ enum fw_track {
 	FW_TRACK_OPEN = 2,
 	/* It renews an entry, or makes one wherever in its flow it is. */
 	FW_TRACK_ADOPT = 3,
+	/* As ADOPT, but it makes an entry only if an ingress rule lets it in. */
+	FW_TRACK_IF_RULED = 4,
+	/* As ADOPT, but it makes an entry only if no ingress rule lets its answer in: by this rule
+	 * the other end may have begun the flow, and stays subject to it. */
+	FW_TRACK_UNLESS_RULED = 5,
 };
 
 /* A decision. The explain programs return it in __sk_buff.cb[0..3]. */

@@ -79,11 +79,18 @@ static __always_inline void fw_decide_protocol(const struct packet *packet, __u3
 
 /*
  * How an outgoing packet is tracked. The beginning of a forwarded flow may date from before
- * the programs were attached. Of this host's own flows only the first packet makes an entry:
- * what it sends in answer to an incoming packet belongs to no outgoing flow.
+ * the programs were attached. Of this host's own TCP flows only the first packet makes an entry:
+ * what it sends in answer to an incoming packet belongs to no outgoing flow. A TCP packet in the
+ * middle of a forwarded flow, and a datagram of this host, may answer the other end.
  */
-static __always_inline enum fw_track fw_track_of(const struct __sk_buff *skb)
+static __always_inline enum fw_track fw_track_of(const struct __sk_buff *skb,
+						 const struct packet *packet)
 {
+	if (packet->protocol == IPPROTO_UDP ?
+		    !skb->ingress_ifindex :
+		    skb->ingress_ifindex && packet->protocol == IPPROTO_TCP &&
+			    !fw_is_only_syn(packet))
+		return FW_TRACK_UNLESS_RULED;
 	return skb->ingress_ifindex ? FW_TRACK_ADOPT : FW_TRACK_OPEN;
 }
 
@@ -145,7 +152,7 @@ static __always_inline void fw_decide_icmp(struct __sk_buff *skb, struct packet 
 	else
 		fw_decide(decision, passes ? FW_VERDICT_PASS : FW_VERDICT_DROP, reason);
 	if (is_leaving && decision->verdict == FW_VERDICT_PASS && packet->is_echo_request)
-		decision->track = fw_track_of(skb);
+		decision->track = fw_track_of(skb, packet);
 }
 
 /*

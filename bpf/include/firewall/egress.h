@@ -28,7 +28,7 @@ static __always_inline void fw_decide_unfiltered(struct __sk_buff *skb, struct p
 		return;
 	if (packet->protocol == IPPROTO_TCP || packet->protocol == IPPROTO_UDP ||
 	    (is_icmp(packet) && fw_classify_icmp(skb, packet) == FW_REASON_ICMP_ECHO))
-		decision->track = fw_track_of(skb);
+		decision->track = fw_track_of(skb, packet);
 }
 
 /*
@@ -52,7 +52,8 @@ static __always_inline bool fw_is_own_connection(struct __sk_buff *skb, const st
 	return fw_find_socket(skb, &answer) == FW_SOCKET_SETTLED;
 }
 
-static __always_inline void fw_decide_egress_rules(const struct packet *packet,
+static __always_inline void fw_decide_egress_rules(const struct __sk_buff *skb,
+						   const struct packet *packet,
 						   const struct fw_interface *interface,
 						   struct fw_decision *decision)
 {
@@ -73,7 +74,9 @@ static __always_inline void fw_decide_egress_rules(const struct packet *packet,
 		return;
 	}
 	fw_decide(decision, FW_VERDICT_PASS, FW_REASON_RULE_PASS);
-	decision->track = FW_TRACK_ADOPT;
+	decision->track = fw_track_of(skb, packet);
+	if (decision->track == FW_TRACK_OPEN)
+		decision->track = FW_TRACK_ADOPT;
 }
 
 /* Fills packet and decision; the caller zeroes both. */
@@ -97,7 +100,7 @@ static __always_inline void fw_decide_egress(struct __sk_buff *skb, struct packe
 	if (fw_decide_early(skb, packet, parsed, interface.settings, true, decision) ||
 	    fw_decide_flow(skb, packet, true, decision))
 		return;
-	fw_decide_egress_rules(packet, &interface, decision);
+	fw_decide_egress_rules(skb, packet, &interface, decision);
 	if (decision->reason == FW_REASON_EGRESS_NO_RULE && fw_is_own_connection(skb, packet)) {
 		fw_decide(decision, FW_VERDICT_PASS, FW_REASON_ESTABLISHED);
 		decision->track = FW_TRACK_ADOPT;

@@ -131,6 +131,27 @@ static __always_inline void fw_match_flow(const struct fw_flow *flow, __u32 end,
 }
 
 /*
+ * Whether the packet leaves after the end of a flow that its receiver began and that was let in.
+ * A late answer begins no flow: the other end would then answer it, and pass without a rule.
+ */
+static __always_inline bool fw_is_late_answer(const struct packet *packet,
+					      const struct fw_flow *flow, __u32 end, __u32 table,
+					      __u32 admitted)
+{
+	struct fw_flow_limits *limits = only_element(&flow_limits);
+
+	if (!limits || !(admitted & FW_FLOW_ADMITTED_OUT) || flow->initiator == end ||
+	    !(flow->flags & FW_FLOW_ADMITTED_IN))
+		return false;
+	if (packet->protocol == IPPROTO_TCP ? fw_is_only_syn(packet) :
+					      packet->protocol != IPPROTO_UDP)
+		return false;
+	return flow->seen + fw_flow_timeout(flow, packet->protocol, table, limits) +
+		       FW_LATE_ANSWER * NSEC_PER_SEC >=
+	       bpf_ktime_get_coarse_ns();
+}
+
+/*
  * Looks up the flow of a packet of TCP, UDP or ICMP echo: 1 with *match filled, or 0 if there
  * is none. A global function, so that the verifier goes through it once.
  */
@@ -354,7 +375,8 @@ static __always_inline enum fw_flow_event fw_event_of(const struct packet *packe
 
 /*
  * Writes the effect of a packet that passes on its flow. admitted is FW_FLOW_ADMITTED_IN or
- * FW_FLOW_ADMITTED_OUT, track an enum fw_track other than FW_TRACK_NONE. Returns 0.
+ * FW_FLOW_ADMITTED_OUT, track is FW_TRACK_RENEW, OPEN or ADOPT. Returns whether the packet has
+ * an entry, or must not have one.
  */
 __noinline int fw_track_flow(struct packet *packet, __u32 track, __u32 admitted)
 {
@@ -366,22 +388,25 @@ __noinline int fw_track_flow(struct packet *packet, __u32 track, __u32 admitted)
 	void *open, *opening;
 
 	if (!packet)
-		return 0;
+		return 1;
 	table = fw_open_table_of(packet->protocol);
 	open = bpf_map_lookup_elem(&flows, &table);
 	opening = bpf_map_lookup_elem(&flows, &opening_table);
 	if (!open || !opening)
-		return 0;
+		return 1;
 	end = fw_set_flow_key(packet, &key) & 1;
 	flow = bpf_map_lookup_elem(open, &key);
 	if (!flow) {
 		table = FW_FLOWS_OPENING;
 		flow = bpf_map_lookup_elem(opening, &key);
 	}
-	if (flow && !fw_is_expired(flow, packet->protocol, table) &&
-	    !(packet->protocol == IPPROTO_TCP && fw_is_only_syn(packet) &&
-	      fw_is_closed(flow->flags)))
+	if (flow && fw_is_expired(flow, packet->protocol, table)) {
+		if (fw_is_late_answer(packet, flow, end, table, admitted))
+			return 1;
+	} else if (flow && !(packet->protocol == IPPROTO_TCP && fw_is_only_syn(packet) &&
+			     fw_is_closed(flow->flags))) {
 		fw_match_flow(flow, end, &match);
+	}
 	keep_together(match);
 
 	step = fw_step(fw_event_of(packet, track, &match), match.stage);
@@ -390,20 +415,20 @@ __noinline int fw_track_flow(struct packet *packet, __u32 track, __u32 admitted)
 			bpf_map_delete_elem(open, &key);
 		fw_begin_flow(packet, end, (match.flags & FW_FLOW_ADMITTED) | admitted, &written);
 		bpf_map_update_elem(opening, &key, &written, BPF_ANY);
-		return 0;
+		return 1;
 	}
 	if (step == FW_STEP_IGNORE || !flow)
-		return 0;
+		return match.stage != FW_FLOW_NO_ENTRY;
 	if (step == FW_STEP_REMEMBER) {
 		flow->syn = packet->sequence + packet->transport_length - packet->tcp_header + 1;
-		return 0;
+		return 1;
 	}
 	if (step == FW_STEP_BEGIN_ANEW) {
 		fw_begin_anew(packet, end, &match, flow->initiator, &written);
 		if (bpf_map_update_elem(opening, &key, &written, BPF_ANY) == 0 &&
 		    table != FW_FLOWS_OPENING)
 			bpf_map_delete_elem(open, &key);
-		return 0;
+		return 1;
 	}
 
 	if (packet->protocol == IPPROTO_TCP)
@@ -420,7 +445,7 @@ __noinline int fw_track_flow(struct packet *packet, __u32 track, __u32 admitted)
 		if (bpf_map_update_elem(open, &key, &written, BPF_ANY) == 0)
 			bpf_map_delete_elem(opening, &key);
 	}
-	return 0;
+	return 1;
 }
 
 #endif

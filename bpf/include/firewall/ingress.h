@@ -54,15 +54,8 @@ static __always_inline struct bpf_sock *
 fw_decide_ingress_rules(struct __sk_buff *skb, struct packet *packet,
 			const struct fw_interface *interface, struct fw_decision *decision)
 {
-	/* A datagram does not show which end began. Unless the client's flow has an entry, the
-	 * proxy's answer would open one as this host's own, and the client's next datagram would
-	 * pass as an answer instead of being intercepted. */
-	enum fw_track track =
-		interface->link_flags & FW_LINK_TRACK ||
-				(packet->protocol == IPPROTO_UDP && fw_has_flow_tables()) ?
-			FW_TRACK_ADOPT :
-			FW_TRACK_NONE;
 	struct fw_port_rule rule = {};
+	enum fw_track track;
 	struct bpf_sock *sk;
 	int match = fw_find_rule(packet, interface, FW_TABLE_INGRESS, &rule);
 
@@ -83,6 +76,15 @@ fw_decide_ingress_rules(struct __sk_buff *skb, struct packet *packet,
 		fw_decide(decision, FW_VERDICT_DROP, FW_REASON_RULE_DENY);
 		return NULL;
 	}
+	/* The answer of a proxy, or of a server behind this host, does not show which end began.
+	 * Unless the client's flow has an entry, the answer would open one, and the client's next
+	 * packets would pass as answers, whatever the rules say. A proxy's TCP answers come from
+	 * its socket, which begins no flow by them. */
+	track = interface->link_flags & FW_LINK_TRACK || ((packet->protocol == IPPROTO_UDP ||
+							   rule.action == FW_ACTION_PASS) &&
+							  fw_has_flow_tables()) ?
+			FW_TRACK_ADOPT :
+			FW_TRACK_NONE;
 	if (rule.action == FW_ACTION_PASS) {
 		fw_decide(decision, FW_VERDICT_PASS, FW_REASON_RULE_PASS);
 		decision->track = track;
@@ -142,8 +144,11 @@ fw_decide_ingress(struct __sk_buff *skb, struct packet *packet, struct fw_decisi
 	if (socket == FW_SOCKET_UNSETTLED || socket == FW_SOCKET_SETTLED) {
 		fw_decide(decision, FW_VERDICT_PASS, FW_REASON_ESTABLISHED);
 		if (interface.link_flags & FW_LINK_TRACK)
-			decision->track =
-				socket == FW_SOCKET_SETTLED ? FW_TRACK_ADOPT : FW_TRACK_RENEW;
+			/* Both ends of a settled TCP connection have answered. A datagram to a
+			 * connected socket needs no consent: without a rule it opens no way out. */
+			decision->track = socket != FW_SOCKET_SETTLED	  ? FW_TRACK_RENEW :
+					  packet->protocol == IPPROTO_TCP ? FW_TRACK_ADOPT :
+									    FW_TRACK_IF_RULED;
 		return NULL;
 	}
 	if (fw_decide_flow(skb, packet, false, decision))

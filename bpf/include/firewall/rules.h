@@ -310,6 +310,25 @@ __noinline int fw_match_further(struct fw_rule_query *query, int match)
 }
 
 /*
+ * Finds the rule of a query whose addresses and port are set, see fw_find_rule(); it is
+ * query->rule then.
+ */
+static __always_inline int fw_search_rules(struct fw_rule_query *query, const struct packet *packet,
+					   const struct fw_interface *interface, __u8 direction)
+{
+	int match;
+
+	query->key.table = direction + (packet->family == AF_INET ? FW_TABLE_IPV4 : FW_TABLE_IPV6) +
+			   (packet->protocol == IPPROTO_TCP ? FW_TABLE_TCP : FW_TABLE_UDP);
+	query->is_per_interface = !!(interface->settings & FW_SETTING_PER_INTERFACE_RULES);
+	query->name_id = interface->name_id;
+	match = fw_match_lengths(query);
+	if (match == FW_MATCH_NEXT || match == FW_MATCH_IN_MEDIUM || match == FW_MATCH_IN_LARGE)
+		match = fw_match_further(query, match);
+	return match;
+}
+
+/*
  * Copies the rule for a packet to *rule. direction is FW_TABLE_INGRESS or FW_TABLE_EGRESS. Returns
  * FW_MATCH_FOUND, FW_MATCH_NONE or FW_MATCH_CHANGING.
  */
@@ -323,13 +342,7 @@ static __always_inline int fw_find_rule(const struct packet *packet,
 	__builtin_memcpy(query.source, packet->source, sizeof(query.source));
 	__builtin_memcpy(query.destination, packet->destination, sizeof(query.destination));
 	query.port = bpf_ntohs(packet->destination_port);
-	query.key.table = direction + (packet->family == AF_INET ? FW_TABLE_IPV4 : FW_TABLE_IPV6) +
-			  (packet->protocol == IPPROTO_TCP ? FW_TABLE_TCP : FW_TABLE_UDP);
-	query.is_per_interface = !!(interface->settings & FW_SETTING_PER_INTERFACE_RULES);
-	query.name_id = interface->name_id;
-	match = fw_match_lengths(&query);
-	if (match == FW_MATCH_NEXT || match == FW_MATCH_IN_MEDIUM || match == FW_MATCH_IN_LARGE)
-		match = fw_match_further(&query, match);
+	match = fw_search_rules(&query, packet, interface, direction);
 	*rule = query.rule;
 	return match;
 }

@@ -18,10 +18,21 @@ enum fw_flow_socket {
 	FW_SOCKET_NONE,
 	/* UDP, not connected: takes datagrams from every sender. */
 	FW_SOCKET_UNCONNECTED,
-	/* TCP during its handshake or in TIME_WAIT. */
+	/* TCP during its handshake, closed before its end, or in TIME_WAIT. */
 	FW_SOCKET_UNSETTLED,
 	FW_SOCKET_SETTLED,
 };
+
+/*
+ * Whether the other end has acknowledged something of a TCP socket. One that is closed after SYNs
+ * have crossed sends its FIN before that.
+ */
+static __always_inline bool fw_was_heard(struct bpf_sock *sk)
+{
+	struct bpf_tcp_sock *tcp = bpf_tcp_sock(sk);
+
+	return tcp && tcp->delivered;
+}
 
 /*
  * The state of the packet's own socket. TCP: any socket but a listener, also request sockets and
@@ -41,6 +52,8 @@ static __always_inline enum fw_flow_socket fw_find_socket(struct __sk_buff *skb,
 		if (!sk)
 			return FW_SOCKET_NONE;
 		state = sk->state;
+		if (state == BPF_TCP_FIN_WAIT1 && !fw_was_heard(sk))
+			state = BPF_TCP_SYN_RECV;
 		bpf_sk_release(sk);
 		if (state == BPF_TCP_LISTEN)
 			return FW_SOCKET_NONE;

@@ -221,7 +221,7 @@ class World:
         assert got == (wanted.verdict, wanted.reason, wanted.track), self._shown(hop, frame)
         result = run(self._programs[direction], frame, name, came_by)
         assert result == (DROPPED if wanted.verdict == "drop" else PASSED)
-        carry_out(frame, wanted, direction, self.flows)
+        carry_out(frame, wanted, direction, self.flows, self.rules, self.interfaces[name])
         self.check_listing()
         return wanted
 

@@ -57,8 +57,8 @@ def test_a_client_is_answered(router: Router, protocol: str, family: int) -> Non
         flow = router.flow(protocol)
         assert flow is not None
         assert (flow.initiator, flow.responder) == (CLIENT[family], SERVER[family])
-        # Of UDP what a rule admits is remembered, so that its answer begins no flow.
-        assert (flow.is_admitted_in, flow.is_admitted_out) == (protocol == "udp", True)
+        # What a rule admits is remembered, so that its answer begins no flow.
+        assert (flow.is_admitted_in, flow.is_admitted_out) == (True, True)
         assert flow.state == {"tcp": "open", "udp": "answered"}[protocol]
 
 

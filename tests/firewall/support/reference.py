@@ -759,12 +759,14 @@ def decide(
         return Decision("pass", "ssh")
 
     # Frames that leave by loopback are not filtered.
-    admitted = "adopt" if is_tracking and not interface.is_loopback else "none"
+    is_tracking &= not interface.is_loopback
     protocol = "tcp" if packet.protocol == TCP else "udp"
     if sockets.is_established(
         Flow(protocol, packet.destination, ports[1], packet.source, ports[0])
     ):
-        return Decision("pass", "established", track=admitted)
+        # Of TCP both ends have answered. Of UDP the socket says nothing about the other end.
+        consent = "adopt" if packet.protocol == TCP else "if_ruled"
+        return Decision("pass", "established", track=consent if is_tracking else "none")
 
     flow = flows.find(segment)
     if (
@@ -777,9 +779,6 @@ def decide(
             return Decision("pass", "flow", track="renew")
         return Decision("drop", "flow_invalid")
 
-    if packet.protocol == UDP:
-        # UDP and echo do not show the initiator: an answer would look like this host's request.
-        admitted = "adopt"
     matched = rules.match(protocol, packet.source, packet.destination, ports[1], interface)
     if matched is None:
         if interface.is_loopback:
@@ -787,6 +786,10 @@ def decide(
         return Decision("drop", "no_rule")
     if matched.action == "deny":
         return Decision("drop", "rule_deny", matched)
+    # The answer must not look like a flow that begins here. A proxy's TCP cannot: its socket
+    # is of this host, and begins no flow by an answer.
+    is_remembered = is_tracking or packet.protocol == UDP or matched.action == "pass"
+    admitted = "adopt" if is_remembered else "none"
     if matched.action == "pass":
         return Decision("pass", "rule_pass", matched, admitted)
     if packet.fragment == "first":
@@ -812,11 +815,10 @@ def decide_egress(
     if interface.is_loopback:
         return Decision("pass", "loopback")
     packet = _whole(frame, interface)
-    # This host knows the flows that it began; the begin of forwarded ones may be unknown.
-    begins = "adopt" if is_forwarded else "open"
     if not interface.outbound_filter:
-        is_tracked = isinstance(packet, Packet) and segment_of(packet) is not None
-        return Decision("pass", "egress", track=begins if is_tracked else "none")
+        leaving = segment_of(packet) if isinstance(packet, Packet) else None
+        track = "none" if leaving is None else _how_it_leaves(leaving, is_forwarded=is_forwarded)
+        return Decision("pass", "egress", track=track)
     if isinstance(packet, Decision):
         return packet
     if packet.family == 6 and not interface.ipv6:
@@ -864,16 +866,61 @@ def decide_egress(
         return Decision("drop", "egress_no_rule")
     if matched.action == "deny":
         return Decision("drop", "rule_deny", matched)
-    return Decision("pass", "rule_pass", matched, "adopt")
+    how = _how_it_leaves(segment, is_forwarded=is_forwarded)
+    return Decision("pass", "rule_pass", matched, "adopt" if how == "open" else how)
 
 
-def carry_out(frame: bytes, decision: Decision, direction: str, flows: TrackedFlows) -> None:
-    """Update the flows after the decision for a frame."""
+def _how_it_leaves(segment: Segment, *, is_forwarded: bool) -> str:
+    """How a packet is tracked that leaves.
+
+    This host's TCP begins its flows with a SYN; forwarded flows may be older than the firewall.
+    Of those, and of this host's UDP, the other end may have begun the flow: a rule says so.
+    """
+    if is_forwarded and segment.is_tcp and not segment.is_bare_syn:
+        return "unless_ruled"
+    if not is_forwarded and segment.protocol == UDP:
+        return "unless_ruled"
+    return "adopt" if is_forwarded else "open"
+
+
+def carry_out(
+    frame: bytes,
+    decision: Decision,
+    direction: str,
+    flows: TrackedFlows,
+    rules: RuleSet | None = None,
+    interface: Interface | None = None,
+) -> None:
+    """Update the flows after the decision for a frame at an interface with these rules."""
     if decision.track == "none" or decision.verdict == "drop":
         return
     segment = segment_of(parse_frame(frame))
     assert segment is not None
-    flows.track(segment, decision.track, "in" if direction == "ingress" else "out")
+    how = decision.track
+    if how in ("if_ruled", "unless_ruled"):
+        how = "adopt" if _makes_a_flow(segment, how, rules, interface) else "renew"
+    flows.track(segment, how, "in" if direction == "ingress" else "out")
+
+
+def _makes_a_flow(
+    segment: Segment, how: str, rules: RuleSet | None, interface: Interface | None
+) -> bool:
+    """Is this end the one that began: by the ingress rules of the interface?"""
+    assert rules is not None
+    assert interface is not None
+    protocol = "tcp" if segment.is_tcp else "udp"
+    if how == "if_ruled":
+        (source, _), (destination, port) = segment.source, segment.destination
+        matched = rules.match(protocol, source, destination, port, interface)
+        return matched is not None and matched.action != "deny"
+    (source, port), (destination, _) = segment.source, segment.destination
+    # What this host sends from the interface's address is its own question.
+    if segment.protocol == UDP and source in interface.addresses:
+        return True
+    matched = rules.match(protocol, destination, source, port, interface)
+    # The other end may have begun what a rule passes, or a datagram for a proxy.
+    began = {"pass"} if segment.is_tcp else {"pass", "intercept"}
+    return matched is None or matched.action not in began
 
 
 def remember(

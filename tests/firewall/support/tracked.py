@@ -18,6 +18,8 @@ ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
 FIN, SYN, RST, ACK = 1, 2, 4, 16
 
 OPENING_IDLE, CLOSING_IDLE, RESET_IDLE = 120, 120, 10
+# How long after a flow's end the responder's packets are still answers.
+LATE_ANSWER = 600
 # The largest window that Linux offers by itself is 6 MB; a number beyond it is ignored.
 NEAR = 8 << 20
 WRAP = 1 << 32
@@ -300,19 +302,19 @@ class TrackedFlows:
     now: float = 0
     flows: dict[tuple[int, frozenset[End]], TrackedFlow] = field(default_factory=dict)
 
+    def idle_of(self, flow: TrackedFlow) -> float:
+        """Seconds without a packet after which a flow expires."""
+        if flow.protocol != TCP:
+            return self.udp_idle
+        if flow.is_reset:
+            return RESET_IDLE
+        if len(flow.fins) == 2:
+            return CLOSING_IDLE
+        return self.tcp_idle if flow.stage == "confirmed" else OPENING_IDLE
+
     def is_forgotten(self, flow: TrackedFlow) -> bool:
         """Has the flow expired?"""
-        if flow.protocol != TCP:
-            idle = self.udp_idle
-        elif flow.is_reset:
-            idle = RESET_IDLE
-        elif len(flow.fins) == 2:
-            idle = CLOSING_IDLE
-        elif flow.stage != "confirmed":
-            idle = OPENING_IDLE
-        else:
-            idle = self.tcp_idle
-        return flow.seen + idle < self.now
+        return flow.seen + self.idle_of(flow) < self.now
 
     def find(self, segment: Segment) -> TrackedFlow | None:
         """The flow of a packet, unless it has expired."""
@@ -322,6 +324,21 @@ class TrackedFlows:
     def listed(self) -> list[TrackedFlow]:
         """The flows that have not expired."""
         return [flow for flow in self.flows.values() if not self.is_forgotten(flow)]
+
+    def is_late_answer(self, segment: Segment, admitted: str) -> bool:
+        """Does the responder of a flow that was let in, and has ended, send its answer now?
+
+        Who answers late has not begun a flow: the other end would have no rule to obey.
+        """
+        flow = self.flows.get(segment.key)
+        return (
+            flow is not None
+            and admitted == "out"
+            and (segment.protocol == UDP or (segment.is_tcp and not segment.is_bare_syn))
+            and not flow.is_from_initiator(segment)
+            and flow.is_admitted_in
+            and flow.seen + self.idle_of(flow) + LATE_ANSWER >= self.now
+        )
 
     def put(self, flow: TrackedFlow) -> None:
         """Add a flow."""
@@ -334,6 +351,8 @@ class TrackedFlows:
         of any other packet of TCP too. Only what this host sends itself is "open".
         """
         flow = self.find(segment)
+        if flow is None and self.is_late_answer(segment, admitted):
+            return
         if flow is None or (segment.is_bare_syn and flow.is_closed):
             if how != "renew" and _may_begin(segment, how):
                 self._begin(segment, {admitted})

@@ -66,7 +66,7 @@ class Gateway:
             self.flows,
             is_forwarded=is_forwarded,
         )
-        carry_out(frame, answer, "egress", self.flows)
+        carry_out(frame, answer, "egress", self.flows, self.rules, self.interface)
         remember(frame, self.interface, answer, self.fragments, "egress")
         return f"{answer.verdict} {answer.reason}"
 
@@ -76,7 +76,7 @@ class Gateway:
             *(frame, self.interface, self.rules, None, self.fragments, self.flows),
             is_tracking=self.interface.outbound_filter,
         )
-        carry_out(frame, answer, "ingress", self.flows)
+        carry_out(frame, answer, "ingress", self.flows, self.rules, self.interface)
         return f"{answer.verdict} {answer.reason}"
 
     def states(self) -> list[str]:
