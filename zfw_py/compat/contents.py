@@ -10,7 +10,7 @@ from typing import NamedTuple
 from zfw_py.compat import places
 from zfw_py.compat.boot import KINDS
 from zfw_py.errors import ZfwError
-from zfw_py.systemd import firewall as restore_unit
+from zfw_py.systemd import firewall as units
 
 _BIN = "/opt/openziti/bin"
 _UNITS = "/etc/systemd/system"
@@ -50,8 +50,9 @@ def entries() -> list[Entry]:
         Entry(f"{places.USER_RULES}.sample", _file("user_rules.sh.sample"), 0o744),
         Entry(f"{_UNITS}/fw-init.service", _file("fw-init.service"), 0o644),
         Entry(f"{_UNITS}/ziti-fw-init.service", _file("ziti-fw-init.service"), 0o644),
-        # As in any package, it is not enabled.
-        Entry(f"{_UNITS}/{restore_unit.UNIT}", _restore_unit(), 0o644),
+        # As in any package, they are not enabled. The units of the boot programs want the second.
+        Entry(f"{_UNITS}/{units.UNIT}", _unit(units.text(places.ZFW, units.FILE)), 0o644),
+        Entry(f"{_UNITS}/{units.FOLLOW_UNIT}", _unit(units.follow_text(places.ZFW)), 0o644),
         Entry("/etc/logrotate.d/zfwlogs", _file("zfwlogs"), 0o644),
         Entry("/etc/cron.d/zfw_refresh", _file("zfw_refresh"), 0o644),
         # Relative: right below any prefix, and in a root file system that was made with one.
@@ -72,9 +73,8 @@ def interpreter() -> str:
     return path
 
 
-def _restore_unit() -> bytes:
-    unit = restore_unit.text(places.ZFW, restore_unit.FILE)
-    return f"# SPDX-License-Identifier: GPL-2.0-only\n{unit}".encode()
+def _unit(text: str) -> bytes:
+    return f"# SPDX-License-Identifier: GPL-2.0-only\n{text}".encode()
 
 
 def _file(name: str) -> bytes:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from zfw_py.compat import places
 from zfw_py.errors import Conflict, ZfwError
 from zfw_py.kernel import subprocesses
+from zfw_py.systemd.firewall import FOLLOW_UNIT
 
 if TYPE_CHECKING:
     from zfw_py.compat.report import Report
@@ -19,9 +20,13 @@ if TYPE_CHECKING:
 
 _MAX_UNIT_BYTES = 64 * 1024
 _TIMEOUT = 120.0  # seconds; a unit has 90 to stop, and 90 to start
-_HEAD = "# Made by zfw's boot program; its revert program removes it.\n[Service]\n"
+_HEAD = "# Made by zfw's boot program; its revert program removes it.\n"
 
-ROUTER_HOOK = f"{_HEAD}ExecStartPre=-{places.START.format('router')}\n"
+# The router's unit also starts what keeps the firewall right from then on.
+ROUTER_HOOK = (
+    f"{_HEAD}[Unit]\nWants={FOLLOW_UNIT}\n"
+    f"\n[Service]\nExecStartPre=-{places.START.format('router')}\n"
+)
 # The line that the C program's script put into the router's unit.
 _EDITED = re.compile(
     rb"^ExecStartPre=-?" + re.escape(places.START.format("router")).encode() + rb"[ \t]*\r?\n",
@@ -32,7 +37,7 @@ _EDITED = re.compile(
 def controller_hook(interface: str) -> str:
     """fw-init.service starts the controller's boot program in place of the router's."""
     program = places.START.format("controller")
-    return f"{_HEAD}ExecStart=\nExecStart={program} --lanIf {interface}\n"
+    return f"{_HEAD}[Service]\nExecStart=\nExecStart={program} --lanIf {interface}\n"
 
 
 def has_unit(tree: Tree, name: str) -> bool:

@@ -20,83 +20,115 @@ _DIRECTORY = "etc/systemd/system"
 _FIRST_LINE = "# Written by zfw systemd install; zfw systemd remove takes it away."
 
 
-class Service(NamedTuple):
-    """A unit: its name, the target that wants it, the file that it applies, and its text."""
+class Unit(NamedTuple):
+    """A unit's name, and its text for a command and the service's file, without its first line."""
 
-    unit: str
+    name: str
+    text: Callable[[str, str], str]
+
+
+class Service(NamedTuple):
+    """The units of a system, the target that wants them, and the file that the first applies."""
+
+    units: tuple[Unit, ...]
     target: str
     file: str
     endings: tuple[str, ...]  # those that the name of the file may have
-    text: Callable[[str, str], str]
 
 
 SERVICES = {
     "firewall": Service(
-        firewall.UNIT, "sysinit.target", firewall.FILE, (".toml", ".json"), firewall.text
+        (
+            Unit(firewall.UNIT, firewall.text),
+            Unit(firewall.FOLLOW_UNIT, lambda program, _: firewall.follow_text(program)),
+        ),
+        "sysinit.target",
+        firewall.FILE,
+        (".toml", ".json"),
     ),
-    "steer": Service(steer.UNIT, "multi-user.target", steer.FILE, (".json",), steer.text),
+    "steer": Service((Unit(steer.UNIT, steer.text),), "multi-user.target", steer.FILE, (".json",)),
 }
 
 
-def install(service: Service, root: str, file: str) -> str:
-    """Write and enable the unit that applies ``file``; return its path.
+def install(service: Service, root: str, file: str) -> list[str]:
+    """Write and enable the units, of which the first applies ``file``; return their paths.
 
-    A unit that is there already is updated. Raises UsageError, NotFound for the root, Conflict
+    Units that are there already are updated. Raises UsageError, NotFound for the root, Conflict
     for a file that is not ours, ZfwError.
     """
-    written = _unit(service, file)
-    path, link = _paths(service, root)
+    program, quoted = _program(), _quoted_file(service, file)
     if not os.path.isdir(root):
         raise NotFound(f"--prefix: no such directory: {root}")
-    _check_ours(path)
+    places = _places(service, root)
+    for _, path, _ in places:
+        _check_ours(path)
     try:
-        os.makedirs(os.path.dirname(link), mode=0o755, exist_ok=True)
-        files.write(path, written.encode(), 0o644)
-        with suppress(FileExistsError):
-            os.symlink(f"../{service.unit}", link)
-        if not _is_our_link(link, service):
-            raise Conflict(f"{link} is in the way")
+        for unit, path, link in places:
+            os.makedirs(os.path.dirname(link), mode=0o755, exist_ok=True)
+            files.write(path, f"{_FIRST_LINE}\n{unit.text(program, quoted)}".encode(), 0o644)
+            with suppress(FileExistsError):
+                os.symlink(f"../{unit.name}", link)
+            if not _is_our_link(link, unit):
+                raise Conflict(f"{link} is in the way")
     except OSError as error:
         raise ZfwError(f"{error.filename}: {error.strerror}") from None
-    return path
+    return [path for _, path, _ in places]
 
 
-def remove(service: Service, root: str) -> str:
-    """Remove the unit and disable it; return its path. Raises NotFound, Conflict, ZfwError."""
-    path, link = _paths(service, root)
-    if not os.path.lexists(path) and not _is_our_link(link, service):
-        raise NotFound(f"{path}: not installed")
-    _check_ours(path)
+def remove(service: Service, root: str) -> list[str]:
+    """Remove the units and disable them; return their paths.
+
+    Raises NotFound if there is none of them, Conflict, ZfwError.
+    """
+    all_places = _places(service, root)
+    places = [
+        (unit, path, link)
+        for unit, path, link in all_places
+        if os.path.lexists(path) or _is_our_link(link, unit)
+    ]
+    if not places:
+        raise NotFound(f"{all_places[0][1]}: not installed")
+    for _, path, _ in places:
+        _check_ours(path)
     try:
-        if _is_our_link(link, service):
-            os.unlink(link)
-        with suppress(FileNotFoundError):
-            os.unlink(path)
+        for unit, path, link in places:
+            if _is_our_link(link, unit):
+                os.unlink(link)
+            with suppress(FileNotFoundError):
+                os.unlink(path)
     except OSError as error:
         raise ZfwError(f"{error.filename}: {error.strerror}") from None
-    return path
+    return [path for _, path, _ in places]
 
 
-def _paths(service: Service, root: str) -> tuple[str, str]:
-    """The unit, and the link that enables it."""
+def _places(service: Service, root: str) -> list[tuple[Unit, str, str]]:
+    """Each unit with its path, and the link that enables it."""
     directory = os.path.join(root, _DIRECTORY)
-    return (
-        os.path.join(directory, service.unit),
-        os.path.join(directory, f"{service.target}.wants/{service.unit}"),
-    )
+    return [
+        (
+            unit,
+            os.path.join(directory, unit.name),
+            os.path.join(directory, f"{service.target}.wants/{unit.name}"),
+        )
+        for unit in service.units
+    ]
 
 
-def _unit(service: Service, file: str) -> str:
-    """The unit's text, with this installation's command."""
+def _quoted_file(service: Service, file: str) -> str:
+    """The file as a unit has it."""
     if not file.endswith(service.endings):
         raise UsageError(f"{file}: its name does not end in {' or '.join(service.endings)}")
     if not file.startswith("/"):
         raise UsageError(f"--file: not an absolute path: {file}")
+    return _in_unit(file, "--file")
+
+
+def _program() -> str:
+    """This installation's command as a unit has it."""
     program = os.path.join(sysconfig.get_path("scripts"), "zfw")
     if not os.access(program, os.X_OK):
         raise ZfwError(f"{program} is missing", hint="pip install creates it")
-    body = service.text(_in_unit(program, "this installation"), _in_unit(file, "--file"))
-    return f"{_FIRST_LINE}\n{body}"
+    return _in_unit(program, "this installation")
 
 
 def _in_unit(path: str, option: str) -> str:
@@ -126,8 +158,8 @@ def _check_ours(path: str) -> None:
         os.close(fd)
 
 
-def _is_our_link(link: str, service: Service) -> bool:
+def _is_our_link(link: str, unit: Unit) -> bool:
     try:
-        return os.readlink(link) in (f"../{service.unit}", f"/{_DIRECTORY}/{service.unit}")
+        return os.readlink(link) in (f"../{unit.name}", f"/{_DIRECTORY}/{unit.name}")
     except OSError:
         return False

@@ -39,6 +39,7 @@ MODES = {
     "opt/openziti/etc/.zfw-classic.lock": 0o600,
     "etc/systemd/system/fw-init.service": 0o644,
     "etc/systemd/system/ziti-fw-init.service": 0o644,
+    "etc/systemd/system/zfw-follow.service": 0o644,
     "etc/systemd/system/zfw-restore.service": 0o644,
     "etc/logrotate.d/zfwlogs": 0o644,
     "etc/cron.d/zfw_refresh": 0o644,
@@ -573,3 +574,12 @@ def test_the_unit_that_restores_is_there_and_not_enabled(laid_out: Path) -> None
     assert "ConditionPathExists=/etc/zfw/zfw.toml\n" in unit
     assert "Before=network-pre.target" in unit
     assert not (laid_out / "etc/systemd/system/sysinit.target.wants").exists()
+
+
+def test_the_units_of_the_boot_programs_start_the_follower(laid_out: Path) -> None:
+    units = laid_out / "etc/systemd/system"
+    follow = (units / "zfw-follow.service").read_text()
+    assert "ExecStart=/opt/openziti/bin/zfw follow\n" in follow
+    for name in ("fw-init", "ziti-fw-init"):
+        lines = (units / f"{name}.service").read_text().splitlines()
+        assert "Wants=network.target zfw-follow.service" in lines

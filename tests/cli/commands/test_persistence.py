@@ -255,18 +255,26 @@ def test_without_a_firewall(zfw: Zfw, namespace: Namespace, tmp_path: Path) -> N
 
 UNIT = "etc/systemd/system/zfw-restore.service"
 LINK = "etc/systemd/system/sysinit.target.wants/zfw-restore.service"
+FOLLOW = "etc/systemd/system/zfw-follow.service"
+FOLLOW_LINK = "etc/systemd/system/sysinit.target.wants/zfw-follow.service"
 RELOAD = "run systemctl daemon-reload to make systemd read the change\n"
 
 
 def test_the_unit_is_installed_and_removed(zfw: Zfw, tmp_path: Path) -> None:
     unit, link = tmp_path / UNIT, tmp_path / LINK
-    installed = (0, f"installed {unit}, enabled for /etc/zfw/zfw.toml\n{RELOAD}", "")
+    follow, follow_link = tmp_path / FOLLOW, tmp_path / FOLLOW_LINK
+    installed = (
+        0,
+        f"installed {unit}, enabled for /etc/zfw/zfw.toml\ninstalled {follow}, enabled\n{RELOAD}",
+        "",
+    )
     for _ in range(2):
         assert zfw("systemd", "install", "--prefix", str(tmp_path)) == installed
         assert link.resolve() == unit
         assert stat.S_IMODE(unit.stat().st_mode) == 0o644
     found = {path for path in tmp_path.rglob("*") if not path.is_dir()}
-    assert found == {unit, link}
+    assert found == {unit, link, follow, follow_link}
+    assert follow_link.resolve() == follow
     lines = unit.read_text().splitlines()
     for line in (
         f"ExecStart={ZFW} restore --wait 10 /etc/zfw/zfw.toml",
@@ -282,7 +290,7 @@ def test_the_unit_is_installed_and_removed(zfw: Zfw, tmp_path: Path) -> None:
     assert any(line.startswith("After=") and "sys-fs-bpf.mount" in line for line in lines)
     assert zfw("systemd", "remove", "--prefix", str(tmp_path)) == (
         0,
-        f"removed {unit}\n{RELOAD}",
+        f"removed {unit}\nremoved {follow}\n{RELOAD}",
         "",
     )
     assert [path for path in tmp_path.rglob("*") if not path.is_dir()] == []
@@ -291,6 +299,34 @@ def test_the_unit_is_installed_and_removed(zfw: Zfw, tmp_path: Path) -> None:
         "",
         f"zfw: {unit}: not installed\n",
     )
+
+
+def test_the_unit_that_follows(zfw: Zfw, tmp_path: Path) -> None:
+    """In any order of boot: it needs neither the file, nor the network, nor a restore."""
+    zfw("systemd", "install", "--prefix", str(tmp_path))
+    lines = (tmp_path / FOLLOW).read_text().splitlines()
+    for line in (
+        f"ExecStart={ZFW} follow",
+        "Type=notify",
+        "Restart=on-failure",
+        "Before=network-pre.target shutdown.target",
+        "DefaultDependencies=no",
+        f"CapabilityBoundingSet={' '.join(CAPABILITIES)}",
+    ):
+        assert line in lines
+    (after,) = (line for line in lines if line.startswith("After="))
+    assert "zfw-restore.service" in after
+    assert not any(line.startswith(("Condition", "Requires=")) for line in lines)
+
+
+def test_a_unit_of_an_older_version_is_removed_alone(zfw: Zfw, tmp_path: Path) -> None:
+    """It had no follower."""
+    zfw("systemd", "install", "--prefix", str(tmp_path))
+    for path in (FOLLOW, FOLLOW_LINK):
+        (tmp_path / path).unlink()
+    unit = tmp_path / UNIT
+    done = zfw("systemd", "remove", "--prefix", str(tmp_path))
+    assert done == (0, f"removed {unit}\n{RELOAD}", "")
 
 
 def test_the_unit_of_steer_is_its_own(zfw: Zfw, tmp_path: Path) -> None:
@@ -327,6 +363,7 @@ def test_systemd_takes_the_unit(zfw: Zfw, tmp_path: Path) -> None:
     unit = tmp_path / UNIT
     assert "/etc/zfw/50%%.json" in unit.read_text()
     _verify(unit)
+    _verify(tmp_path / FOLLOW)
 
 
 def _verify(unit: Path) -> None:

@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -26,9 +25,11 @@ from zfw_py.cli.app import main
 from zfw_py.firewall.document import AttachmentEntry, Document, Settings
 from zfw_py.firewall.interfaces import Interfaces
 from zfw_py.firewall.maps import Maps
+from zfw_py.systemd.firewall import CAPABILITIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.support.netns import Namespace, Network
 
@@ -502,8 +503,21 @@ def test_a_restore_that_is_killed_is_completed_by_the_next_one(
         raise AssertionError("it never ends")
 
 
-def test_a_service_that_systemd_starts_needs_no_more_than_this(namespace: Namespace) -> None:
-    """The resident memory of a follower that has only TCX to do with."""
-    with Follower(namespace) as follower:
-        assert follower.memory < 30 * 1024
-        assert Path(f"/proc/{follower.process.pid}/fd").is_dir()
+def test_the_capabilities_of_the_unit_suffice(namespace: Namespace) -> None:
+    """And 30 MB of memory, where all is attached by TCX."""
+    namespace.ip("link add d0 type bridge", "link add e0 type bridge")
+    Firewall().attach("d0")
+    Firewall().attach("e0", mode="clsact")
+    Firewall().detach("d0")  # with the tables of flows
+    Firewall().attach("d0")
+    names = ",".join(["-all", *(f"+{name.removeprefix('CAP_').lower()}" for name in CAPABILITIES)])
+    limited = ("setpriv", f"--bounding-set={names}", f"--inh-caps={names}", "--no-new-privs", "--")
+    for is_small in (False, True):
+        if is_small:
+            Firewall().detach("e0")
+        with Follower(namespace, *limited) as follower:
+            namespace.ip("link del d0", "link del e0")
+            namespace.ip("link add d0 type bridge", "link add e0 type bridge")
+            assert is_attached("d0", "ingress", "egress")
+            assert is_small or is_attached("e0", "ingress", "egress")
+            assert not is_small or follower.memory < 30 * 1024

@@ -25,8 +25,10 @@ SSH = 22
 class Follower:
     """``zfw follow`` in a namespace, until the end of a with block; entered, it is ready."""
 
-    def __init__(self, namespace: Namespace) -> None:
+    def __init__(self, namespace: Namespace, *before: str) -> None:
+        """``before`` are words of a command that starts it."""
         self._namespace = namespace
+        self._before = before
         self.output = ""
 
     def __enter__(self) -> Self:
@@ -37,6 +39,7 @@ class Follower:
         self._notified.bind(path)
         self._notified.settimeout(60)
         self.process = self._namespace.start(
+            *self._before,
             str(ZFW),
             "follow",
             env=os.environ | {"NOTIFY_SOCKET": path},

@@ -107,8 +107,9 @@ def _list(request: Request) -> int:
         rules = firewall.rules(request.direction or "ingress", request.destination, request.family)
         sys.stdout.write(listing.rules_text(rules, request))
         return 0
-    # Cron runs these two because they bring addresses and interface indexes up to date.
-    firewall.refresh()
+    # Cron runs these two because they bring addresses and interfaces up to date: what the follower
+    # does at each change.
+    firewall.follow()
     if request.what == "gc":
         firewall.expire_flows()
         return 0

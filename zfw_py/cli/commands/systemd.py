@@ -32,15 +32,20 @@ def command(
     """Install or remove a service that restores zfw at boot.
 
     For the firewall, install writes and enables zfw-restore.service, which runs
-    zfw restore FILE before the network is up, if FILE exists. For steer it is
+    zfw restore FILE before the network is up, if FILE exists, and
+    zfw-follow.service, which runs zfw follow from then on. For steer it is
     zfw-steer.service, which runs zfw steer apply FILE and then zfw steer run.
     Install again to update a unit. Remove disables the service and deletes its
-    unit; FILE and the attached programs stay.
+    units; FILE and the attached programs stay.
     """
     service = SERVICES[system]
     if action == "install":
         wanted = file or service.file
-        output.line(f"installed {install(service, prefix, wanted)}, enabled for {wanted}")
+        first, *others = install(service, prefix, wanted)
+        output.line(f"installed {first}, enabled for {wanted}")
+        for path in others:
+            output.line(f"installed {path}, enabled")
     else:
-        output.line(f"removed {remove(service, prefix)}")
+        for path in remove(service, prefix):
+            output.line(f"removed {path}")
     output.line("run systemctl daemon-reload to make systemd read the change")
