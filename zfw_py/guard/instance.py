@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from zfw_py.errors import NotFound, UsageError
 from zfw_py.guard import background, cgroups, programs
-from zfw_py.guard.dns.upstream import system_upstreams
+from zfw_py.guard.dns.resolv_conf import system_upstreams
 from zfw_py.guard.maps import STORE, Manifest, Maps, NoGuards
 from zfw_py.guard.supervisor import GuardContext
 from zfw_py.kernel import cgroup

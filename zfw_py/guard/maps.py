@@ -210,6 +210,11 @@ class Maps(Pins):
         data = self.map("askers").lookup(client_key(cookie, port, protocol, is_ipv6=is_ipv6))
         return None if data is None else Client.decode(data)
 
+    def has_client(self, cookie: int, port: int, protocol: int, *, is_ipv6: bool) -> bool:
+        """Whether a guarded process sent a query from this source port; arguments as ``client``."""
+        key = client_key(cookie, port, protocol, is_ipv6=is_ipv6)
+        return self.map("askers").lookup(key) is not None
+
     def decisions(self) -> dict[str, dict[str, int]]:
         """Counts of decisions, by hook and reason."""
         return decision_counts([value for _, value in sorted(self.map("decisions").items())])

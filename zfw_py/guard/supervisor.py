@@ -13,6 +13,7 @@ import os
 import syslog
 import traceback
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from dns.rcode import NXDOMAIN, REFUSED
@@ -21,7 +22,8 @@ from zfw_py.errors import ZfwError
 from zfw_py.guard import background, layout, listeners
 from zfw_py.guard.codec import Event
 from zfw_py.guard.dns.proxy import Proxy
-from zfw_py.guard.dns.upstream import check_upstreams
+from zfw_py.guard.dns.resolv_conf import ResolvConf, open_own
+from zfw_py.guard.dns.upstream import Upstream, check_upstreams
 from zfw_py.guard.events import TRANSPORTS, EventBuilder
 from zfw_py.guard.maps import STORE
 from zfw_py.guard.programs import SYSTEM, is_gone
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     import signal
     from collections.abc import Callable, Iterable, Iterator
 
+    from zfw_py.guard.dns.listening import Transport
     from zfw_py.guard.dns.proxy import AnsweredQuery
     from zfw_py.guard.events import EventSink
     from zfw_py.guard.listeners import Listeners
@@ -59,13 +62,17 @@ _BUG_LINE_INTERVAL = 60.0  # seconds
 
 
 class GuardContext(NamedTuple):
-    """A guard's maps, manifest, policy (None for a redirect), upstream servers and event sink."""
+    """A guard's maps, manifest, policy (None for a redirect), upstream servers and event sink.
+
+    ``has_own_files``: this process sees the files of the command that created the guard.
+    """
 
     maps: Maps
     manifest: Manifest
     policy: Policy | None
     upstreams: list[Endpoint]
     sink: EventSink
+    has_own_files: bool = True
 
 
 def open_sockets(context: GuardContext, pids: Iterable[int]) -> list[Listeners]:
@@ -108,6 +115,13 @@ def supervise(
             remove(SYSTEM, context.manifest.id)
 
 
+def _source(context: GuardContext) -> Callable[[], list[Endpoint]]:
+    """Where the upstream servers come from: the policy, or resolv.conf, which may change."""
+    if context.policy is None or context.policy.dns_upstreams or not context.has_own_files:
+        return lambda: context.upstreams
+    return ResolvConf(open_own, context.upstreams)
+
+
 class _Supervisor:
     def __init__(self, context: GuardContext, opened: list[Listeners], creator: int | None) -> None:
         self._context = context
@@ -120,13 +134,13 @@ class _Supervisor:
             self._proxy = Proxy(
                 ports_of_name=context.policy.ports_of_name,
                 is_blocked_name=context.policy.is_blocked_name,
-                upstreams=context.upstreams,
                 admit=context.maps.admit,
                 report=self._on_query,
                 on_bug=self._on_bug,
                 is_log_only=is_log_only,
                 refusal=REFUSED if context.policy.refuse == "refused" else NXDOMAIN,
             )
+        self._upstream = Upstream(_source(context))
         self._events = EventBuilder(context.manifest.cgroup, is_log_only=is_log_only)
         self._opened = opened
         self._here = {each.cookie: each for each in opened}
@@ -179,9 +193,20 @@ class _Supervisor:
         if self._proxy is None:
             return
         by_family = {each.family: each for each in opened.tcp}
+        is_client = partial(self._is_client, opened.cookie)
         for udp in opened.udp:
             # A family has one TCP socket, on the port of its first UDP socket.
-            self._proxy.serve(udp, by_family.pop(udp.family, None))
+            self._proxy.serve(self._upstream, is_client, udp, by_family.pop(udp.family, None))
+
+    def _is_client(self, cookie: int, client: tuple[str, int], transport: Transport) -> bool:
+        """Whether a guarded process sent from this address and port.
+
+        Any process may send to the proxy's ports. ``egress`` notes the guarded ones before their
+        packets arrive.
+        """
+        address, port = client
+        protocol = TRANSPORTS[transport]
+        return self._context.maps.has_client(cookie, port, protocol, is_ipv6=":" in address)
 
     def _guarded(self, function: Callable[..., object]) -> Callable[..., None]:
         """Wrap a callback: if it raises, the supervisor stops and ``run`` raises the exception."""

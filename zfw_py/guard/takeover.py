@@ -36,6 +36,7 @@ from zfw_py.kernel.namespaces import enter, path_of
 from zfw_py.kernel.process import (
     Process,
     files_of,
+    has_same_files,
     ignores,
     open_flags,
     open_pidfd,
@@ -119,12 +120,14 @@ def _exchange_supervisor(
             opened: list[Listeners] = []
             outputs = Outputs(None, "none")
             place = manifest.proxy_cgroup
+            has_own_files = True
             if process is not None:
                 opened = _sockets(old.pid, proxies)
                 for each in opened:
                     maps.write_listeners(each)
                 outputs, creator = _outputs(old.pid, manifest, creator)
                 place = cgroup.of_process(old.pid)
+                has_own_files = has_same_files(old.pid)
                 enter(path_of(old.pid))
             elif not place and cgroups.is_within(cgroup.of_process(os.getpid()), manifest.cgroup):
                 raise Conflict(
@@ -133,7 +136,9 @@ def _exchange_supervisor(
                 )
             if place:
                 cgroup.move(os.getpid(), place)
-            context = GuardContext(maps, manifest, policy, upstreams, sink_of(outputs))
+            context = GuardContext(
+                maps, manifest, policy, upstreams, sink_of(outputs), has_own_files
+            )
             if outputs.log is not None:
                 os.close(outputs.log[0])
         except OSError as error:

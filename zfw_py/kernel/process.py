@@ -127,6 +127,13 @@ def files_of(pid: int) -> dict[int, str]:
     return found
 
 
+def has_same_files(pid: int) -> bool:
+    """Whether a process has the caller's mount namespace and root. Raises OSError."""
+    return all(
+        os.path.samefile(f"/proc/{pid}/{each}", f"/proc/self/{each}") for each in ("ns/mnt", "root")
+    )
+
+
 def open_flags(pid: int, number: int) -> int:
     """The O_* flags of a process's descriptor (proc(5), fdinfo). Raises OSError."""
     with open(f"/proc/{pid}/fdinfo/{number}", encoding="ascii") as file:

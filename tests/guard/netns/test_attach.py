@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -24,6 +25,8 @@ from zfw_py.kernel import bpf_links, bpf_maps, cgroup
 from zfw_py.kernel.libbpf import BpfObject
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.guard.support.world import World
 
 pytestmark = pytest.mark.kernel
@@ -321,16 +324,39 @@ def test_an_upstream_that_is_the_proxy_itself_is_not_a_matter_of_luck(
     assert (code, line) == (2, "zfw: upstream 127.0.0.1:40001: this is the proxy itself\n")
 
 
-def test_the_proxy_of_another_guard_may_be_an_upstream(world: World, service: Path) -> None:
+def test_strangers_get_no_answer_and_take_no_connection(world: World, service: Path) -> None:
+    """Any user can send to the proxy's ports; a hundred idle connections starve no guarded one."""
     identifier = attach(world, "--cgroup", str(service))
     proxy = maps.Maps(f"{STORE.root}/{identifier}").map("proxies").items()
     port = next(int.from_bytes(value[32:34], sys.byteorder) for _, value in proxy)
-    allow = ("--allow", "both.example", "--allow", "other.example", "-q")
-    upstream = ("--dns-upstream", f"127.0.0.1:{port}")
-    for name, code in (("both", 0), ("other", 2)):
-        # Both guards have to allow a name.
-        done = world.zfw("run", *allow, *upstream, "--", "getent", "hosts", f"{name}.example")
-        assert done.returncode == code
+
+    def connections() -> Iterator[object]:
+        os.setuid(65534)
+        held = [socket.create_connection(("127.0.0.1", port)) for _ in range(150)]
+        for each in held:
+            each.settimeout(20)
+        yield len(held)
+        # The proxy has closed all of them.
+        yield sum(each.recv(1) == b"" for each in held)
+
+    ask = ("dig", "+tries=1", "+time=1", "@127.0.0.1", "-p", str(port), "both.example")
+    for how in ("+notcp", "+tcp"):
+        assert "status:" not in world.run(*ask, how).stdout
+    with world.stages(world.cgroup, connections) as stage:
+        assert stage() == 150
+        guarded = world.call(
+            service,
+            lambda: (
+                subprocess.run(
+                    ["dig", "+tcp", "+short", "+tries=1", f"@{UPSTREAM}", "both.example"],
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                ).stdout
+            ),
+        )
+        assert guarded == "10.9.0.10\n"
+        assert stage() == 150
 
 
 def test_without_root(world: World) -> None:

@@ -80,9 +80,9 @@ def proxied(network: Network, policy: Policy, tmp_path: Path, log: Path) -> Iter
         assert dnsmasq.poll() is None, log.read_text()
         with network.client.entered():
             sockets = [bound_pair(address, 53) for address in ("127.0.0.1", "::1")]
-        proxy = policy.proxy([Endpoint(DNSMASQ, 53)])
-        proxy.serve(*sockets[1])
-        with Running(proxy, sockets[0]):
+        proxy = policy.proxy()
+        with Running(proxy, [Endpoint(DNSMASQ, 53)], sockets[0]) as made:
+            made.serve(*sockets[1])
             yield network
 
 

@@ -7,6 +7,7 @@ import asyncio
 import select
 import socket
 import threading
+from functools import partial
 from struct import pack
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ import dns.rcode
 import dns.rrset
 
 from zfw_py.guard.dns.proxy import Proxy
+from zfw_py.guard.dns.upstream import Upstream
 from zfw_py.values.endpoint import Endpoint
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Self
 
+    from zfw_py.guard.dns.listening import IsClient
     from zfw_py.guard.dns.proxy import AnsweredQuery
 
     Message = dns.message.Message
@@ -77,13 +80,14 @@ class FakeServer:
     called in the server's thread.
     """
 
-    def __init__(self, script: Script, *, has_tcp: bool = True) -> None:
+    def __init__(self, script: Script, *, has_tcp: bool = True, port: int = 0) -> None:
         """Open the sockets and answer in a thread."""
         self.script = script
         self.asked: list[tuple[Message, str]] = []
         self.clients: list[tuple[str, int]] = []
         self._tcp = socket.socket()
-        self._tcp.bind((LOOPBACK, 0))
+        self._tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._tcp.bind((LOOPBACK, port))
         self.server = Endpoint(*self._tcp.getsockname())
         self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._udp.bind(self.server)
@@ -193,12 +197,11 @@ class Policy:
             raise OSError(7, "Argument list too long")
         self.admitted.append((tuple(addresses), ports, lifetime))
 
-    def proxy(self, upstreams: Sequence[Endpoint], **options: Any) -> Proxy:
+    def proxy(self, **options: Any) -> Proxy:
         """A proxy with this policy, whose clock is ``now``."""
         return Proxy(
             ports_of_name=self.ports_of_name,
             is_blocked_name=self.is_blocked_name,
-            upstreams=upstreams,
             admit=self.admit,
             report=self.events.append,
             on_bug=self.bugs.append,
@@ -217,14 +220,21 @@ class Running:
     """A proxy in a thread, whose network namespace is that of this thread."""
 
     def __init__(
-        self, proxy: Proxy, sockets: tuple[socket.socket, socket.socket] | None = None
+        self,
+        proxy: Proxy,
+        upstreams: Sequence[Endpoint] | Upstream,
+        sockets: tuple[socket.socket, socket.socket] | None = None,
+        is_client: IsClient = lambda *_: True,
     ) -> None:
         """Start the proxy; ``failure`` is the error that its ``run`` raised."""
         self.proxy = proxy
         self.failure: BaseException | None = None
         self.sockets = udp, tcp = sockets or bound_pair()
         self.address, self.port = udp.getsockname()[:2]
-        proxy.serve(udp, tcp)
+        if not isinstance(upstreams, Upstream):
+            upstreams = Upstream(partial(list, upstreams))
+        self.upstream = upstreams
+        proxy.serve(self.upstream, is_client, udp, tcp)
         self._stop = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._has_begun = threading.Event()
@@ -244,6 +254,10 @@ class Running:
         self.stop()
         if self.failure is not None and error is None:
             raise self.failure
+
+    def serve(self, udp: socket.socket, tcp: socket.socket) -> None:
+        """Answer on other sockets too."""
+        self.call(self.proxy.serve, self.upstream, lambda *_: True, udp, tcp)
 
     def stop(self) -> None:
         """Stop the proxy, and wait until it has ended."""

@@ -9,6 +9,7 @@ import os
 import resource
 import socket
 import threading
+import time
 from contextlib import ExitStack, contextmanager
 from struct import pack
 from typing import TYPE_CHECKING
@@ -51,7 +52,7 @@ def proxied(
     """A proxy that asks these servers."""
     policy = policy or Policy()
     upstreams = [each.server if isinstance(each, FakeServer) else each for each in servers]
-    with Running(policy.proxy(upstreams, is_log_only=is_log_only)) as running:
+    with Running(policy.proxy(is_log_only=is_log_only), upstreams) as running:
         yield running, policy
 
 
@@ -140,8 +141,8 @@ def test_a_name_without_a_rule_is_refused_and_nobody_asked(
 def test_a_refusal_can_be_refused(stack: ExitStack, server: FakeServer) -> None:
     policy = Policy()
     policy.blocked.add("bad.test")
-    made = policy.proxy([server.server], refusal=dns.rcode.REFUSED)
-    running = stack.enter_context(Running(made))
+    made = policy.proxy(refusal=dns.rcode.REFUSED)
+    running = stack.enter_context(Running(made, [server.server]))
     for name, why in (("www.example.", 18), ("bad.test.", 15)):
         answer = running.ask(name, use_edns=0)
         assert (answer.rcode(), extended_errors(answer)) == (dns.rcode.REFUSED, [why])
@@ -329,22 +330,18 @@ def test_each_question_has_another_port_and_id(running: Running, server: FakeSer
     assert len({query.id for query, _ in server.asked}) > 15
 
 
-def test_a_late_answer_is_not_waited_for_and_does_no_harm(
+def test_a_slow_answer_counts(
     running: Running, server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upstream, "UDP_TIMEOUT", 0.5)
-    late: list[Message] = []
+    """A client without a guard waits for it: five seconds, most of them."""
+    monkeypatch.setattr(upstream, "UDP_TIMEOUT", 0.2)
 
-    def script(query: Message, _: str) -> list[Message]:
-        if not late:
-            late.append(a_record(query, "192.0.2.66"))
-            return []
-        # The first one, on the second question's socket: its id is another.
-        return [late[0], a_record(query)]
+    def script(query: Message, _: str) -> Iterator[Message]:
+        time.sleep(1.0 if len(server.asked) == 1 else 0)
+        yield a_record(query, f"192.0.2.{len(server.asked)}")
 
     server.script = script
     assert addresses(running.ask(WWW)) == ["192.0.2.1"]
-    assert len(server.asked) == 2
 
 
 def test_what_is_truncated_is_asked_for_over_tcp(running: Running, server: FakeServer) -> None:
@@ -383,26 +380,75 @@ def test_over_tcp_nothing_is_cut(running: Running, server: FakeServer) -> None:
     assert len(over_udp.to_wire()) <= 1232
 
 
-def test_a_server_that_is_not_there_is_passed_over(server: FakeServer) -> None:
-    """And asked again only when the other one fails."""
-    with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as closed:
-        closed.bind(("127.0.0.1", 0))
-        gone = Endpoint(*closed.getsockname())
-    with proxied(gone, server) as (running, _):
-        assert addresses(running.ask(WWW)) == ["192.0.2.1"]
-        assert addresses(running.ask("other.test.")) == ["192.0.2.1"]
-    assert len(server.asked) == 2
+# Split DNS: the first server knows names that the second one denies.
 
 
-def test_so_is_one_that_is_silent(
-    stack: ExitStack, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+def denying(query: Message, _: str) -> list[Message]:
+    return [response(query, rcode=dns.rcode.NXDOMAIN)]
+
+
+@pytest.fixture
+def public(stack: ExitStack) -> FakeServer:
+    """Knows no name."""
+    return stack.enter_context(FakeServer(denying))
+
+
+def test_a_lost_packet_is_sent_again_to_the_same_server(
+    server: FakeServer, public: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(upstream, "UDP_TIMEOUT", 0.5)
+    server.script = lambda query, _: [a_record(query)] if len(server.asked) > 1 else []
+    with proxied(server, public) as (running, _):
+        assert addresses(running.ask(WWW)) == ["192.0.2.1"]
+        assert addresses(running.ask("other.test.")) == ["192.0.2.1"]
+    assert server.names() == [WWW, WWW, "other.test."]
+    assert public.asked == []
+
+
+def test_a_server_that_is_not_there_is_passed_over_for_one_question(
+    server: FakeServer, public: FakeServer, stack: ExitStack
+) -> None:
+    """Its process may be starting again: the next question is for it."""
+    udp, tcp = bound_pair()
+    port = udp.getsockname()[1]
+    udp.close()
+    tcp.close()
+    running, _ = stack.enter_context(proxied(Endpoint("127.0.0.1", port), public))
+    assert running.ask(WWW).rcode() == dns.rcode.NXDOMAIN
+    stack.enter_context(FakeServer(lambda query, _: [a_record(query)], port=port))
+    assert addresses(running.ask("other.test.")) == ["192.0.2.1"]
+    assert public.names() == [WWW]
+
+
+def test_a_silent_server_is_asked_last_for_a_while(
+    server: FakeServer, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upstream, "UDP_TIMEOUT", 0.2)
+    monkeypatch.setattr(upstream, "PENALTY", 3.0)
     silent = stack.enter_context(FakeServer(lambda *_: []))
     running, _ = stack.enter_context(proxied(silent, server))
-    for number in range(3):
+    for number in range(4):
         assert addresses(running.ask(f"n{number}.test.")) == ["192.0.2.1"]
-    assert silent.names() == ["n0.test."]
+    # Each of its questions twice. Once silent may be chance; after the second time it comes last.
+    assert sorted({*silent.names()}) == ["n0.test.", "n1.test."]
+    silent.script = lambda query, _: [a_record(query, "192.0.2.2")]
+    time.sleep(3.1)
+    assert addresses(running.ask("n4.test.")) == ["192.0.2.2"]
+
+
+def test_servers_that_have_changed_are_asked_and_the_old_answers_forgotten(
+    server: FakeServer, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upstream, "LOOK_INTERVAL", 0.0)
+    other = stack.enter_context(FakeServer(lambda query, _: [a_record(query, "192.0.2.2")]))
+    servers = [server.server]
+    made = upstream.Upstream(lambda: servers)
+    running = stack.enter_context(Running(Policy().proxy(), made))
+    assert addresses(running.ask(WWW)) == ["192.0.2.1"]
+    servers = [other.server]
+    assert addresses(running.ask(WWW)) == ["192.0.2.2"]
+    servers = []
+    assert running.ask(WWW).rcode() == dns.rcode.SERVFAIL
 
 
 @pytest.mark.parametrize(
@@ -427,11 +473,12 @@ def test_so_is_one_whose_records_cannot_be_read(stack: ExitStack, server: FakeSe
 
 def test_no_server_is_a_failure_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upstream, "UDP_TIMEOUT", 0.05)
+    monkeypatch.setattr(proxy, "PATIENCE", 0.5)
     with FakeServer(lambda *_: []) as silent, proxied(silent) as (running, policy):
         answer = running.ask(WWW, use_edns=0)
         assert answer.rcode() == dns.rcode.SERVFAIL
         assert extended_errors(answer) == [22]
-        assert len(silent.asked) == 2
+        assert len({query.id for query, _ in silent.asked}) == 2
         assert policy.events[0][4:] == ("allow", "upstream_failed", (), "SERVFAIL", False)
 
 
@@ -813,18 +860,50 @@ def test_a_client_that_goes_away_is_forgotten(running: Running, server: FakeServ
         read_frames(tcp, 1)
         tcp.close()  # resets it: there is more to read
     assert len(addresses(running.ask(WWW, is_tcp=True))) == 250
-    assert wait_until(lambda: running.proxy._connections._connected == 0)
+    assert wait_until(lambda: not running.proxy._connections._open)
 
 
-def test_connections_have_a_limit(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_connections_cost_the_one_that_was_silent_longest(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(listening, "MOST_CONNECTIONS", 2)
-    with running.tcp() as first, running.tcp() as second, running.tcp() as third:
-        assert read_frames(third, 1) == []
-        for tcp in (first, second):
+    with running.tcp() as first, running.tcp() as second:
+        for tcp in (first, second, first):
             tcp.sendall(framed(frame_of()))
             assert len(read_frames(tcp, 1)) == 1
-    assert wait_until(lambda: running.proxy._connections._connected == 0)
+        with running.tcp() as third:
+            assert read_frames(second, 1) == []
+            for tcp in (first, third):
+                tcp.sendall(framed(frame_of()))
+                assert len(read_frames(tcp, 1)) == 1
+    assert wait_until(lambda: not running.proxy._connections._open)
     assert addresses(running.ask(WWW, is_tcp=True)) == ["192.0.2.1"]
+
+
+def test_strangers_get_no_answer_and_take_no_room(
+    server: FakeServer, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "MOST_CONNECTIONS", 2)
+    known: set[int] = set()
+    running = stack.enter_context(
+        Running(Policy().proxy(), [server.server], is_client=lambda client, _: client[1] in known)
+    )
+    strangers = [stack.enter_context(running.tcp()) for _ in range(20)]
+    with running.udp() as stranger, running.udp() as client:
+        known.add(client.getsockname()[1])
+        stranger.send(frame_of())
+        client.send(frame_of())
+        assert dns.message.from_wire(client.recv(4096)).answer
+        stranger.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            stranger.recv(4096)
+    with socket.socket() as client:
+        client.bind(("127.0.0.1", 0))
+        known.add(client.getsockname()[1])
+        client.connect((running.address, running.port))
+        client.sendall(framed(frame_of()))
+        assert len(read_frames(client, 1)) == 1
+    assert all(read_frames(each, 1) == [] for each in strangers)
 
 
 # Sockets, and the end
@@ -833,7 +912,7 @@ def test_connections_have_a_limit(running: Running, monkeypatch: pytest.MonkeyPa
 def test_other_sockets_can_come_later(running: Running, policy: Policy) -> None:
     udp, tcp = bound_pair("::1")
     address = udp.getsockname()
-    running.call(running.proxy.serve, udp, tcp)
+    running.serve(udp, tcp)
     query = dns.message.make_query(WWW, "A")
     assert wait_until(lambda: bool(dns.query.udp(query, "::1", 30, address[1]).answer))
     assert dns.query.tcp(query, "::1", 30, address[1]).answer
@@ -874,8 +953,8 @@ def test_a_bug_costs_the_question_that_met_it(
 
     server.script = always(f"{WWW} 60 CNAME b.test.\nb.test. 60 A 192.0.2.1")
     policy = Policy()
-    made = policy.proxy([server.server])
-    with Running(made) as running:
+    made = policy.proxy()
+    with Running(made, [server.server]) as running:
         if is_cached:
             running.ask(WWW)
         with monkeypatch.context() as patched:
@@ -952,8 +1031,8 @@ def test_run_ends_with_its_task(server: FakeServer) -> None:
 
     async def run() -> None:
         udp, tcp = bound_pair()
-        made = Policy().proxy([server.server])
-        made.serve(udp, tcp)
+        made = Policy().proxy()
+        made.serve(upstream.Upstream(lambda: [server.server]), lambda *_: True, udp, tcp)
         before = asyncio.get_running_loop().get_exception_handler()
         task = asyncio.create_task(made.run(asyncio.Event()))
         await asyncio.sleep(0)

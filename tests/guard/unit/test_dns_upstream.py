@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import dns.edns
@@ -11,12 +12,8 @@ import dns.rcode
 import pytest
 
 from zfw_py.errors import NotFound, UsageError
-from zfw_py.guard.dns.upstream import (
-    Upstream,
-    check_upstreams,
-    is_reply,
-    system_upstreams,
-)
+from zfw_py.guard.dns.resolv_conf import ResolvConf, open_own, system_upstreams
+from zfw_py.guard.dns.upstream import check_upstreams, is_reply
 from zfw_py.values.endpoint import Endpoint
 
 if TYPE_CHECKING:
@@ -56,6 +53,38 @@ class TestSystem:
             system_upstreams(str(tmp_path / "absent"))
 
 
+class TestFollowed:
+    """What a DHCP client, a VPN or an administrator does to the file while a guard is there."""
+
+    def test_a_file_is_read_again_when_it_is_written_or_replaced(self, tmp_path: Path) -> None:
+        path = tmp_path / "resolv.conf"
+        followed = ResolvConf(lambda: open_own(str(path)), [Endpoint("192.0.2.9", 53)])
+        assert followed() == [Endpoint("192.0.2.9", 53)]
+        path.write_text("nameserver 192.0.2.1\n")
+        assert followed() == [Endpoint("192.0.2.1", 53)]
+        path.write_text("nameserver 192.0.2.2\nnameserver 192.0.2.1\n")
+        assert followed() == [Endpoint("192.0.2.2", 53), Endpoint("192.0.2.1", 53)]
+        (tmp_path / "new").write_text("nameserver 192.0.2.3\n")
+        (tmp_path / "new").rename(path)
+        assert followed() == [Endpoint("192.0.2.3", 53)]
+        (tmp_path / "target").write_text("nameserver 192.0.2.4\n")
+        path.unlink()
+        assert followed() == [Endpoint("192.0.2.3", 53)]
+        path.symlink_to(tmp_path / "target")
+        assert followed() == [Endpoint("192.0.2.4", 53)]
+
+    def test_a_file_without_a_server_changes_nothing(self, tmp_path: Path) -> None:
+        path = tmp_path / "resolv.conf"
+        followed = ResolvConf(lambda: open_own(str(path)), [])
+        path.write_text("nameserver 192.0.2.1\n")
+        assert followed() == [Endpoint("192.0.2.1", 53)]
+        path.write_text("search example\n")
+        assert followed() == [Endpoint("192.0.2.1", 53)]
+        path.unlink()
+        os.mkfifo(path)
+        assert followed() == [Endpoint("192.0.2.1", 53)]
+
+
 class TestCheck:
     def test_a_server_is_written_as_it_is_given(self) -> None:
         assert str(Endpoint("192.0.2.1", 53)) == "192.0.2.1:53"
@@ -76,12 +105,6 @@ class TestCheck:
     def test_what_is_no_address_is_refused(self, server: Endpoint) -> None:
         with pytest.raises(UsageError, match=r"^upstream .*: not an IP address and a port"):
             check_upstreams([server], [])
-        with pytest.raises(UsageError):
-            Upstream([server])
-
-    def test_so_is_none_at_all(self) -> None:
-        with pytest.raises(UsageError, match="no upstream server"):
-            Upstream([])
 
     @pytest.mark.parametrize(
         ("address", "listening"),

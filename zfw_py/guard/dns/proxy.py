@@ -35,18 +35,21 @@ from zfw_py.guard.dns.answers import (
     message,
 )
 from zfw_py.guard.dns.cache import Cache
-from zfw_py.guard.dns.listening import Connections, Datagrams, Reply, Transport
+from zfw_py.guard.dns.listening import Connections, Datagrams, IsClient, Reply, Transport
 from zfw_py.guard.dns.questions import Question, Unreadable, has_hidden_dot, read_question
-from zfw_py.guard.dns.upstream import NoAnswer, Upstream
+from zfw_py.guard.dns.upstream import NoAnswer
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Coroutine, Iterable, Sequence
+    from collections.abc import Callable, Coroutine, Iterable
 
     from dns.rcode import Rcode
 
     from zfw_py.guard.dns.questions import Key
-    from zfw_py.values.endpoint import Endpoint
+    from zfw_py.guard.dns.upstream import Upstream
+
+    # Different servers may have different answers.
+    _Key = tuple[int, Key]
 
 # Queries to upstream servers at a time, each with a descriptor (a process usually may have 1,024),
 # and clients' queries that wait for their answers.
@@ -103,6 +106,7 @@ class AnsweredQuery(NamedTuple):
 class _PendingQuery(NamedTuple):
     """A query that waits for its answer. ``ports`` is None for a name that is not allowed."""
 
+    upstream: Upstream
     question: Question
     id: bytes
     client: tuple[str, int]
@@ -110,6 +114,10 @@ class _PendingQuery(NamedTuple):
     reply: Reply
     ports: frozenset[int] | None
     reason: Reason
+
+
+def _key(pending: _PendingQuery) -> _Key:
+    return pending.upstream.epoch, pending.question.key
 
 
 class Proxy:
@@ -120,7 +128,6 @@ class Proxy:
             None: the name is not allowed. Names are lower case, without the last dot.
         is_blocked_name: whether a rule blocks the name. An answer with such a name in its chain is
             refused too.
-        upstreams: the servers to ask, from the network namespace of the thread that runs it.
         admit: called with addresses, ports and a lifetime in seconds, before the answer is sent.
             Raises OSError if the addresses cannot be admitted: the client gets SERVFAIL.
         report: called once for each query.
@@ -142,7 +149,6 @@ class Proxy:
         *,
         ports_of_name: Callable[[str], frozenset[int] | None],
         is_blocked_name: Callable[[str], bool],
-        upstreams: Sequence[Endpoint],
         admit: Callable[[Iterable[bytes], frozenset[int], float], None],
         report: Callable[[AnsweredQuery], None],
         on_bug: Callable[[BaseException], None],
@@ -150,10 +156,9 @@ class Proxy:
         refusal: Rcode = NXDOMAIN,
         clock: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
     ) -> None:
-        """Raises UsageError for upstream servers that cannot be asked."""
+        """Without sockets: see ``serve``."""
         self._ports_of_name = ports_of_name
         self._is_blocked_name = is_blocked_name
-        self._upstream = Upstream(upstreams)
         self._admit = admit
         self._report = report
         self._on_bug = on_bug
@@ -161,28 +166,45 @@ class Proxy:
         self._clock = clock
         self._refusals = {why: error(refusal, *how) for why, how in _REFUSALS.items()}
         self._cache = Cache()
-        self._pending: dict[Key, list[_PendingQuery]] = {}
+        self._pending: dict[_Key, list[_PendingQuery]] = {}
         self._waiting = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._bug: BaseException | None = None
         self._stop = asyncio.Event()
-        self._datagrams = Datagrams(self._handle)
-        self._connections = Connections(self._handle, self._spawn)
+        self._datagrams = Datagrams()
+        self._connections = Connections(self._spawn)
         self._is_running = False
-        self._served: list[tuple[socket.socket, socket.socket | None]] = []
+        self._served: list[tuple[Upstream, IsClient, socket.socket, socket.socket | None]] = []
 
-    def serve(self, udp: socket.socket, tcp: socket.socket | None = None) -> None:
-        """Answer queries on these bound sockets too; the proxy closes them at its end.
+    def serve(
+        self,
+        upstream: Upstream,
+        is_client: IsClient,
+        udp: socket.socket,
+        tcp: socket.socket | None = None,
+    ) -> None:
+        """Answer queries on these bound sockets too, by asking these servers.
+
+        The proxy closes the sockets at its end. Messages of strangers, for which ``is_client``
+        returns False, get no answer, and their connections are closed.
 
         Call it before ``run``, or in its loop while it runs. The sockets may be of any network
         namespace. A UDP socket must be bound to one address, so that answers come from it.
         """
         if not self._is_running:
-            self._served.append((udp, tcp))
+            self._served.append((upstream, is_client, udp, tcp))
             return
-        self._datagrams.listen(udp)
+        handle = partial(self._handle, upstream)
+        self._datagrams.listen(udp, handle, is_client)
         if tcp is not None:
-            self._connections.listen(tcp)
+            self._connections.listen(tcp, handle, is_client)
+
+    def withdraw(self, udp: Iterable[socket.socket], tcp: Iterable[socket.socket]) -> None:
+        """Answer no longer on these sockets, and close them; call it in the running loop."""
+        for each in udp:
+            self._datagrams.close(each)
+        for each in tcp:
+            self._connections.close(each)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Answer until ``stop`` is set, then close all sockets. Can run once.
@@ -198,13 +220,13 @@ class Proxy:
         stopping = loop.create_task(stop.wait())
         failing = loop.create_task(self._stop.wait())
         try:
-            for udp, tcp in self._served:
-                self.serve(udp, tcp)
+            for upstream, is_client, udp, tcp in self._served:
+                self.serve(upstream, is_client, udp, tcp)
             await asyncio.wait({stopping, failing}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._is_running = False
-            self._datagrams.close()
-            self._connections.close()
+            self._datagrams.close_all()
+            self._connections.close_all()
             await asyncio.sleep(0)  # tasks that have not run yet start, and then close theirs
             ending = {stopping, failing, *self._tasks}
             for task in ending:
@@ -215,10 +237,11 @@ class Proxy:
         if self._bug is not None:
             raise self._bug
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        return task
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -236,7 +259,12 @@ class Proxy:
     # Queries
 
     def _handle(
-        self, received: bytes, client: tuple[str, int], transport: Transport, reply: Reply
+        self,
+        upstream: Upstream,
+        received: bytes,
+        client: tuple[str, int],
+        transport: Transport,
+        reply: Reply,
     ) -> bool:
         """Answer a message, at once or later. False: it gets no answer."""
         try:
@@ -249,7 +277,9 @@ class Proxy:
             if question.answer:
                 reply(id_ + question.answer)
             return bool(question.answer)
-        pending = _PendingQuery(question, id_, client, transport, reply, None, "not_allowed")
+        pending = _PendingQuery(
+            upstream, question, id_, client, transport, reply, None, "not_allowed"
+        )
         return self._attempt(pending, self._begin)
 
     def _attempt(self, pending: _PendingQuery, action: Callable[[_PendingQuery], None]) -> bool:
@@ -277,7 +307,7 @@ class Proxy:
             self._send(pending, self._refusals[reason])
         elif question.rdtype == ANY:
             self._answer(pending, any_answer(question))
-        elif (cached := self._cache.get(question.key, self._clock())) is not None:
+        elif (cached := self._cache.get(_key(pending), self._clock())) is not None:
             self._answer(pending, *cached, is_cached=True)
         else:
             self._ask(pending)
@@ -292,7 +322,7 @@ class Proxy:
 
     def _ask(self, pending: _PendingQuery) -> None:
         """Ask upstream, once for all clients that wait for the same answer."""
-        key = pending.question.key
+        key = _key(pending)
         waiting = self._pending.get(key)
         if self._waiting >= MOST_WAITING or (waiting is None and len(self._pending) >= MOST_ASKED):
             self._fail(pending, error(SERVFAIL, edns.OTHER, "too many questions"), "busy")
@@ -300,15 +330,15 @@ class Proxy:
         self._waiting += 1
         if waiting is None:
             self._pending[key] = [pending]
-            self._spawn(self._fetch(pending.question))
+            self._spawn(self._fetch(key, pending.upstream, pending.question))
         else:
             waiting.append(pending)
 
-    async def _fetch(self, question: Question) -> None:
+    async def _fetch(self, key: _Key, upstream: Upstream, question: Question) -> None:
         """Ask upstream, and answer all clients that wait."""
         failure: Reason | None = None
         try:
-            answer = await self._follow(question)
+            answer = await self._follow(upstream, question)
         except NoAnswer as no_answer:
             answer, failure = Answer(SERVFAIL, no_answer.options), "upstream_failed"
         except BadAnswer as bad:
@@ -317,22 +347,22 @@ class Proxy:
             self._on_bug(bug)
             answer = error(SERVFAIL, edns.OTHER, "an error in zfw")
             failure = "internal_error"
-        waiting = self._pending.pop(question.key)
+        waiting = self._pending.pop(key)
         self._waiting -= len(waiting)
         if not question.options:  # with options it may be valid for one client's subnet only
-            self._cache.put(question.key, answer, self._clock())
+            self._cache.put(key, answer, self._clock())
         for pending in waiting:
             if failure is not None:
                 self._attempt(pending, partial(self._fail, answer=answer, reason=failure))
             else:
                 self._attempt(pending, partial(self._answer, answer=answer))
 
-    async def _follow(self, question: Question) -> Answer:
+    async def _follow(self, upstream: Upstream, question: Question) -> Answer:
         deadline = asyncio.get_running_loop().time() + PATIENCE
         chain = Chain(question)
         name = question.name
         for _ in range(_MOST_HOPS):
-            following = chain.follow(await self._upstream.ask(name, question, deadline))
+            following = chain.follow(await upstream.ask(name, question, deadline))
             if following is None:
                 return chain.answer()
             name = following

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Finds the upstream servers, and sends queries to them.
+"""Sends queries to the upstream servers.
 
 Each attempt has its own socket, connected to the server, with a random port and a random id: an
 attacker who cannot see the query has to guess both. A packet that does not repeat the question is
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import os
 import socket
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -21,34 +22,40 @@ from dns.exception import DNSException
 from dns.opcode import QUERY
 from dns.rcode import FORMERR, NOERROR, NOTIMP, NXDOMAIN, REFUSED, SERVFAIL, YXDOMAIN
 
-from zfw_py.errors import NotFound, UsageError, ZfwError
+from zfw_py.errors import UsageError, ZfwError
 from zfw_py.guard.dns import edns
 from zfw_py.guard.dns.questions import query
 from zfw_py.guard.dns.wire import HEADER, read_reply
-from zfw_py.values.endpoint import DNS_PORT, Endpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from dns.message import Message
     from dns.name import Name
 
     from zfw_py.guard.dns.questions import Question
+    from zfw_py.values.endpoint import Endpoint
 
-RESOLV_CONF = "/etc/resolv.conf"
-# The C library reads as many (MAXNS).
-_MOST_SYSTEM_UPSTREAMS = 3
-_MOST_RESOLV_CONF = 65_536
+    # Calls a function, and returns its result or raises its error.
+    Within = Callable[[Callable[[], Any]], Any]
 
+# For the first server, then for each next one that is asked too.
 ROUNDS = 2
 UDP_TIMEOUT = 2.0
 TCP_TIMEOUT = 4.0
+# A server that did not answer so many queries in a row is asked last for some seconds.
+_SILENCES = 2
+PENALTY = 5.0
+# How often the list of servers is looked at, in seconds.
+LOOK_INTERVAL = 0.5
 _LARGEST = 65_535
 # In the third byte of a message.
 _QR, _OPCODE, _TC = 0x80, 0x78, 0x02
 _ANSWERS = frozenset({NOERROR, NXDOMAIN, YXDOMAIN})
 # Errors of a server that could not read the query, and so does not repeat the question.
 _ERRORS = frozenset({FORMERR, SERVFAIL, NOTIMP, REFUSED})
+
+_epochs = itertools.count(1)
 
 
 class NoAnswer(ZfwError):
@@ -57,28 +64,6 @@ class NoAnswer(ZfwError):
     def __init__(self, message: str, options: bytes) -> None:
         super().__init__(message)
         self.options = options
-
-
-def system_upstreams(path: str = RESOLV_CONF) -> list[Endpoint]:
-    """The name servers in resolv.conf(5), at most three. Raises NotFound if there is none.
-
-    Skips lines and addresses that it cannot parse, as the C library does.
-    """
-    try:
-        with open(path, "rb") as file:
-            text = file.read(_MOST_RESOLV_CONF).decode("utf-8", "replace")
-    except FileNotFoundError:
-        text = ""
-    found = []
-    for line in text.splitlines():
-        words = line.split()
-        if len(words) > 1 and words[0] == "nameserver":
-            server = Endpoint(words[1], DNS_PORT)
-            if _socket_address(server) is not None:
-                found.append(server)
-    if not found:
-        raise NotFound(f"{path} names no server", hint="--dns-upstream ADDR[:PORT] names one")
-    return found[:_MOST_SYSTEM_UPSTREAMS]
 
 
 def check_upstreams(upstreams: Iterable[Endpoint], listening: Iterable[tuple[str, int]]) -> None:
@@ -99,6 +84,11 @@ def check_upstreams(upstreams: Iterable[Endpoint], listening: Iterable[tuple[str
                 own_address == address or (own_address.is_unspecified and _is_local(address))
             ):
                 raise UsageError(f"upstream {server}: this is the proxy itself")
+
+
+def is_usable(server: Endpoint) -> bool:
+    """Whether this is an IP address with a port, and its zone an interface of the caller."""
+    return _socket_address(server) is not None
 
 
 def is_reply(asked: bytes, received: bytes) -> bool:
@@ -122,50 +112,131 @@ def is_reply(asked: bytes, received: bytes) -> bool:
 
 
 class Upstream:
-    """The upstream servers, asked in turn; the first is the one that answered last."""
+    """The upstream servers of a network namespace, asked in their order.
 
-    def __init__(self, servers: Sequence[Endpoint]) -> None:
-        """Raises UsageError for a server that is not an IP address, or if there is none."""
-        check_upstreams(servers, ())
-        self._servers = [found for server in servers if (found := _socket_address(server))]
-        if not self._servers:
-            raise UsageError("no upstream server")
-        self._first = 0
+    The order is meant: with split DNS the first server knows names that the next one denies. So a
+    lost packet is sent again before the next server is asked, and a server that refuses or stays
+    silent is asked first again by the next query. Only one that is silent twice is asked last, for
+    PENALTY seconds.
+
+    ``epoch`` is another number whenever the servers are others; answers of one are not for the
+    other.
+    """
+
+    def __init__(
+        self,
+        servers: Callable[[], Sequence[Endpoint]],
+        within: Within = lambda function: function(),
+    ) -> None:
+        """``servers`` returns the servers of now; ``within`` calls a function in the namespace."""
+        self._source = servers
+        self._within = within
+        self._named: tuple[Endpoint, ...] | None = None
+        self._servers: list[_SocketAddress] = []
+        self._silent: dict[_SocketAddress, tuple[int, float]] = {}
+        self._next_look = 0.0
+        self._epoch = 0
+
+    @property
+    def epoch(self) -> int:
+        """The number of the list of servers. Looks whether it has changed."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._next_look:
+            self._next_look = now + LOOK_INTERVAL
+            named = tuple(self._source())
+            if named != self._named:
+                self._named = named
+                self._servers = self._within(
+                    lambda: [found for each in named if (found := _socket_address(each))]
+                )
+                self._silent.clear()
+                self._epoch = next(_epochs)
+        return self._epoch
 
     async def ask(self, name: Name, question: Question, deadline: float) -> Message:
         """Ask for this name, with the type and flags of the question; the first good reply.
 
-        ``deadline`` is a time of the running loop. A server that does not answer, or answers with
-        an error, is skipped. Raises NoAnswer after two rounds.
+        ``deadline`` is a time of the running loop. A server that answers with an error is not asked
+        again. While one is silent, the next one is asked too. Raises NoAnswer after two rounds.
         """
         loop = asyncio.get_running_loop()
-        servers = self._servers[self._first :] + self._servers[: self._first]
+        servers = self._in_order()
+        plan = [server for _ in range(ROUNDS) for server in servers]
+        attempts: dict[asyncio.Task[Message], _SocketAddress] = {}
         errors = b""
-        for _ in range(ROUNDS):
-            for server in servers.copy():
-                if loop.time() >= deadline:
-                    break
-                try:
-                    reply = await _ask_server(server, name, question, deadline)
-                except OSError:
-                    self._skip(server)
-                    continue
-                if reply.rcode() in _ANSWERS:
-                    return reply
-                more = edns.errors(reply.options)
-                if len(errors) + len(more) <= edns.MOST_OPTIONS:
-                    errors += more
-                servers.remove(server)
-        if len(servers) == len(self._servers):
+        has_answered = False
+        try:
+            while (plan or attempts) and loop.time() < deadline:
+                if plan:
+                    server = plan.pop(0)
+                    attempt = self._ask_server(server, name, question, deadline)
+                    attempts[loop.create_task(attempt)] = server
+                left = max(deadline - loop.time(), 0)
+                done, _ = await asyncio.wait(
+                    attempts,
+                    timeout=min(UDP_TIMEOUT, left) if plan else left,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                if not done:
+                    self._note_silence(server)
+                for task in [each for each in attempts if each in done]:
+                    server = attempts.pop(task)
+                    try:
+                        reply = task.result()
+                    except OSError:
+                        continue
+                    has_answered = True
+                    self._silent.pop(server, None)
+                    if reply.rcode() in _ANSWERS:
+                        return reply
+                    more = edns.errors(reply.options)
+                    if len(errors) + len(more) <= edns.MOST_OPTIONS:
+                        errors += more
+                    plan = [each for each in plan if each != server]
+        finally:
+            for task in attempts:
+                task.cancel()
+            await asyncio.gather(*attempts, return_exceptions=True)
+        if not has_answered:
             reason = edns.extended_error(edns.NO_REACHABLE_AUTHORITY)
             raise NoAnswer("no upstream server answers", reason)
         reason = edns.extended_error(edns.NETWORK_ERROR)
         raise NoAnswer("no upstream server knows", errors or reason)
 
-    def _skip(self, server: _SocketAddress) -> None:
-        """Start with the next server from now on: only this query waits for the silent one."""
-        if self._servers[self._first] is server:
-            self._first = (self._first + 1) % len(self._servers)
+    def _in_order(self) -> list[_SocketAddress]:
+        """The servers, those that are silent last."""
+        now = asyncio.get_running_loop().time()
+        return sorted(self._servers, key=lambda each: self._silent.get(each, (0, 0.0))[1] > now)
+
+    def _note_silence(self, server: _SocketAddress) -> None:
+        count = self._silent.get(server, (0, 0.0))[0] + 1
+        until = asyncio.get_running_loop().time() + PENALTY if count >= _SILENCES else 0.0
+        self._silent[server] = (count, until)
+
+    async def _ask_server(
+        self, server: _SocketAddress, name: Name, question: Question, deadline: float
+    ) -> Message:
+        """Ask over UDP; over TCP if the reply is truncated; without EDNS if it is not known."""
+        for is_edns in (True, False):
+            asked = query(name, question, is_edns=is_edns)
+            with self._socket(server, socket.SOCK_DGRAM) as udp:
+                received = await _ask_udp(udp, server.address, asked, deadline)
+            if received[2] & _TC:
+                with self._socket(server, socket.SOCK_STREAM) as tcp:
+                    received = await _ask_tcp(tcp, server.address, asked, deadline)
+            try:
+                reply = read_reply(received, question.rdtype)
+            except DNSException as error:
+                raise OSError(errno.EBADMSG, os.strerror(errno.EBADMSG)) from error
+            if reply.opt is not None or reply.rcode() not in (FORMERR, NOTIMP):
+                break
+        return reply
+
+    def _socket(self, server: _SocketAddress, kind: socket.SocketKind) -> socket.socket:
+        made: socket.socket = self._within(
+            lambda: socket.socket(server.family, kind | socket.SOCK_NONBLOCK)
+        )
+        return made
 
 
 class _SocketAddress(NamedTuple):
@@ -173,25 +244,8 @@ class _SocketAddress(NamedTuple):
     address: Any
 
 
-async def _ask_server(
-    server: _SocketAddress, name: Name, question: Question, deadline: float
-) -> Message:
-    """Ask over UDP; over TCP if the reply is truncated; again without EDNS if it is not known."""
-    for is_edns in (True, False):
-        asked = query(name, question, is_edns=is_edns)
-        received = await _ask_udp(server, asked, deadline)
-        if received[2] & _TC:
-            received = await _ask_tcp(server, asked, deadline)
-        try:
-            reply = read_reply(received, question.rdtype)
-        except DNSException as error:
-            raise OSError(errno.EBADMSG, os.strerror(errno.EBADMSG)) from error
-        if reply.opt is not None or reply.rcode() not in (FORMERR, NOTIMP):
-            break
-    return reply
-
-
-async def _ask_udp(server: _SocketAddress, asked: bytes, deadline: float) -> bytes:
+async def _ask_udp(udp: socket.socket, address: Any, asked: bytes, deadline: float) -> bytes:
+    """Send a query, once more after half a time-out, and wait for the reply."""
     loop = asyncio.get_running_loop()
     message = token_bytes(2) + asked
     answered: asyncio.Future[bytes] = loop.create_future()
@@ -212,32 +266,38 @@ async def _ask_udp(server: _SocketAddress, asked: bytes, deadline: float) -> byt
         if not answered.done():
             answered.set_exception(TimeoutError())
 
-    with socket.socket(server.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as udp:
-        udp.connect(server.address)
-        udp.send(message)
-        # By number: with a socket object, asyncio formats it for an error on each call.
-        fd = udp.fileno()
-        loop.add_reader(fd, receive)
-        timer = loop.call_at(min(loop.time() + UDP_TIMEOUT, deadline), expire)
+    def send_again() -> None:
         try:
-            return await answered
-        finally:
+            udp.send(message)
+        except OSError as error:
+            if not answered.done():
+                answered.set_exception(error)
+
+    udp.connect(address)
+    udp.send(message)
+    # By number: with a socket object, asyncio formats it for an error on each call.
+    fd = udp.fileno()
+    loop.add_reader(fd, receive)
+    timers = (loop.call_later(UDP_TIMEOUT / 2, send_again), loop.call_at(deadline, expire))
+    try:
+        return await answered
+    finally:
+        for timer in timers:
             timer.cancel()
-            loop.remove_reader(fd)
+        loop.remove_reader(fd)
 
 
-async def _ask_tcp(server: _SocketAddress, asked: bytes, deadline: float) -> bytes:
+async def _ask_tcp(tcp: socket.socket, address: Any, asked: bytes, deadline: float) -> bytes:
     loop = asyncio.get_running_loop()
     message = token_bytes(2) + asked
-    with socket.socket(server.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as tcp:
-        async with asyncio.timeout_at(min(loop.time() + TCP_TIMEOUT, deadline)):
-            await loop.sock_connect(tcp, server.address)
-            await loop.sock_sendall(tcp, pack("!H", len(message)) + message)
-            while True:
-                length = int.from_bytes(await _receive(tcp, 2))
-                received = await _receive(tcp, length)
-                if is_reply(message, received):
-                    return received
+    async with asyncio.timeout_at(min(loop.time() + TCP_TIMEOUT, deadline)):
+        await loop.sock_connect(tcp, address)
+        await loop.sock_sendall(tcp, pack("!H", len(message)) + message)
+        while True:
+            length = int.from_bytes(await _receive(tcp, 2))
+            received = await _receive(tcp, length)
+            if is_reply(message, received):
+                return received
 
 
 async def _receive(tcp: socket.socket, length: int) -> bytes:
