@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import select
 import sys
+import termios
 from itertools import islice
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -74,7 +75,8 @@ class Events:
             self._left_out += 1
             return
         try:
-            text = "".join(f"{each}\n" for each in lines)
+            end = _line_end(self._stream)
+            text = "".join(f"{each}{end}" for each in lines)
             os.write(self._stream.fileno(), text.encode(errors="replace"))
         except OSError:
             self._left_out += 1
@@ -108,12 +110,21 @@ def _tell(text: str) -> None:
     if sys.stderr is None:
         return
     try:
-        print(text, file=sys.stderr, flush=True)
+        print(text, end=_line_end(sys.stderr), file=sys.stderr, flush=True)
     except OSError:
         # The buffer keeps the text; flushing it at exit would fail and change the exit code.
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stderr.fileno())
         os.close(null)
+
+
+def _line_end(stream: TextIO) -> str:
+    """The end of a line; a terminal in raw mode needs a carriage return (OPOST, termios(3))."""
+    try:
+        output_flags = termios.tcgetattr(stream)[1]
+    except (OSError, ValueError, termios.error):
+        return "\n"  # not a terminal
+    return "\n" if output_flags & termios.OPOST else "\r\n"
 
 
 def counted(count: int, noun: str) -> str:

@@ -11,7 +11,7 @@ from zfw_py.errors import Conflict, NotFound
 from zfw_py.kernel import cgroup
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
 
 _GUARDED = "zfw-guard-"
 _PROXY = "zfw-proxy-"
@@ -73,6 +73,29 @@ def _identifier_of(path: str) -> str:
         if name.startswith(prefix):
             return name.removeprefix(prefix)
     return ""
+
+
+def beyond(path: str, uid: int, groups: Collection[int]) -> str | None:
+    """The innermost cgroup, from ``path`` up, out of which a user may move no process.
+
+    A process moves if the user may write to ``cgroup.procs`` of the cgroup around both places, so
+    all cgroups above the one that is returned count too (Documentation/admin-guide/cgroup-v2.rst,
+    Delegation Containment). None if the user may write to the topmost one that the caller sees.
+    """
+    chain = [path, *cgroup.ancestors(path)]
+    may_write = [cgroup.may_move(each, uid, groups) for each in chain]
+    return next(
+        (each for number, each in enumerate(chain) if not any(may_write[number:])),
+        None,
+    )
+
+
+def between(path: str, outer: str) -> Iterator[str]:
+    """The cgroups from ``path`` up that ``outer`` contains, without ``outer``."""
+    for each in (path, *cgroup.ancestors(path)):
+        if each == outer:
+            return
+        yield each
 
 
 def is_within(path: str, outer: str) -> bool:

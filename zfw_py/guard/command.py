@@ -5,25 +5,31 @@ The command stays in the process group of zfw, so that a terminal signals both a
 and a pipeline stays one job. The command gets a terminal's signals itself; zfw forwards signals
 that another process sends to zfw. A signal to the whole group arrives twice, because a signal
 does not say which other processes it was sent to.
+
+A command that runs as another user has a session of its own, and a terminal of its own where zfw
+has one (``terminal``). zfw forwards all signals to it.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import pwd
 import signal
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from stat import S_ISSOCK
 from struct import Struct
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from zfw_py.errors import NotFound, UsageError, ZfwError
+from zfw_py.errors import UsageError, ZfwError
+from zfw_py.guard import terminal as terminals
+from zfw_py.guard.terminal import Terminal
 from zfw_py.kernel.process import inheritable_descriptors, prevent_core_dump
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from zfw_py.guard.user import User
 
 # siginfo_t.si_code of a signal that the kernel sent, for example for Ctrl-C.
 _SI_KERNEL = 0x80
@@ -46,24 +52,6 @@ _OF_CLOCKS = (signal.SIGALRM,)
 # Report of a command that did not start: the step that failed, and its errno.
 _FAILURE = Struct("=BI")
 _ENTER, _USER, _EXECUTE, _BUG = range(4)
-
-
-class User(NamedTuple):
-    """The user that a command runs as."""
-
-    name: str
-    uid: int
-    gid: int
-    home: str
-
-
-def find_user(name: str) -> User:
-    """A user by name or number. Raises NotFound."""
-    try:
-        found = pwd.getpwuid(int(name)) if name.isascii() and name.isdigit() else pwd.getpwnam(name)
-    except (KeyError, OverflowError):
-        raise NotFound(f"no such user: {name}") from None
-    return User(found.pw_name, found.pw_uid, found.pw_gid, found.pw_dir)
 
 
 class NotStarted(ZfwError):
@@ -100,18 +88,35 @@ def run(
     is_child_ignored = signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN
     if is_child_ignored:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    terminal = None
     try:
+        if user is not None and terminals.is_needed():
+            terminal = Terminal(_WAITED_FOR)
         pid = os.fork()
         if pid == 0:
-            _become(arguments, cgroup, user, report_end, before, is_child_ignored=is_child_ignored)
+            _become(
+                arguments,
+                cgroup,
+                user,
+                terminal,
+                report_end,
+                before,
+                is_child_ignored=is_child_ignored,
+            )
         os.close(report_end)
         with open(report, "rb") as file:
             failure = file.read(_FAILURE.size)
         if failure:
             os.waitpid(pid, 0)
             raise _not_started(arguments[0], cgroup, user, *_FAILURE.unpack(failure))
-        yield _wait(pid, on_child)
+        status = _wait(pid, on_child, terminal, has_session=user is not None)
+        if terminal is not None:
+            terminal.close()
+            terminal = None
+        yield status
     finally:
+        if terminal is not None:
+            terminal.close()
         while signal.sigtimedwait(_WAITED_FOR, 0) is not None:
             pass
         if is_child_ignored:
@@ -123,6 +128,7 @@ def _become(
     arguments: Sequence[str],
     cgroup: str,
     user: User | None,
+    terminal: Terminal | None,
     report_end: int,
     mask: set[signal.Signals | int],
     *,
@@ -131,6 +137,7 @@ def _become(
     """In the new process: execute the command, or report why that failed."""
     step = _BUG
     number = 0
+    environment: Mapping[str, str] = os.environ
     try:
         # Python ignores these signals; the command must not inherit that.
         for each in (signal.SIGPIPE, signal.SIGXFSZ):
@@ -145,13 +152,15 @@ def _become(
             procs.write("0")
         if user is not None:
             step = _USER
-            os.initgroups(user.name, user.gid)
-            os.setgid(user.gid)
-            os.setuid(user.uid)
-            os.environ.update(HOME=user.home, USER=user.name, LOGNAME=user.name)
+            os.setsid()
+            if terminal is not None:
+                terminal.take(user.uid)
+            terminals.close_others()
+            user.become()
+            environment = user.environment(os.environ)
         step = _EXECUTE
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        os.execvp(arguments[0], list(arguments))  # noqa: S606 - no shell is wanted
+        os.execvpe(arguments[0], list(arguments), environment)  # noqa: S606 - no shell is wanted
     except OSError as error:
         number = error.errno or errno.EIO
     except BaseException:  # noqa: BLE001 - a bug; no caller above to report it
@@ -176,13 +185,23 @@ def _not_started(
     return NotStarted(f"cannot run {command!r}: {why}", 127 if is_missing else 126)
 
 
-def _wait(pid: int, on_child: Callable[[], None]) -> int:
+def _wait(
+    pid: int, on_child: Callable[[], None], terminal: Terminal | None, *, has_session: bool
+) -> int:
     # Leave other children to their own waiters; but init of a container has to reap orphans.
     awaited = -1 if os.getpid() == 1 else pid
+    if terminal is not None:
+        terminal.resume()
     while True:
+        if terminal is not None:
+            terminal.relay()
         info = signal.sigwaitinfo(_WAITED_FOR)
         if info.si_signo != signal.SIGCHLD:
-            if info.si_code != _SI_KERNEL or info.si_signo in _OF_CLOCKS:
+            if terminal is not None and info.si_signo in (signal.SIGWINCH, signal.SIGCONT):
+                terminal.resume()
+            if has_session:
+                _forward_to_session(pid, info.si_signo, terminal)
+            elif info.si_code != _SI_KERNEL or info.si_signo in _OF_CLOCKS:
                 os.kill(pid, info.si_signo)
             continue
         on_child()
@@ -190,9 +209,25 @@ def _wait(pid: int, on_child: Callable[[], None]) -> int:
         while (ended := os.waitpid(awaited, os.WNOHANG | os.WUNTRACED))[0]:
             child, status = ended
             if child == pid and os.WIFSTOPPED(status):
+                if terminal is not None:
+                    terminal.pause()
                 _stop_too(pid)
+                if terminal is not None:
+                    terminal.resume()
             elif child == pid:
                 return status
+
+
+def _forward_to_session(pid: int, number: int, terminal: Terminal | None) -> None:
+    """Forward a signal to the command's process group that is in the foreground."""
+    if number == signal.SIGWINCH and terminal is not None:
+        return  # the kernel sends it when the size is set
+    # The kernel ignores SIGTSTP for a group whose parent is in another session.
+    number = signal.SIGSTOP if number == signal.SIGTSTP else number
+    group = terminal.foreground() if terminal is not None else None
+    for each in {pid, group or pid}:
+        with suppress(ProcessLookupError):
+            os.killpg(each, number)
 
 
 def _stop_too(pid: int) -> None:

@@ -105,21 +105,27 @@ def _with_proxy_cgroup(manifest: Manifest) -> Manifest:
     Inside the guarded cgroup its own queries would be redirected back to it. Outside of guards
     around the new one, those guards would not admit the addresses that it resolves.
     """
-    if manifest.kind != "attach":
-        return manifest  # a redirect has no supervisor; that of a run starts in the right place
+    if manifest.kind == "redirect":
+        return manifest  # without a supervisor
+    if manifest.kind == "run":
+        above = os.path.dirname(manifest.cgroup)
+        if above == cgroup.of_process(os.getpid()):
+            return manifest
+        # The user of the command may move processes out of the caller's cgroup.
+        return replace(manifest, proxy_cgroup=cgroups.proxy_in(above, manifest.id))
     if manifest.is_cgroup_ours:
-        above: str | None = os.path.dirname(manifest.cgroup)
+        outer: str | None = os.path.dirname(manifest.cgroup)
         is_inside = False
     else:
-        above = cgroup.parent(manifest.cgroup)
+        outer = cgroup.parent(manifest.cgroup)
         is_inside = cgroups.is_within(cgroup.of_process(os.getpid()), manifest.cgroup)
-    if not is_inside and (above is None or not programs.has_guards_at(above)):
+    if not is_inside and (outer is None or not programs.has_guards_at(outer)):
         return manifest
-    if above is None:
+    if outer is None:
         raise UsageError(
             f"{manifest.cgroup}: zfw is in it, and the cgroup around it cannot be seen from here"
         )
-    return replace(manifest, proxy_cgroup=cgroups.proxy_in(above, manifest.id))
+    return replace(manifest, proxy_cgroup=cgroups.proxy_in(outer, manifest.id))
 
 
 def upstreams_of(policy: Policy) -> list[Endpoint]:

@@ -251,6 +251,16 @@ def has_guards_at(path: str) -> bool:
     )
 
 
+def guard_of(path: str) -> str | None:
+    """The id of the guard on a cgroup, if there is one."""
+    here = cgroup.identifier(path)
+    for identifier in STORE.identifiers():
+        manifest = _manifest_of(STORE.directory(identifier))
+        if manifest is not None and manifest.cgroup_id == here:
+            return identifier
+    return None
+
+
 def supervisor_pids() -> set[int]:
     """The pids of the supervisors of all guards."""
     found = set()

@@ -8,8 +8,8 @@ import signal
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from zfw_py.errors import LayoutMismatch, NotFound, UsageError, ZfwError
-from zfw_py.guard import background, command, instance, listing, programs, supervisor
+from zfw_py.errors import Conflict, LayoutMismatch, NotFound, UsageError, ZfwError
+from zfw_py.guard import background, cgroups, command, instance, listing, programs, supervisor
 from zfw_py.guard.codec import Proxy
 from zfw_py.guard.events import NO_EVENTS
 from zfw_py.guard.instance import new_manifest, remove_if_there, upstreams_of
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from zfw_py.guard.model import Policy
     from zfw_py.guard.supervisor import GuardContext
     from zfw_py.guard.takeover import Outputs
+    from zfw_py.guard.user import User
     from zfw_py.kernel.lock import Lock
     from zfw_py.values.endpoint import Server
 
@@ -133,7 +134,7 @@ class Guard:
         policy: Policy,
         sink: EventSink,
         warn: Callable[[str], None],
-        user: command.User | None = None,
+        user: User | None = None,
     ) -> int:
         """Run a command that is guarded from its first instruction; its waitpid(2) status.
 
@@ -141,7 +142,7 @@ class Guard:
         after the last of them. ``sink`` is called in the supervisor, ``warn`` in this process.
         Raises command.NotStarted, and as ``attach``.
         """
-        target = GuardTarget(cgroup.of_process(os.getpid()), is_created=True)
+        target = GuardTarget(_place_for(user), is_created=True)
         upstreams = upstreams_of(policy)
         manifest = new_manifest("run", target, upstreams, policy, sink.lines)
         start = _supervisor_of(target, has_stderr=True)
@@ -314,6 +315,27 @@ def _redirected(
 
 
 # Running a command
+
+
+def _place_for(user: User | None) -> str:
+    """The cgroup for the guard's own: the caller's, or one that the user may not write to.
+
+    Raises Conflict if the command would leave a guard around the caller.
+    """
+    here = cgroup.of_process(os.getpid())
+    if user is None or user.uid == 0:
+        return here
+    place = cgroups.beyond(here, user.uid, user.groups())
+    if place is None:
+        raise Conflict(f"{user.name} may move processes out of every cgroup around {here}")
+    for each in cgroups.between(here, place):
+        guard = programs.guard_of(each)
+        if guard is not None:
+            raise Conflict(
+                f"{user.name} may move processes out of {each}, which guard {guard} guards",
+                hint="start it in a cgroup that this user may not write to",
+            )
+    return place
 
 
 def _remove_if_empty(manifest: Manifest, warn: Callable[[str], None]) -> None:

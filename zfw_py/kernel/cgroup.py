@@ -11,6 +11,7 @@ import errno
 import os
 import re
 import select
+import stat
 from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.errors import (
@@ -24,7 +25,7 @@ from zfw_py.errors import (
 from zfw_py.kernel import file_systems
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from types import TracebackType
 
 _NAME_MAX = 255  # bytes
@@ -359,6 +360,17 @@ def _process_of(thread: int) -> int:
     except (FileNotFoundError, ProcessLookupError):
         pass
     return 0
+
+
+def may_move(path: str, uid: int, groups: Collection[int]) -> bool:
+    """Whether a user without capabilities may write to a cgroup's ``cgroup.procs``."""
+    try:
+        status = os.stat(f"{path}/cgroup.procs")
+    except OSError as error:
+        raise _failed("look at", path, error) from error
+    if status.st_uid == uid:
+        return bool(status.st_mode & stat.S_IWUSR)
+    return bool(status.st_mode & (stat.S_IWGRP if status.st_gid in groups else stat.S_IWOTH))
 
 
 def move(pid: int, path: str) -> None:

@@ -7,21 +7,38 @@ together are never reused while the machine runs, so they identify a process for
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import select
 import signal
+import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.errors import ZfwError
-from zfw_py.kernel.libc import libc
+from zfw_py.kernel.libc import last_error, libc
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _PATIENCE = 5.0  # seconds, for each of the two signals
-_PR_SET_DUMPABLE = 4  # include/uapi/linux/prctl.h
+# include/uapi/linux/prctl.h
+_PR_SET_DUMPABLE = 4
+_PR_SET_NO_NEW_PRIVS = 38
+# include/uapi/linux/keyctl.h; the number of the system call: arch/*/entry/syscalls.
+_KEYCTL_JOIN_SESSION_KEYRING = 1
+_KEYCTL = {
+    "x86_64": 250,
+    "aarch64": 219,
+    "riscv64": 219,
+    "loongarch64": 219,
+    "armv7l": 311,
+    "ppc64le": 271,
+    "ppc64": 271,
+    "s390x": 280,
+}
+_SIGSET_BYTES = 128  # sigset_t of the C library
 
 
 class Process(NamedTuple):
@@ -181,3 +198,36 @@ def prevent_core_dump() -> None:
     to a program.
     """
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def forbid_new_privileges() -> None:
+    """The caller and its descendants gain no privilege by execve(2) (PR_SET_NO_NEW_PRIVS).
+
+    Raises OSError.
+    """
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        raise OSError(last_error(), "PR_SET_NO_NEW_PRIVS")
+
+
+def join_new_session_keyring() -> None:
+    """Replace the caller's session keyring by an empty one (keyctl(2)).
+
+    Raises OSError, but not where the kernel has no keys.
+    """
+    number = ctypes.c_long(_KEYCTL.get(os.uname().machine, -1))
+    if libc.syscall(number, _KEYCTL_JOIN_SESSION_KEYRING, None) < 0:
+        error = last_error()
+        if error != errno.ENOSYS:
+            raise OSError(error, "KEYCTL_JOIN_SESSION_KEYRING")
+
+
+def open_signals(numbers: Iterable[signal.Signals]) -> int:
+    """A descriptor that is readable while one of these signals, which are blocked, is pending.
+
+    The caller closes it. See signalfd(2). Raises OSError.
+    """
+    mask = sum(1 << (number - 1) for number in numbers).to_bytes(_SIGSET_BYTES, sys.byteorder)
+    fd: int = libc.signalfd(-1, mask, os.O_CLOEXEC | os.O_NONBLOCK)
+    if fd < 0:
+        raise OSError(last_error(), "signalfd")
+    return fd

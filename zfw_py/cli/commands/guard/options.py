@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from zfw_py.errors import ZfwError
     from zfw_py.guard.model import Policy
     from zfw_py.guard.target import GuardTarget
+    from zfw_py.guard.user import User
 
 _TARGET = {
     "cgroup": Option("--cgroup", metavar="PATH", help="The cgroup at this path."),
@@ -80,6 +81,17 @@ _RUN = {
     "user": Option(
         "--user", metavar="USER", help="Run the command as this user; root could leave the cgroup."
     ),
+    "env": Option(
+        "--env",
+        kind=list[str],
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="With --user: keep or set a variable of the environment. Repeatable.",
+    ),
+    "allow_new_privileges": switch(
+        "--allow-new-privileges",
+        help="With --user: let set-user-ID programs and file capabilities have their effect.",
+    ),
     "verbose": switch("--verbose", "-v", help="Print all decisions, not only denials."),
     "quiet": switch("--quiet", "-q", help="Print no decisions."),
 }
@@ -132,6 +144,23 @@ def target_of(values: Mapping[str, Any]) -> GuardTarget:
     if pid <= 0:
         raise UsageError(f"--pid: not a process id: {pid}")
     return GuardTarget.of_process(pid, is_moved=values["move"])
+
+
+def user_of(values: Mapping[str, Any]) -> User | None:
+    """The user that the command runs as, if any. Raises UsageError, NotFound."""
+    from zfw_py.guard.user import find_user
+
+    if values["user"] is None:
+        for name, option in (("env", "--env"), ("allow_new_privileges", "--allow-new-privileges")):
+            if values[name]:
+                raise UsageError(f"{option}: needs --user")
+        return None
+    variables = tuple(values["env"])
+    for variable in variables:
+        if variable.startswith("=") or not variable or "\0" in variable:
+            raise UsageError(f"--env: not the name of a variable: '{variable}'")
+    found = find_user(values["user"])
+    return found._replace(variables=variables, may_gain=values["allow_new_privileges"])
 
 
 def end_with(errors: Sequence[ZfwError]) -> None:

@@ -34,7 +34,7 @@ def command(
     from zfw_py.guard.service import Guard
 
     policy = options.policy_of(values)
-    user = None if values["user"] is None else running.find_user(values["user"])
+    user = options.user_of(values)
     # sys.stderr is None where it was closed.
     events = None if values["quiet"] or not sys.stderr else output.Events(sys.stderr)
     sink = guard_log.event_sink(values["log"], events, has_all=values["verbose"], has_time=False)
