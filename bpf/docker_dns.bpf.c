@@ -25,6 +25,7 @@
 #include "docker_dns/names.h"
 #include "docker_dns/rewrite.h"
 #include "docker_dns/sockets.h"
+#include "docker_dns/truncated.h"
 
 #define VLAN_ID 0xfff
 
@@ -90,7 +91,8 @@ int query(struct __sk_buff *skb)
 	is_opening = (packet.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 	if (key.protocol == IPPROTO_TCP) {
 		/* A connection stays with the resolver that it began with. */
-		if (!has_flow && is_opening && !set->redirects_tcp)
+		if (!has_flow && is_opening && !set->redirects_tcp &&
+		    !(set->has_domains && dns_take_truncated(key.source)))
 			return dns_leave(skb, set, &key, NULL, DNS_OUTCOME_BUILTIN_TCP);
 		if (!has_flow && !is_opening) {
 			dns_count(skb, DNS_OUTCOME_BUILTIN_TCP);
@@ -192,6 +194,8 @@ int answer(struct __sk_buff *skb)
 			dns_count(skb, DNS_OUTCOME_ORPHAN);
 		return TC_ACT_UNSPEC;
 	}
+	if (set->has_domains && !set->redirects_tcp && dns_is_truncated(skb, &packet))
+		dns_note_truncated(to.destination);
 	if (packet.tcp_flags & TCP_SYN)
 		bpf_check_mtu(skb, 0, &mtu, 0, 0);
 	if (!dns_rewrite(skb, offset, &packet, &to) || !dns_lower_mss(skb, &packet, mtu)) {

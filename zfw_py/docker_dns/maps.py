@@ -34,6 +34,7 @@ STORE = Store(
     remedy="zfw docker-dns remove of that version removes it",
     absent=lambda: NoRedirects("no redirects"),
     sized=FLOWS,
+    added=("truncated",),
 )
 
 

@@ -30,6 +30,10 @@ enum dns_limit {
 	DNS_UDP_IDLE = 30,
 	DNS_TCP_IDLE = 300,
 	DNS_FRAGMENT_IDLE = 30,
+	/* Clients whose answers were truncated, and for how many seconds such a client's next
+	 * connection counts as asking for the same name. */
+	DNS_TRUNCATED_CLIENTS = 1024,
+	DNS_TRUNCATED_IDLE = 5,
 	DNS_EVENT_BYTES = 262144,
 };
 
@@ -113,6 +117,12 @@ struct dns_fragment {
 	__u64 last;
 	__be32 source; /* of the first fragment, rewritten */
 	__be32 destination;
+};
+
+/* A client whose answers were truncated: it asks again by TCP. */
+struct dns_truncated {
+	__u64 last; /* time of the last one */
+	__u64 count; /* of answers for which no connection has come yet */
 };
 
 /* A suffix of names in reverse order: its characters from the last one on, then a dot. */

@@ -47,6 +47,14 @@ struct {
 	__type(value, struct dns_fragment);
 } fragments SEC(".maps");
 
+/* By the client's address. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, DNS_TRUNCATED_CLIENTS);
+	__type(key, __be32);
+	__type(value, struct dns_truncated);
+} truncated SEC(".maps");
+
 /* If there are any, only names with such a suffix are redirected. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);

@@ -45,6 +45,7 @@ from tests.docker_dns.support.programs import (
     Query,
     QueryKey,
     Settings,
+    Truncated,
     coarse_now,
 )
 from tests.docker_dns.support.reference import (
@@ -156,6 +157,9 @@ def _fill(rng: Random, model: Model) -> None:
     for _ in range(rng.randrange(20)):
         fragment = FragmentKey(SERVER, rng.randrange(8), rng.choice((UDP, TCP)))
         model.fragments[fragment] = Fragment(_ago(rng, now), RESOLVER, rng.choice(SOURCES))
+    for client in rng.sample(sorted(set(SOURCES)), rng.randrange(4)):
+        last = now - rng.choice((0, 0, 1, 9)) * SECOND
+        model.truncated[client] = Truncated(last, rng.randrange(4))
 
 
 def _ago(rng: Random, now: int) -> int:
@@ -182,6 +186,8 @@ def _write(programs: Programs, model: Model) -> None:
         programs.write_answer(answer_key, answer)
     for fragment_key, fragment in model.fragments.items():
         programs.write_fragment(fragment_key, fragment)
+    for client, truncated in model.truncated.items():
+        programs.write_truncated(client, truncated)
 
 
 # --- packets ---------------------------------------------------------------------------------
@@ -216,7 +222,9 @@ def _random_payload(rng: Random, protocol: int) -> bytes:
     if rng.random() < 0.3:
         return rng.randbytes(rng.choice((0, 1, 12, 13, 40, 511, 1400, 3000)))
     question = DNSQR(qname=rng.choice(NAMES), qtype="AAAA")
-    message = bytes(DNS(id=rng.randrange(65536), qr=rng.random() < 0.1, qd=question))
+    is_answer, is_truncated = rng.random() < 0.1, rng.random() < 0.2
+    header = DNS(id=rng.randrange(65536), qr=is_answer, tc=is_truncated, qd=question)
+    message = bytes(header)
     message += bytes(rng.choice((0, 0, 11, 1200)))
     return message if protocol == UDP else struct.pack("!H", len(message)) + message
 
@@ -368,6 +376,7 @@ def _check_tables(programs: Programs, model: Model, begin: int, end: int, shown:
         (programs.queries(), model.queries),
         (answers, model.answers),
         (programs.fragments(), model.fragments),
+        (programs.truncated(), model.truncated),
     ):
         assert actual.keys() == wanted.keys(), shown
         for key, value in actual.items():

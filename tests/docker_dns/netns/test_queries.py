@@ -9,6 +9,7 @@ import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from struct import pack
+from subprocess import PIPE
 from typing import TYPE_CHECKING
 
 import dns.message
@@ -26,6 +27,7 @@ from tests.docker_dns.support.world import (
     resolv_conf,
 )
 from tests.support.daemons import running
+from zfw_py.docker_dns.layout import TRUNCATED_IDLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -319,6 +321,38 @@ def test_tcp_is_the_built_in_resolver_s_where_there_are_suffixes(only_domain: Wo
     after = only_domain.outcomes()
     assert after["query"] == before["query"]
     assert after["builtin_tcp"] > before.get("builtin_tcp", 0)
+
+
+def test_a_truncated_answer_is_asked_for_again_at_the_same_server(docker: World) -> None:
+    """By TCP, which begins without a name; a second connection is the built-in resolver's."""
+    docker.redirect("huge.example")
+    assert docker.addresses("www.example") == [BUILTIN_ANSWER]
+    for _ in range(2):
+        whole = docker.dig("huge.example", "TXT")
+        assert "(TCP)" in whole.stdout
+        assert whole.stdout.count("y" * 250) == 60
+        assert docker.addresses("www.example", "+tcp") == [BUILTIN_ANSWER]
+    assert ("tcp", "huge.example.") not in docker.daemon.asked
+
+
+def test_several_truncated_answers_at_once(docker: World) -> None:
+    docker.redirect("huge.example")
+    docker.daemon.asked.clear()
+    command = ("dig", f"@{RESOLVER}", "+time=60", "+tries=1", "huge.example", "TXT")
+    digs = [docker.container.start(*command, stdout=PIPE) for _ in range(8)]
+    for each in digs:
+        assert each.communicate()[0].count("y" * 250) == 60
+    assert docker.daemon.asked == []
+    assert docker.addresses("huge.example", "+tcp") == [BUILTIN_ANSWER]
+
+
+def test_a_truncated_answer_is_forgotten(docker: World) -> None:
+    """A client that is content with it does not take later connections along."""
+    docker.redirect("huge.example")
+    cut = docker.dig("huge.example", "TXT", "+ignore")
+    assert " tc" in cut.stdout
+    time.sleep(TRUNCATED_IDLE + 0.1)
+    assert docker.addresses("www.example", "+tcp") == [BUILTIN_ANSWER]
 
 
 def test_tcp_as_it_is_set(docker: World) -> None:

@@ -109,6 +109,13 @@ class Fragment(NamedTuple):
     destination: IPv4Address
 
 
+class Truncated(NamedTuple):
+    """The value of a client: how many truncated answers it has not asked again for."""
+
+    last: int
+    answers: int
+
+
 class Event(NamedTuple):
     """struct dns_event without the time; ``name`` is None if it was not readable."""
 
@@ -310,9 +317,22 @@ class Programs:
             struct.pack(layout.FRAGMENT, _time(last), _word(source), _word(destination)),
         )
 
+    def truncated(self) -> dict[IPv4Address, Truncated]:
+        """The clients whose answers were truncated."""
+        found = {}
+        for key, value in self._maps["truncated"].items(512):
+            last, answers = struct.unpack(layout.TRUNCATED, value)
+            found[_address(int.from_bytes(key, sys.byteorder))] = Truncated(_signed(last), answers)
+        return found
+
+    def write_truncated(self, client: IPv4Address, truncated: Truncated) -> None:
+        """Write a client, as truncated answers do."""
+        value = struct.pack(layout.TRUNCATED, _time(truncated.last), truncated.answers)
+        self._maps["truncated"].update(struct.pack("=I", _word(client)), value)
+
     def clear(self) -> None:
-        """Delete all flows, fragments, events and counts."""
-        for name in ("queries", "answers", "fragments"):
+        """Delete all flows, fragments, clients, events and counts."""
+        for name in ("queries", "answers", "fragments", "truncated"):
             table = self._maps[name]
             for key, _ in list(table.items(512)):
                 table.delete(key)

@@ -21,12 +21,14 @@ from tests.docker_dns.support.programs import (
     Query,
     QueryKey,
     Settings,
+    Truncated,
 )
 
 TCP, UDP = 6, 17
 SYN, ACK = 2, 16
 SECOND = 1_000_000_000
 IDLE = {UDP: 30, TCP: 300}
+TRUNCATED_IDLE = 5
 FRAGMENT_IDLE = 30
 MTU = 1500  # of the uplink
 MSS = MTU - 40
@@ -71,6 +73,7 @@ class Packet(NamedTuple):
     flags: int  # of TCP
     offered: int  # the segment size in TCP's first option, or 0
     message: bytes | None  # of UDP, if the lengths agree
+    is_truncated: bool  # it has the header of a truncated DNS answer
 
 
 class Expected(NamedTuple):
@@ -103,7 +106,7 @@ def parse(frame: bytes) -> Packet | None:
     identification, fragment = struct.unpack("!HH", ip[4:8])
     is_later, is_fragment = fragment & 0x1FFF != 0, fragment & 0x3FFF != 0
     ends = Ends(IPv4Address(ip[12:16]), IPv4Address(ip[16:20]))
-    flags, offered, message = 0, 0, None
+    flags, offered, message, is_truncated = 0, 0, None, False
     if not is_later:
         if len(transport) < (8 if protocol == UDP else 20):
             return None
@@ -114,9 +117,21 @@ def parse(frame: bytes) -> Packet | None:
             has_option = min(transport[12] >> 4, len(transport) // 4) >= 6
             if has_option and transport[20:22] == b"\2\4":
                 offered = int.from_bytes(transport[22:24], "big")
-        elif 8 <= length <= len(transport):
-            message = transport[8:length]
-    return Packet(protocol, ends, is_fragment, is_later, identification, flags, offered, message)
+        else:
+            is_truncated = len(transport) >= 20 and transport[10] & 2 != 0
+            if 8 <= length <= len(transport):
+                message = transport[8:length]
+    return Packet(
+        protocol,
+        ends,
+        is_fragment,
+        is_later,
+        identification,
+        flags,
+        offered,
+        message,
+        is_truncated,
+    )
 
 
 def first_question(message: bytes) -> tuple[int, list[bytes]] | None:
@@ -163,6 +178,7 @@ class Model:
     queries: dict[QueryKey, Query] = field(default_factory=dict)
     answers: dict[AnswerKey, Answer] = field(default_factory=dict)
     fragments: dict[FragmentKey, Fragment] = field(default_factory=dict)
+    truncated: dict[IPv4Address, Truncated] = field(default_factory=dict)
 
     # Queries
 
@@ -204,7 +220,7 @@ class Model:
         flow = self._flow(key, now)
         if packet.protocol == TCP and flow is None:
             begins = packet.flags & (SYN | ACK) == SYN
-            if not begins or not self.settings.redirects_tcp:
+            if not begins or not (self.settings.redirects_tcp or self._asks_again(key, now)):
                 told = event("builtin_tcp") if begins else None
                 return Expected("leave", None, "builtin_tcp", told)
         is_told = packet.protocol == UDP or flow is None
@@ -219,6 +235,19 @@ class Model:
         told = event("query", flow.port) if is_told else None
         mss = MSS if packet.flags & SYN and packet.offered > MSS else 0
         return Expected("redirect", ends, "query", told, mss)
+
+    def _asks_again(self, key: QueryKey, now: int) -> bool:
+        """Whether a connection follows a truncated answer; each answer counts for one."""
+        found = self.truncated.get(key.source)
+        if (
+            not self.settings.has_domains
+            or found is None
+            or found.answers == 0
+            or now - found.last > TRUNCATED_IDLE * SECOND
+        ):
+            return False
+        self.truncated[key.source] = found._replace(answers=found.answers - 1)
+        return True
 
     def _is_daemon(self, packet: Packet) -> bool:
         known, port = self.daemon[packet.protocol], packet.ends.destination_port
@@ -312,6 +341,11 @@ class Model:
             return LEFT
         self.answers[key] = answer._replace(last=NOW)
         query = answer.query
+        if packet.is_truncated and settings.has_domains and not settings.redirects_tcp:
+            known = self.truncated.get(query.source)
+            is_over = known is None or now - known.last > TRUNCATED_IDLE * SECOND
+            answers = 1 if known is None or is_over else known.answers + 1
+            self.truncated[query.source] = Truncated(NOW, answers)
         if packet.is_fragment:
             self.fragments[datagram] = Fragment(NOW, query.destination, query.source)
         ends = Ends(query.destination, query.source, query.destination_port, query.source_port)
