@@ -123,6 +123,19 @@ def test_squid_connects_from_the_clients_address(lan: RoutedNetwork, tmp_path: P
         proxied(lan, CLIENT)
 
 
+def test_connections_of_the_gateways_users_are_intercepted_and_the_proxys_are_not(
+    lan: RoutedNetwork, tmp_path: Path
+) -> None:
+    nobody = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups")
+    follow(lan.gateway, "gateway")
+    with haproxy(lan, tmp_path), web_server(lan.server):
+        for as_user, packets in ((), 0), (nobody, 1):
+            for family in (4, 6):
+                text = fetched(lan.gateway, URL[family], as_user=as_user)
+                assert text == f"{GATEWAY_OUTSIDE[family]} asked {SERVER[family]}"
+            assert [rule.packets for rule in Firewall().rules()] == [packets, packets]
+
+
 def test_nginx_connects_from_the_clients_address_to_a_server_that_it_knows(
     lan: RoutedNetwork, tmp_path: Path
 ) -> None:

@@ -91,7 +91,12 @@ def web_server(namespace: Namespace, port: int = 80) -> Iterator[None]:
         server.server_close()
 
 
-def fetched(namespace: Namespace, url: str, *options: str, patience: float = 20) -> str:
-    """The body that curl gets, or "" if it got none within ``patience`` seconds."""
-    command = ("curl", "--silent", "--noproxy", "*", "--max-time", str(patience), *options, url)
-    return namespace.run(*command, check=False).stdout
+def fetched(
+    namespace: Namespace, url: str, *, as_user: tuple[str, ...] = (), patience: float = 20
+) -> str:
+    """The body that curl gets, or "" if it got none within ``patience`` seconds.
+
+    ``as_user`` are the command and options that start curl as another user, or nothing.
+    """
+    command = ("curl", "--silent", "--noproxy", "*", "--max-time", str(patience), url)
+    return namespace.run(*as_user, *command, check=False).stdout
