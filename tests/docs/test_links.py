@@ -25,6 +25,8 @@ _HEADING = re.compile(r"^#{1,6} +(.*?)(?: +#+)?$")
 _FENCE = re.compile(r"^ {0,3}(```|~~~)")
 # A path from the top of the repository; <system> and the like stand for several.
 _PATH = re.compile(r"`((?:bpf|docs|scripts|tests|zfw_py)/[\w./-]*)`")
+# A test function, without its file.
+_TEST = re.compile(r"`(test_\w+)`")
 _ANY_SYSTEM = ("docker_dns", "firewall", "guard", "steer")
 _SYSTEM_PATH = re.compile(r"`((?:bpf|docs|tests|zfw_py)/[\w./-]*<system>[\w./-]*)`")
 
@@ -90,6 +92,16 @@ def test_files_that_a_document_names_exist(document: Path) -> None:
             for system in _ANY_SYSTEM
         ]
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@needs_each
+def test_tests_that_a_document_names_exist(document: Path) -> None:
+    named = _TEST.findall("\n".join(prose_of(document)))
+    if not named:
+        return
+    sources = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    defined = set(re.findall(r"^def (test_\w+)\(", sources, re.MULTILINE))
+    assert sorted(set(named) - defined) == []
 
 
 @pytest.mark.parametrize("page", sorted(ARCHITECTURE.glob("*.md")), ids=lambda path: path.stem)
