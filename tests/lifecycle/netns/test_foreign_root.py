@@ -132,7 +132,7 @@ def test_a_directory_within_is_looked_at_too(open_bpffs: None) -> None:
 def test_bpffs_itself_has_to_be_roots(open_bpffs: None) -> None:
     Path(ROOT).mkdir(0o700)
     require_own(ROOT, str(TOP))
-    os.chmod(TOP, 0o777)
+    TOP.chmod(0o777)
     found = zfw("list")
     assert found.returncode == CONFLICT, "without the sticky bit anybody can exchange it"
     assert f"chown 0 {TOP}; chmod 700 {TOP}" in found.stderr
