@@ -4,7 +4,8 @@
  *
  * fw_decide_ingress() and fw_decide_egress() decide on a packet and change nothing. "ingress" and
  * "egress" carry the decision out. "explain_ingress" and "explain_egress" only return it, through
- * BPF_PROG_TEST_RUN: so tests and `zfw explain` run the code that runs on the wire.
+ * BPF_PROG_TEST_RUN: so tests and `zfw explain` run the code that runs on the wire. "deliver" is
+ * run by the kernel for a packet without a socket: firewall/deliver.h.
  */
 #include <stdbool.h>
 #include <linux/bpf.h>
@@ -12,15 +13,26 @@
 #include <bpf/bpf_helpers.h>
 
 #include "common/counters.h"
+#include "common/maps.h"
 #include "common/packet.h"
 #include "firewall/abi.h"
+#include "firewall/deliver.h"
 #include "firewall/egress.h"
 #include "firewall/flows.h"
 #include "firewall/fragments.h"
 #include "firewall/ingress.h"
+#include "firewall/listeners.h"
 #include "firewall/maps.h"
 #include "firewall/tracking.h"
 #include "firewall/verdict.h"
+
+static __always_inline void fw_count_reason(__u32 reason, __u32 bytes)
+{
+	if (reason < FW_FIRST_REASONS)
+		count_packet(&reasons, reason, bytes);
+	else
+		count_packet(&added_reasons, reason - FW_FIRST_REASONS, bytes);
+}
 
 static __always_inline void fw_count(const struct __sk_buff *skb,
 				     const struct fw_decision *decision)
@@ -28,10 +40,7 @@ static __always_inline void fw_count(const struct __sk_buff *skb,
 	__u32 segment;
 	void *counters;
 
-	if (decision->reason < FW_FIRST_REASONS)
-		count_packet(&reasons, decision->reason, skb->len);
-	else
-		count_packet(&added_reasons, decision->reason - FW_FIRST_REASONS, skb->len);
+	fw_count_reason(decision->reason, skb->len);
 	if (decision->slot == FW_NO_SLOT)
 		return;
 	segment = decision->slot / FW_SEGMENT_SLOTS;
@@ -53,16 +62,37 @@ static __always_inline int fw_finish(const struct __sk_buff *skb, const struct p
 	return decision->verdict == FW_VERDICT_DROP ? TC_ACT_SHOT : TC_ACT_UNSPEC;
 }
 
+/* "deliver" leaves interfaces alone that this program is not attached to. */
+static __always_inline void fw_note_attached(__u32 ifindex)
+{
+	__u32 row = ifindex % FW_INTERFACE_ROWS;
+	struct fw_interface *known = bpf_map_lookup_elem(&interfaces, &row);
+
+	if (known && known->ifindex == ifindex && !(known->link_flags & FW_LINK_ATTACHED))
+		known->link_flags |= FW_LINK_ATTACHED;
+}
+
 SEC("tc")
 int ingress(struct __sk_buff *skb)
 {
 	struct packet packet = {};
 	struct fw_decision decision = {};
-	struct bpf_sock *sk = fw_decide_ingress(skb, &packet, &decision);
+	struct fw_new_listener new = {};
+	struct fw_cpu *cpu = only_element(&cpus);
+	struct bpf_sock *sk;
 
+	if (!cpu)
+		return TC_ACT_SHOT; /* never: the verifier demands it */
+	fw_note_attached(skb->ifindex);
+	/* A look-up of a socket runs "deliver", which has nothing to do with it. */
+	WRITE_ONCE(cpu->is_deciding, 1);
+	sk = fw_decide_ingress(skb, &packet, &decision, &new);
+	WRITE_ONCE(cpu->is_deciding, 0);
 	if (sk) {
 		long error = bpf_sk_assign(skb, sk, 0);
 
+		if (new.port)
+			fw_mirror_listener(sk, &packet, new.port);
 		bpf_sk_release(sk);
 		/* Without its socket the packet would go to any other listener on its address. */
 		if (error)
@@ -71,6 +101,21 @@ int ingress(struct __sk_buff *skb)
 	if (decision.track != FW_TRACK_NONE && decision.verdict != FW_VERDICT_DROP)
 		fw_track(skb, &packet, decision.track, FW_FLOW_ADMITTED_IN);
 	return fw_finish(skb, &packet, false, &decision);
+}
+
+/* Since Linux 5.17 (f89315650ba3) a look-up shows the interface that the packet arrived by. */
+SEC("sk_lookup")
+int deliver(struct bpf_sk_lookup *ctx)
+{
+	struct fw_decision decision = { .reason = FW_REASONS };
+	int verdict;
+
+	if (!bpf_core_field_exists(ctx->ingress_ifindex))
+		return SK_PASS;
+	verdict = fw_deliver(ctx, &decision);
+	if (decision.reason != FW_REASONS)
+		fw_count_reason(decision.reason, 0);
+	return verdict;
 }
 
 SEC("tc")
@@ -99,7 +144,8 @@ int explain_ingress(struct __sk_buff *skb)
 {
 	struct packet packet = {};
 	struct fw_decision decision = {};
-	struct bpf_sock *sk = fw_decide_ingress(skb, &packet, &decision);
+	struct fw_new_listener new = {};
+	struct bpf_sock *sk = fw_decide_ingress(skb, &packet, &decision, &new);
 
 	if (sk)
 		bpf_sk_release(sk);

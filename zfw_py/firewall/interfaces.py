@@ -342,6 +342,9 @@ class Interfaces:
     def _row(self, name: str, ifindex: int, device: str, flags: int) -> tuple[int, int, int, int]:
         """The row that an interface shall have, given its present name."""
         name_id, bits, _, _ = self._names[name]
+        old = _row_of(self._maps, ifindex)
+        if old:
+            flags |= old[3] & layout.LINK_ATTACHED  # the program has set it
         return (ifindex, bits, name_id, _link_flags(device, ifindex) | flags)
 
     def _is_attached(self, ifindex: int, *, is_here: bool = True) -> bool:
@@ -373,6 +376,16 @@ class Interfaces:
             table.update(key, codec.u32(1))
         for key in present - wanted:
             table.delete(key)
+
+
+def note_detached(maps: Maps, attached: Iterable[int]) -> None:
+    """Tell the program ``deliver`` that ``ingress`` is on these interfaces at most."""
+    table = maps.map("interfaces")
+    for ifindex in set(Interfaces(maps).indexes().values()) - {0, *attached}:
+        row = _row_of(maps, ifindex)
+        if row and row[3] & layout.LINK_ATTACHED:
+            cleared = (*row[:3], row[3] & ~layout.LINK_ATTACHED)
+            table.update(_row_key(ifindex), codec.encode_interface(*cleared))
 
 
 def settings_of(bits: int) -> dict[str, bool]:

@@ -31,6 +31,7 @@ OPENING_FLOWS = 32768
 LATE_ANSWER = 600
 FIRST_REASONS = 36
 ADDED_REASONS = 64
+LISTENERS = 16384
 
 TABLE_INGRESS = 0
 TABLE_EGRESS = 4
@@ -89,6 +90,9 @@ REASONS = (
     "eapol",
     "egress",
     "egress_no_rule",
+    "listener_not_transparent",
+    "net_intercept",
+    "net_no_listener",
 )
 
 SETTING_ICMP_ECHO = 1
@@ -104,6 +108,7 @@ SETTING_EAPOL = 256
 LINK_NO_ETHERNET = 1
 LINK_LOOPBACK = 2
 LINK_TRACK = 4
+LINK_ATTACHED = 8
 
 WANTED_AUTO = 1
 WANTED_TCX = 2
@@ -176,6 +181,10 @@ ROUTE_KEY = "=16sB3x"
 ROUTE_KEY_SIZE = 20
 ROUTE = "=III"
 ROUTE_SIZE = 12
+CPU = "=QI4x"
+CPU_SIZE = 16
+LISTENER_KEY = "=BBH"
+LISTENER_KEY_SIZE = 4
 FRAGMENT_KEY = "=16s16sIIBB2x"
 FRAGMENT_KEY_SIZE = 44
 FRAGMENT = "=QI4x"
@@ -194,6 +203,7 @@ DECISION_SIZE = 16
 MAPS = {
     "added_reasons": (6, 4, 16, 64, 0),
     "addresses": (1, 20, 4, 16384, 1),
+    "cpus": (6, 4, 16, 1, 0),
     "flow_limits": (2, 4, 24, 1, 0),
     "flows": (12, 4, 4, 3, 0),
     "fragments": (9, 44, 16, 4096, 0),
@@ -202,6 +212,7 @@ MAPS = {
     "interfaces": (2, 4, 16, 16384, 0),
     "length_counts": (1, 4, 4, 8712, 1),
     "lengths": (2, 4, 4376, 8, 0),
+    "listeners": (18, 4, 8, 16384, 0),
     "ports_large": (1, 36, 65328, 8192, 1),
     "ports_medium": (1, 36, 3952, 131072, 1),
     "prefixes": (12, 4, 4, 1, 0),

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.errors import KernelError, ZfwError
+from zfw_py.firewall import net
 from zfw_py.firewall.codec import State
 from zfw_py.firewall.flow_limits import FlowLimits
 from zfw_py.firewall.flows import drop_tables, make_tables, write_limits
+from zfw_py.firewall.interfaces import note_detached
 from zfw_py.firewall.maps import STORE, ZERO, Maps
 from zfw_py.firewall.model import DIRECTIONS
 from zfw_py.kernel import bpf_links
@@ -108,9 +110,16 @@ def _found(
     return [(hook, number) for hook in hooks if (number := hook.program_id()) is not None]
 
 
-def _hooks(directory: str) -> list[Tcx | Clsact]:
+def _hooks(directory: str) -> list[kinds.Attachment]:
     """All that is ours, also on interfaces that were moved to another network namespace."""
-    return [hook for hook, _ in _found(directory, _pinned_links(directory))]
+    found = _found(directory, _pinned_links(directory))
+    return [*(hook for hook, _ in found), *net.attached(directory)]
+
+
+def _additions(directory: str) -> Iterator[kinds.Attachment]:
+    """The net, where an earlier version attached ``ingress`` alone."""
+    if any(hook.direction == "ingress" for hook, _ in _found(directory, _links_here(directory))):
+        yield from net.missing(directory)
 
 
 def _digest(directory: str) -> str:
@@ -145,8 +154,10 @@ SYSTEM = System(
     digest=_digest,
     record=_record,
     abandoned=_abandoned,
-    pinned=("ingress", "egress", "explain_ingress", "explain_egress"),
+    pinned=("ingress", "egress", "explain_ingress", "explain_egress", net.PROGRAM),
     prefix="",
+    added=(net.PROGRAM,),
+    additions=_additions,
 )
 
 
@@ -283,7 +294,7 @@ def reconcile(
         for attachment in taken:
             with _named(f"detach from interface {attachment.ifindex} ({attachment.direction})"):
                 _detach(maps, attachment)
-        _forget_flows(maps)
+        _forget(maps)
     except BaseException:
         now = attachments(maps)
         for old in before:
@@ -344,6 +355,9 @@ def attach_anew(maps: Maps, ifindex: int, name: str, direction: str, mode: str) 
         hook = _clsact(maps.directory, direction, ifindex)
     with _opened_program(maps, direction) as program:
         programs.attach(hook, program, f"to {name} ({direction})")
+    if direction == "ingress":
+        with _opened_program(maps, net.PROGRAM) as program:
+            net.attach(maps.directory, program)
 
 
 @contextmanager
@@ -384,14 +398,19 @@ def detach(maps: Maps, ifindex: int | None, direction: str | None) -> list[Attac
     ]
     for hook, _ in taken:
         hook.detach()
-    _forget_flows(maps)
+    _forget(maps)
     return sorted(attachment for _, attachment in taken)
 
 
-def _forget_flows(maps: Maps) -> None:
-    """Drop the tables of flows where no egress program is left to keep them up to date."""
-    if not any(attachment.direction == "egress" for attachment in attachments(maps)):
+def _forget(maps: Maps) -> None:
+    """What no program is left for: the tables of flows, kept by ``egress``, and the net."""
+    left = attachments(maps)
+    if not any(attachment.direction == "egress" for attachment in left):
         drop_tables(maps)
+    covered = [attachment.ifindex for attachment in left if attachment.direction == "ingress"]
+    note_detached(maps, covered)
+    if not covered:
+        net.detach(maps.directory)
 
 
 def uninstall(maps: Maps) -> None:

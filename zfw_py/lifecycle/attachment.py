@@ -175,16 +175,9 @@ class CgroupHook(_PinnedLink):
 class NetnsHook(_PinnedLink):
     """On a network namespace: sk_lookup, since Linux 5.9 (e9ddbb7707ff)."""
 
-    def __init__(
-        self,
-        directory: str,
-        program: str,
-        attach_type: int,
-        netns: int = -1,
-        name: str | None = None,
-    ) -> None:
+    def __init__(self, directory: str, program: str, attach_type: int, netns: int = -1) -> None:
         """``netns`` is a descriptor of it, needed to attach alone."""
-        super().__init__(directory, program, name)
+        super().__init__(directory, program)
         self._attach_type = attach_type
         self._netns = netns
 

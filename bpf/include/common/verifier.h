@@ -41,6 +41,9 @@
  */
 #define READ_ONCE(x) (*(const volatile __typeof__(x) *)&(x))
 
+/* Writes a variable here, in program order: a program that a helper calls reads it. */
+#define WRITE_ONCE(x, value) (*(volatile __typeof__(x) *)&(x) = (value))
+
 /*
  * *index < count, where count is at most limit. Before Linux 6.8 the verifier learns a bound
  * only from a comparison with a constant (67420501e868), and clang 19 and later merge the two

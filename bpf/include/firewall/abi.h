@@ -62,6 +62,8 @@ enum fw_limit {
 	 * behind them, and has room for more. */
 	FW_FIRST_REASONS = 36,
 	FW_ADDED_REASONS = 64,
+	/* Listeners that the programs know: by protocol, family and port. */
+	FW_LISTENERS = 16384,
 };
 
 /*
@@ -140,6 +142,13 @@ enum fw_reason {
 	/* The interface has no outbound filter. */
 	FW_REASON_EGRESS,
 	FW_REASON_EGRESS_NO_RULE,
+	/* A socket listens on the rule's port, but an unprivileged user may have opened it. */
+	FW_REASON_LISTENER_NOT_TRANSPARENT,
+	/* A packet that a rule intercepts came to the kernel's own look-up, since it had lost its
+	 * socket: "deliver" gave it back, or had none to give. "ingress" has counted it before, as
+	 * FW_REASON_RULE_INTERCEPT, or a SYN for TIME_WAIT as FW_REASON_ESTABLISHED. */
+	FW_REASON_NET_INTERCEPT,
+	FW_REASON_NET_NO_LISTENER,
 	FW_REASONS,
 };
 
@@ -164,6 +173,8 @@ enum fw_link_flag {
 	/* Some interface has an outbound filter: incoming packets are tracked, so that their
 	 * answers may leave. */
 	FW_LINK_TRACK = 4,
+	/* "ingress" has seen a packet of this interface: it is attached. */
+	FW_LINK_ATTACHED = 8,
 };
 
 /* How a program shall be attached: 0 where none shall be. Auto: TCX where the kernel has it. */
@@ -346,6 +357,20 @@ struct fw_route {
 	__u32 rules; /* how many need it */
 	__u32 binds;
 	__u32 owner; /* enum fw_route_owner */
+};
+
+/* What a CPU's programs share. */
+struct fw_cpu {
+	__u64 socket; /* address of a socket whose fields are about to be read */
+	__u32 is_deciding;
+	__u32 pad;
+};
+
+/* A listener that intercepted packets go to. */
+struct fw_listener_key {
+	__u8 protocol;
+	__u8 family; /* of the packets: a dual-stack socket has two entries */
+	__u16 port;
 };
 
 /* Identifies a datagram by its fragments. */

@@ -29,13 +29,12 @@
 #define FW_LOOPBACK_SETTINGS (FW_SETTING_ICMP_ECHO | FW_SETTING_IPV6 | FW_SETTING_PASS_NON_TUPLE)
 
 /* The interface of a packet. An unknown one gets the strictest settings. */
-static __always_inline void fw_read_interface(const struct __sk_buff *skb,
-					      struct fw_interface *interface)
+static __always_inline void fw_read_interface(__u32 ifindex, struct fw_interface *interface)
 {
-	__u32 row = skb->ifindex % FW_INTERFACE_ROWS;
+	__u32 row = ifindex % FW_INTERFACE_ROWS;
 	struct fw_interface *known = bpf_map_lookup_elem(&interfaces, &row);
 
-	if (known && known->ifindex == skb->ifindex)
+	if (known && known->ifindex == ifindex)
 		*interface = *known;
 	else
 		interface->settings = FW_SETTING_OUTBOUND_FILTER;
@@ -173,10 +172,12 @@ static __always_inline bool fw_decide_early(struct __sk_buff *skb, struct packet
 		fw_decide_icmp(skb, packet, settings, is_leaving, decision);
 	else if (packet->protocol != IPPROTO_TCP && packet->protocol != IPPROTO_UDP)
 		fw_decide_protocol(packet, settings, decision);
-	else if (is_leaving ? fw_is_dhcp_request(skb, packet) : fw_is_dhcp_reply(skb, packet))
+	else if (is_leaving ? fw_is_dhcp_request(skb->ifindex, packet) :
+			      fw_is_dhcp_reply(skb->ifindex, packet))
 		fw_decide(decision, FW_VERDICT_PASS, FW_REASON_DHCP);
 	else if (!(settings & FW_SETTING_SSH_OFF) &&
-		 (is_leaving ? fw_is_ssh_answer(skb, packet) : fw_is_ssh(skb, packet)))
+		 (is_leaving ? fw_is_ssh_answer(skb->ifindex, packet) :
+			       fw_is_ssh(skb->ifindex, packet)))
 		fw_decide(decision, FW_VERDICT_PASS, FW_REASON_SSH);
 	else
 		return false;

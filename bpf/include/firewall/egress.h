@@ -87,7 +87,7 @@ static __always_inline void fw_decide_egress(struct __sk_buff *skb, struct packe
 	enum pkt_parsed parsed;
 
 	decision->slot = FW_NO_SLOT;
-	fw_read_interface(skb, &interface);
+	fw_read_interface(skb->ifindex, &interface);
 	if (interface.link_flags & FW_LINK_LOOPBACK) {
 		fw_decide(decision, FW_VERDICT_PASS, FW_REASON_LOOPBACK);
 		return;

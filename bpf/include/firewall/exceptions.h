@@ -23,10 +23,9 @@
 #define DHCPV6_CLIENT_PORT 546
 #define SSH_PORT 22
 
-static __always_inline bool fw_is_own_address(const struct __sk_buff *skb, __u8 family,
-					      const __be32 candidate[4])
+static __always_inline bool fw_is_own_address(__u32 ifindex, __u8 family, const __be32 candidate[4])
 {
-	struct fw_address address = { .ifindex = skb->ifindex };
+	struct fw_address address = { .ifindex = ifindex };
 
 	/* The map has IPv4 addresses in this form. An IPv6 packet to one is not for IPv4. */
 	if (family == AF_INET6 && is_mapped(candidate))
@@ -37,8 +36,7 @@ static __always_inline bool fw_is_own_address(const struct __sk_buff *skb, __u8 
 }
 
 /* A DHCP server's answer: RFC 2131, section 4.1; RFC 8415, section 7.2. */
-static __always_inline bool fw_is_dhcp_reply(const struct __sk_buff *skb,
-					     const struct packet *packet)
+static __always_inline bool fw_is_dhcp_reply(__u32 ifindex, const struct packet *packet)
 {
 	if (packet->protocol != IPPROTO_UDP)
 		return false;
@@ -46,7 +44,7 @@ static __always_inline bool fw_is_dhcp_reply(const struct __sk_buff *skb,
 		return packet->source_port == bpf_htons(DHCP_SERVER_PORT) &&
 		       packet->destination_port == bpf_htons(DHCP_CLIENT_PORT) &&
 		       (packet->destination[3] == bpf_htonl(INADDR_BROADCAST) ||
-			fw_is_own_address(skb, packet->family, packet->destination));
+			fw_is_own_address(ifindex, packet->family, packet->destination));
 	return packet->source_port == bpf_htons(DHCPV6_SERVER_PORT) &&
 	       packet->destination_port == bpf_htons(DHCPV6_CLIENT_PORT) &&
 	       is_link_local(packet->destination);
@@ -56,8 +54,7 @@ static __always_inline bool fw_is_dhcp_reply(const struct __sk_buff *skb,
  * A DHCP client's request from this host. IPv4: from 0.0.0.0 or an own address. IPv6: from a
  * link-local address to All_DHCP_Relay_Agents_and_Servers (RFC 8415, section 7.1).
  */
-static __always_inline bool fw_is_dhcp_request(const struct __sk_buff *skb,
-					       const struct packet *packet)
+static __always_inline bool fw_is_dhcp_request(__u32 ifindex, const struct packet *packet)
 {
 	if (packet->protocol != IPPROTO_UDP)
 		return false;
@@ -65,7 +62,7 @@ static __always_inline bool fw_is_dhcp_request(const struct __sk_buff *skb,
 		return packet->source_port == bpf_htons(DHCP_CLIENT_PORT) &&
 		       packet->destination_port == bpf_htons(DHCP_SERVER_PORT) &&
 		       (!packet->source[3] ||
-			fw_is_own_address(skb, packet->family, packet->source));
+			fw_is_own_address(ifindex, packet->family, packet->source));
 	return packet->source_port == bpf_htons(DHCPV6_CLIENT_PORT) &&
 	       packet->destination_port == bpf_htons(DHCPV6_SERVER_PORT) &&
 	       is_link_local(packet->source) && packet->destination[0] == bpf_htonl(0xff020000) &&
@@ -73,19 +70,18 @@ static __always_inline bool fw_is_dhcp_request(const struct __sk_buff *skb,
 	       packet->destination[3] == bpf_htonl(0x00010002);
 }
 
-static __always_inline bool fw_is_ssh(const struct __sk_buff *skb, const struct packet *packet)
+static __always_inline bool fw_is_ssh(__u32 ifindex, const struct packet *packet)
 {
 	return packet->protocol == IPPROTO_TCP && packet->destination_port == bpf_htons(SSH_PORT) &&
-	       fw_is_own_address(skb, packet->family, packet->destination);
+	       fw_is_own_address(ifindex, packet->family, packet->destination);
 }
 
 /* A packet of this host's SSH server. A server never sends a bare SYN. */
-static __always_inline bool fw_is_ssh_answer(const struct __sk_buff *skb,
-					     const struct packet *packet)
+static __always_inline bool fw_is_ssh_answer(__u32 ifindex, const struct packet *packet)
 {
 	return packet->protocol == IPPROTO_TCP && packet->source_port == bpf_htons(SSH_PORT) &&
 	       packet->tcp_flags & (TCP_ACK | TCP_RST) &&
-	       fw_is_own_address(skb, packet->family, packet->source);
+	       fw_is_own_address(ifindex, packet->family, packet->source);
 }
 
 #endif

@@ -14,6 +14,7 @@
 #include "common/packet.h"
 #include "firewall/abi.h"
 #include "firewall/decide.h"
+#include "firewall/listeners.h"
 #include "firewall/rules.h"
 #include "firewall/sockets.h"
 
@@ -49,13 +50,20 @@ __noinline int fw_is_not_local(struct __sk_buff *skb, struct packet *packet)
 	       result != BPF_FIB_LKUP_RET_FWD_DISABLED;
 }
 
+/* The port of a listener that is not mirrored yet, or 0. */
+struct fw_new_listener {
+	__u16 port;
+};
+
 /* Returns the socket to assign the packet to, referenced, or NULL. */
 static __always_inline struct bpf_sock *
 fw_decide_ingress_rules(struct __sk_buff *skb, struct packet *packet,
-			const struct fw_interface *interface, struct fw_decision *decision)
+			const struct fw_interface *interface, struct fw_decision *decision,
+			struct fw_new_listener *new)
 {
 	struct fw_port_rule rule = {};
 	enum fw_track track;
+	enum fw_listener_state state;
 	struct bpf_sock *sk;
 	int match = fw_find_rule(packet, interface, FW_TABLE_INGRESS, &rule);
 
@@ -104,29 +112,35 @@ fw_decide_ingress_rules(struct __sk_buff *skb, struct packet *packet,
 		fw_decide(decision, FW_VERDICT_DROP, FW_REASON_NOT_LOCAL);
 		return NULL;
 	}
-	sk = fw_find_listener(skb, packet, rule.tproxy_port);
+	sk = fw_find_listener(skb, packet, rule.tproxy_port, &state);
 	if (!sk) {
-		fw_decide(decision, FW_VERDICT_DROP, FW_REASON_NO_LISTENER);
+		fw_decide(decision, FW_VERDICT_DROP,
+			  state == FW_LISTENER_REFUSED ? FW_REASON_LISTENER_NOT_TRANSPARENT :
+							 FW_REASON_NO_LISTENER);
 		return NULL;
 	}
+	if (state == FW_LISTENER_NEW)
+		new->port = rule.tproxy_port;
 	fw_decide(decision, FW_VERDICT_ASSIGN, FW_REASON_RULE_INTERCEPT);
 	decision->track = track;
 	return sk;
 }
 
 /*
- * Fills packet and decision; the caller zeroes both. With FW_VERDICT_ASSIGN it returns the
+ * Fills packet, decision and new; the caller zeroes them. With FW_VERDICT_ASSIGN it returns the
  * socket to assign the packet to, referenced, else NULL.
  */
-static __always_inline struct bpf_sock *
-fw_decide_ingress(struct __sk_buff *skb, struct packet *packet, struct fw_decision *decision)
+static __always_inline struct bpf_sock *fw_decide_ingress(struct __sk_buff *skb,
+							  struct packet *packet,
+							  struct fw_decision *decision,
+							  struct fw_new_listener *new)
 {
 	struct fw_interface interface = {};
 	enum fw_flow_socket socket;
 	enum pkt_parsed parsed;
 
 	decision->slot = FW_NO_SLOT;
-	fw_read_interface(skb, &interface);
+	fw_read_interface(skb->ifindex, &interface);
 
 	/* The kernel hands this host's own multicast and broadcast packets back to the
 	 * interface that they left by, without a link-layer header (dev_loopback_xmit()). */
@@ -153,7 +167,7 @@ fw_decide_ingress(struct __sk_buff *skb, struct packet *packet, struct fw_decisi
 	}
 	if (fw_decide_flow(skb, packet, false, decision))
 		return NULL;
-	return fw_decide_ingress_rules(skb, packet, &interface, decision);
+	return fw_decide_ingress_rules(skb, packet, &interface, decision, new);
 }
 
 #endif

@@ -168,6 +168,25 @@ struct {
 	__type(value, struct fw_fragment);
 } fragments SEC(".maps");
 
+/* Whether "ingress" or "egress" runs on this CPU: they look sockets up, and that runs "deliver". */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct fw_cpu);
+} cpus SEC(".maps");
+
+/*
+ * The listener that "ingress" found last, by protocol, family and port, for "deliver", which cannot
+ * look sockets up. The kernel removes a socket that is closed.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_SOCKHASH);
+	__uint(max_entries, FW_LISTENERS);
+	__type(key, struct fw_listener_key);
+	__type(value, __u64);
+} listeners SEC(".maps");
+
 /*
  * Tracked flows, by enum fw_flow_table. The inner maps take 40 MB: zfw creates them with the first
  * attachment to egress.

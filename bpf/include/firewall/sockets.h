@@ -6,10 +6,8 @@
 #include <stdbool.h>
 #include <linux/bpf.h>
 #include <linux/in.h>
-#include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#include "common/address.h"
 #include "common/packet.h"
 #include "common/sockets.h"
 
@@ -68,52 +66,6 @@ static __always_inline enum fw_flow_socket fw_find_socket(struct __sk_buff *skb,
 	state = sk->state;
 	bpf_sk_release(sk);
 	return state == BPF_TCP_ESTABLISHED ? FW_SOCKET_SETTLED : FW_SOCKET_UNCONNECTED;
-}
-
-/*
- * The transparent proxy's socket on 127.0.0.1 or ::1 and this port, referenced, or NULL. TCP: in
- * LISTEN; UDP: not connected. Its family has to fit the packet: a dual-stack AF_INET6 socket takes
- * IPv4 too, AF_INET never takes IPv6.
- *
- * The look-up has source port 0. With the packet's own source port it would find the socket of a
- * local program that happens to be connected to the proxy from that port. The members of a
- * SO_REUSEPORT group still share packets by their real ports, because the kernel chooses the member
- * when it takes the assigned socket (9c02bec95954).
- */
-static __always_inline struct bpf_sock *fw_find_listener(struct __sk_buff *skb,
-							 const struct packet *packet, __u16 port)
-{
-	struct bpf_sock_tuple tuple = {};
-	struct bpf_sock *sk;
-
-	set_tuple(packet, &tuple);
-	if (packet->family == AF_INET) {
-		tuple.ipv4.daddr = bpf_htonl(INADDR_LOOPBACK);
-		tuple.ipv4.dport = bpf_htons(port);
-		tuple.ipv4.sport = 0;
-	} else {
-		tuple.ipv6.daddr[0] = tuple.ipv6.daddr[1] = tuple.ipv6.daddr[2] = 0;
-		tuple.ipv6.daddr[3] = bpf_htonl(1);
-		tuple.ipv6.dport = bpf_htons(port);
-		tuple.ipv6.sport = 0;
-	}
-	if (packet->protocol == IPPROTO_TCP) {
-		sk = look_up_tcp(skb, &tuple, packet->family);
-		if (!sk)
-			return NULL;
-		if (sk->state == BPF_TCP_LISTEN &&
-		    (packet->family == AF_INET || sk->family == AF_INET6))
-			return sk;
-	} else {
-		sk = look_up_udp(skb, &tuple, packet->family);
-		if (!sk)
-			return NULL;
-		if (sk->state != BPF_TCP_ESTABLISHED &&
-		    (packet->family == AF_INET || sk->family == AF_INET6))
-			return sk;
-	}
-	bpf_sk_release(sk);
-	return NULL;
 }
 
 #endif

@@ -27,7 +27,7 @@ static __always_inline bool fw_makes_entry(struct __sk_buff *skb, const struct p
 	struct fw_rule_query query = {};
 	int match;
 
-	fw_read_interface(skb, &interface);
+	fw_read_interface(skb->ifindex, &interface);
 	if (track == FW_TRACK_IF_RULED) {
 		__builtin_memcpy(query.source, packet->source, sizeof(query.source));
 		__builtin_memcpy(query.destination, packet->destination, sizeof(query.source));
@@ -38,7 +38,7 @@ static __always_inline bool fw_makes_entry(struct __sk_buff *skb, const struct p
 	/* This host asks from the interface's address. Whether a datagram from another one is a
 	 * proxy's answer depends on the rules. */
 	if (packet->protocol == IPPROTO_UDP &&
-	    fw_is_own_address(skb, packet->family, packet->source))
+	    fw_is_own_address(skb->ifindex, packet->family, packet->source))
 		return true;
 	__builtin_memcpy(query.source, packet->destination, sizeof(query.source));
 	__builtin_memcpy(query.destination, packet->source, sizeof(query.destination));

@@ -502,7 +502,8 @@ def contents() -> dict[str, list[tuple[bytes, bytes]]]:
         found = {
             name: sorted(maps.map(name).items(64))
             for name, spec in layout.MAPS.items()
-            if spec[0] != ARRAY_OF_MAPS and name not in ("reasons", "added_reasons")
+            if spec[0] != ARRAY_OF_MAPS
+            and name not in ("reasons", "added_reasons", "cpus", "listeners")
         }
         found["prefixes"] = sorted(maps.prefixes.items())
         for name in ("rule_records", "rule_counters"):

@@ -417,12 +417,14 @@ def test_syn_cookies_work(gateway: Gateway, family: int) -> None:
 def test_a_source_port_in_time_wait_connects_at_once(
     gateway: Gateway, timestamps: str, family: int
 ) -> None:
-    """The stack answers the SYN for TIME_WAIT, the client resets that, and its next SYN is new."""
+    """The stack looks a listener up for the SYN, by its own addresses: "deliver" has ours."""
     address = (SERVICE[family], 80)
     with (
         listening("tcp", family) as listener,
+        plain_socket("tcp", family, ANY[family], 80) as service,
         sysctl(gateway.client, "ipv4/tcp_timestamps", timestamps),
     ):
+        service.listen()
         gateway.insert(SERVICE[family], "tcp", 80, to=listener.port)
         with gateway.client_socket("tcp", family) as client:
             client.connect(address)
@@ -433,7 +435,7 @@ def test_a_source_port_in_time_wait_connects_at_once(
         assert wait_until(lambda: in_time_wait(family, source[1]))
         with (
             gateway.client_socket("tcp", family) as again,
-            gateway.counts(rule_intercept=1, established=SOME),
+            gateway.counts(net_intercept=1, established=SOME),
         ):
             again.bind(source)
             started = time.monotonic()
@@ -441,6 +443,7 @@ def test_a_source_port_in_time_wait_connects_at_once(
             assert time.monotonic() - started < 0.9, "a SYN was sent again after a second"
             with listener.accept() as connection:
                 exchange(again, connection)
+            assert is_silent(service)
 
 
 def in_time_wait(family: int, port: int) -> bool:

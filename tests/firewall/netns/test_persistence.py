@@ -81,7 +81,7 @@ def raw() -> dict[str, object]:
     found: dict[str, object] = {}
     with Maps(is_writer=False) as maps:
         for name in layout.MAPS:
-            if name in ("reasons", "added_reasons", "fragments"):
+            if name in ("reasons", "added_reasons", "fragments", "cpus", "listeners"):
                 continue
             if name not in layout.INNER_MAPS:
                 found[name] = {

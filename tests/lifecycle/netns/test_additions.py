@@ -52,13 +52,17 @@ class EarlierFirewall(FirewallSubject):
         def hook(directory: str) -> NetnsHook:
             netns = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
             stack.callback(os.close, netns)
-            return NetnsHook(directory, PROGRAM, bpf_links.SK_LOOKUP, netns, f"{PROGRAM}_0")
+            made = NetnsHook(directory, PROGRAM, bpf_links.SK_LOOKUP, netns)
+            # The firewall takes a pin with the name of a link for an interface's.
+            made.pin = f"{directory}/{PROGRAM}_link"
+            return made
 
         def attachments(directory: str) -> Sequence[Attachment]:
             here = hook(directory)
             return [*earlier.attachments(directory), *([here] if here.program_id() else [])]
 
         def additions(directory: str) -> Iterator[Attachment]:
+            yield from earlier.additions(directory)
             here = hook(directory)
             if here.program_id() is None:
                 yield here
@@ -67,7 +71,7 @@ class EarlierFirewall(FirewallSubject):
             object=later,
             attachments=attachments,
             pinned=(*earlier.pinned, PROGRAM),
-            added=(PROGRAM,),
+            added=(*earlier.added, PROGRAM),
             additions=additions,
         )
 
@@ -82,7 +86,7 @@ class EarlierFirewall(FirewallSubject):
     def is_later(self) -> bool:
         """Whether all is there that the version to come has; False if none of it is."""
         (identifier,) = self.identifiers
-        wanted = {ADDED_MAP, PROGRAM, f"link_{PROGRAM}_0"}
+        wanted = {ADDED_MAP, PROGRAM, f"{PROGRAM}_link"}
         found = wanted & set(self.pins(identifier))
         assert found in (set(), wanted)
         return bool(found)

@@ -141,6 +141,7 @@ PROGRAM(ingress) { return skb->pkt_type == PACKET_HOST ? TC_ACT_SHOT : TC_ACT_UN
 PROGRAM(egress) { (void)skb; return TC_ACT_UNSPEC; }
 PROGRAM(explain_ingress) { (void)skb; return 0; }
 PROGRAM(explain_egress) { (void)skb; return 0; }
+SEC("sk_lookup") int deliver(void *ctx) { return ctx != 0; }
 char LICENSE[] SEC("license") = "GPL";
 """
 
