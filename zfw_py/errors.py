@@ -3,7 +3,7 @@
 
 ZfwError                    1
 ├── UsageError              2   a value, an option or a document is invalid
-├── NotInstalled            3   nothing is attached in this network namespace
+├── NotInstalled            3   nothing is attached, or not where the command needs it
 ├── NotFound                5   no such rule, interface or file
 ├── Conflict                6   an object that zfw does not own is in the way
 ├── MapFull                 7   a limit of the tables is reached
@@ -46,7 +46,7 @@ class UsageError(ZfwError):
 
 
 class NotInstalled(ZfwError):
-    """Nothing is attached in this network namespace."""
+    """Nothing is attached in this network namespace, or not where the command needs it."""
 
     exit_code = 3
 

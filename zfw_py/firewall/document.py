@@ -153,6 +153,25 @@ class Document(
                 )
         _ = self.parsed_rules
 
+    def warnings(self) -> list[str]:
+        """What of the document has no effect, a line each."""
+        filtered = {
+            name
+            for name, settings in self.settings.items()
+            if settings.outbound_filter  # type: ignore[attr-defined]
+        }
+        programs = {each.interface for each in self.attachments if each.direction == "egress"}
+        found = [
+            f"settings.{name}: outbound_filter has no effect without an egress attachment"
+            for name in sorted(filtered - programs)
+        ]
+        if not filtered & programs and any(rule.direction == "egress" for rule in self.rules):
+            found.append(
+                "rules: egress rules have no effect: no interface has outbound_filter and an"
+                " egress attachment"
+            )
+        return found
+
     @cached_property
     def parsed_rules(self) -> tuple[Rule, ...]:
         """The rules of the entries; with ``is_routed`` they need a local route."""

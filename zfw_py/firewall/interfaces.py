@@ -178,6 +178,17 @@ class Interfaces:
         name_id, bits, ifindex, wanted = self._names[name]
         self._write(name, name_id, SETTINGS[setting].applied(bits, on), ifindex, wanted)
 
+    def has_filtered(self) -> bool:
+        """Whether some interface shall have the outbound filter and its program.
+
+        An interface that a version without such records attached counts as having the program.
+        """
+        return any(
+            bits & layout.SETTING_OUTBOUND_FILTER
+            and (wanted == codec.NOT_WANTED or "egress" in codec.decode_wanted(wanted))
+            for _, bits, _, wanted in self._names.values()
+        )
+
     def want(self, name: str, modes: dict[str, str]) -> dict[str, str]:
         """Record how programs shall be attached, by direction; what was recorded before."""
         self.add(name)

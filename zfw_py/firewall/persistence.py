@@ -143,7 +143,9 @@ def restore(maps: Maps, document: Document, on_progress: Callable[[int], None]) 
         limits if limits != old_limits else None,
         *moved,
         missing,
-        warnings + [text for inserted in edit.inserted for text in inserted.warnings()],
+        document.warnings()
+        + warnings
+        + [text for inserted in edit.inserted for text in inserted.warnings()],
     )
 
 

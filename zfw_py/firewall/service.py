@@ -44,7 +44,10 @@ class Insert:
 
     def collect(self, edit: RuleEdit, names: tuple[str, ...]) -> Inserted:
         """Add it to an edit."""
-        return edit.insert(self.rule, names, route=self.route)
+        inserted = edit.insert(self.rule, names, route=self.route)
+        if self.rule.key.direction == "egress":
+            inserted.is_idle = not edit.interfaces.has_filtered()
+        return inserted
 
 
 class Delete:
@@ -87,9 +90,10 @@ class Firewall:
         names. Established connections go on. ``route`` makes the destination
         local for as long as the rule stands.
         """
-        names = tuple(map(primary_name, rule.interfaces))
+        insert = Insert(rule, route=route)
+        names = insert.own_names()
         with Maps(is_writer=True) as maps, Transaction(maps) as edit:
-            return edit.insert(rule, names, route=route)
+            return insert.collect(edit, names)
 
     def delete(
         self, key: RuleKey, interfaces: tuple[str, ...] = (), *, route: bool = True
@@ -212,6 +216,21 @@ class Firewall:
             for name in names:
                 interfaces.set(name, setting, on)
             interfaces.refresh()
+
+    def without_egress(self, names: Iterable[str]) -> list[str]:
+        """Those of these interfaces that have no egress program: no outbound filter can act there.
+
+        ``lo`` is one of them: it is never filtered.
+        """
+        from zfw_py.firewall.wanted import has_egress
+
+        with Maps(is_writer=False) as maps:
+            interfaces = Interfaces(maps)
+            return [
+                name
+                for name in map(primary_name, names)
+                if name == "lo" or not has_egress(maps, interfaces, name)
+            ]
 
     def refresh(self) -> None:
         """Bring the table of interfaces and their addresses up to date."""

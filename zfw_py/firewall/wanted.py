@@ -85,6 +85,16 @@ def detach(
     return taken
 
 
+def has_egress(maps: Maps, interfaces: Interfaces, name: str) -> bool:
+    """Whether an egress program is wanted on an interface, or attached to it."""
+    if "egress" in interfaces.wanted().get(name, {}):
+        return True
+    ifindex = interfaces.present().get(name)
+    return ifindex is not None and any(
+        each.direction == "egress" for each in programs.attachments(maps, ifindex)
+    )
+
+
 def follow(maps: Maps, interfaces: Interfaces) -> Followed:
     """Bring rows and addresses up to date; attach what is wanted and not attached."""
     interfaces.refresh()
@@ -148,6 +158,13 @@ def differences(maps: Maps, interfaces: Interfaces, attached: list[Attachment]) 
         what = f"{direction} is attached, and not recorded as wanted"
         command = f"{_attach(name, [direction], 'auto')}, or zfw detach {name}"
         found.append(Difference(name, what, command))
+    has_program = {each.ifindex for each in attached if each.direction == "egress"}
+    for name, settings in interfaces.settings().items():
+        is_wanted = "egress" in interfaces.wanted().get(name, {})
+        if not settings["outbound_filter"] or is_wanted or present.get(name) in has_program:
+            continue
+        what = "outbound-filter is on, and has no effect without an egress program"
+        found.append(Difference(name, what, _attach(name, ["egress"], "auto")))
     indexes = {each.ifindex for each in attached}
     for name, what in interfaces.stale(indexes).items():
         found.append(Difference(name, what, "zfw follow --once"))

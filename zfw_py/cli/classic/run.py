@@ -65,6 +65,8 @@ def _fail(error: ZfwError, argv: list[str]) -> int:
 
 def _insert(request: Request) -> int:
     inserted = Firewall().insert(request.rule, route=request.route)
+    # Callers insert egress rules before they turn the filter on (-b), and expect no warning.
+    inserted.is_idle = False
     key = request.rule.key
     print(f"Adding {key.protocol.upper()} mapping")
     for warning in inserted.warnings():
@@ -172,6 +174,13 @@ def _set(request: Request) -> int:
         flag = SETTINGS[setting]
         for name in names:
             print(f"Set {flag.said} to {int(on != flag.turns_off)} for {name}")
+        if setting == "outbound_filter" and on:
+            for name in Firewall().without_egress(names):
+                print(
+                    f"zfw: warning: {name}: the outbound filter has no effect without an egress"
+                    f" program: zfw -X {name} -O {_OBJECT_NAMES[1]} -z egress",
+                    file=sys.stderr,
+                )
     return 0
 
 

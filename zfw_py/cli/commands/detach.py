@@ -37,7 +37,15 @@ def command(
         _tell(Firewall().detach_all())
         output.line("removed all rules and settings")
     else:
-        each(interfaces or [], lambda name: _tell(Firewall().detach(name)))
+        each(interfaces or [], _detach)
+
+
+def _detach(name: str) -> None:
+    firewall = Firewall()
+    _tell(firewall.detach(name))
+    for difference in firewall.status().differences:
+        if difference.interface == name:
+            output.warning(str(difference))
 
 
 def _tell(taken: list[Attachment]) -> None:

@@ -55,6 +55,7 @@ def command(
         document = load(file)
         if check:
             output.line(f"valid: {summary(document)}")
+            output.warnings(document.warnings())
             return
         _wait(document, wait)
         total = len(document.rules)

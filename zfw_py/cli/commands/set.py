@@ -10,7 +10,7 @@ import typer
 from zfw_py.cli import output
 from zfw_py.cli.commands.interfaces import check, complete
 from zfw_py.cli.options import Option, takes
-from zfw_py.errors import UsageError
+from zfw_py.errors import NotInstalled, UsageError
 from zfw_py.firewall.flow_limits import LIMITS, FlowLimits
 from zfw_py.firewall.interfaces import names_of
 from zfw_py.firewall.service import Firewall
@@ -45,7 +45,8 @@ def command(
 
     Settings belong to the interface's name: they stay when the interface
     disappears or is detached. Limits belong to the whole firewall; give them
-    without an interface.
+    without an interface. The outbound filter needs an egress program: without one
+    it is refused.
     """
     settings = {name: values[name] == "on" for name in SETTINGS if values[name]}
     limits = {name: values[name] for name in LIMITS if values[name] is not None}
@@ -58,15 +59,26 @@ def command(
     if interface is not None:
         check([interface])
     firewall = Firewall()
+    names = names_of(interface) if interface is not None else []
+    if settings.get("outbound_filter"):
+        _check_egress(firewall, names)
     if limits:
         output.line(limits_text(firewall.set_flow_limits(**limits)))
-    if interface is None:
-        return
-    names = names_of(interface)
     for setting, on in settings.items():
         firewall.set(names, setting, on)
         for name in names:
             output.line(f"{name}: {SETTINGS[setting].words} {'on' if on else 'off'}")
+
+
+def _check_egress(firewall: Firewall, names: list[str]) -> None:
+    """Refuse the outbound filter where it would have no effect. Raises NotInstalled."""
+    if lacking := firewall.without_egress(names):
+        if lacking == ["lo"]:
+            raise UsageError("outbound-filter: lo is never filtered")
+        raise NotInstalled(
+            f"outbound-filter: no egress program is attached to {', '.join(lacking)}",
+            hint=f"zfw attach {' '.join(lacking)}, then this command",
+        )
 
 
 def limits_text(limits: FlowLimits) -> str:

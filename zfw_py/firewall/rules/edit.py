@@ -30,9 +30,10 @@ class Inserted:
 
     ``route_obstacle``: why no local route was made although one was asked for.
     ``is_shadowed``, known once the edit is committed: earlier rules cover the whole rule.
+    ``is_idle``: it is an egress rule, and no interface has the outbound filter.
     """
 
-    __slots__ = ("is_replaced", "is_shadowed", "route_obstacle", "rule", "slot")
+    __slots__ = ("is_idle", "is_replaced", "is_shadowed", "route_obstacle", "rule", "slot")
 
     def __init__(
         self, rule: Rule, slot: int, *, is_replaced: bool, route_obstacle: str | None = None
@@ -42,6 +43,7 @@ class Inserted:
         self.slot = slot
         self.is_replaced = is_replaced
         self.is_shadowed = False
+        self.is_idle = False
         self.route_obstacle = route_obstacle
 
     def warnings(self) -> list[str]:
@@ -51,6 +53,11 @@ class Inserted:
             found.append(f"rule {self.rule} can never match: earlier rules of its prefix cover it")
         if self.route_obstacle:
             found.append(f"no local route is made: {self.route_obstacle}")
+        if self.is_idle:
+            found.append(
+                f"rule {self.rule} has no effect: no interface with an egress program has the"
+                " outbound filter: zfw set IFACE --outbound-filter on"
+            )
         return found
 
 
