@@ -93,6 +93,7 @@ REASONS = (
     "listener_not_transparent",
     "net_intercept",
     "net_no_listener",
+    "source_route",
 )
 
 SETTING_ICMP_ECHO = 1

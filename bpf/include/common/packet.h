@@ -64,6 +64,8 @@ struct packet {
 	__u8 hop_limit;
 	__u8 tcp_flags; /* enum tcp_flag */
 	__u8 is_echo_request; /* ICMP, either version */
+	__u8 is_source_routed; /* an option or a routing header sends it on from its destination */
+	__u8 pad[3];
 	__u32 transport_length; /* bytes, according to the IP header */
 	__u32 sequence; /* TCP, host order */
 	__u32 acknowledgment;
@@ -100,6 +102,46 @@ static __always_inline bool read_bytes(struct __sk_buff *skb, __u32 offset, void
 	return bpf_skb_load_bytes(skb, offset, to, length) == 0;
 }
 
+/* IPv4 options, RFC 791, section 3.1. */
+#define PKT_OPTION_END 0
+#define PKT_OPTION_NONE 1
+#define PKT_OPTION_LOOSE_SOURCE_ROUTE 131
+#define PKT_OPTION_STRICT_SOURCE_ROUTE 137
+#define PKT_MAX_OPTION_BYTES 40
+#define PKT_OPTION_MASK 63
+
+/* Whether an IPv4 option routes the packet on. The header begins at start and has so many bytes. */
+__noinline int has_ipv4_source_route(struct __sk_buff *skb, __u32 start, __u32 header)
+{
+	__u32 offset = sizeof(struct iphdr), i;
+
+	for (i = 0; i < PKT_MAX_OPTION_BYTES; i++) {
+		__u8 option[2] = {};
+
+		if (offset >= header || bpf_skb_load_bytes(skb, start + offset, option, 1) ||
+		    option[0] == PKT_OPTION_END)
+			return false;
+		if (option[0] == PKT_OPTION_LOOSE_SOURCE_ROUTE ||
+		    option[0] == PKT_OPTION_STRICT_SOURCE_ROUTE)
+			return true;
+		if (option[0] == PKT_OPTION_NONE) {
+			offset++;
+		} else {
+			/* An option that cannot be skipped, or reaches beyond the header, may hide
+			 * a route. */
+			if (bpf_skb_load_bytes(skb, start + offset, option, 2) || option[1] < 2 ||
+			    offset + option[1] > header)
+				return true;
+			offset += option[1];
+		}
+		if (offset >= header)
+			return false;
+		/* No header is longer. The mask lets the loop converge. */
+		offset = masked(offset, PKT_OPTION_MASK);
+	}
+	return false;
+}
+
 static __always_inline enum pkt_parsed parse_ipv4(struct __sk_buff *skb, __u32 offset,
 						  struct packet *packet)
 {
@@ -131,6 +173,8 @@ static __always_inline enum pkt_parsed parse_ipv4(struct __sk_buff *skb, __u32 o
 									 PKT_FRAGMENT_FIRST;
 		packet->identification = ip.id;
 	}
+	if (header > sizeof(ip))
+		packet->is_source_routed = has_ipv4_source_route(skb, offset, header);
 	return PKT_PARSED_IP;
 }
 
@@ -155,7 +199,7 @@ struct pkt_header_chain {
 	__be32 identification; /* of the datagram, if this is a fragment */
 	__u16 fragment; /* offset and more flag, host order; 0: whole */
 	__u8 next;
-	__u8 pad;
+	__u8 is_source_routed;
 };
 
 /*
@@ -181,6 +225,9 @@ __noinline int walk_headers(struct __sk_buff *skb, struct pkt_header_chain *chai
 			return PKT_PARSED_HEADER_CHAIN;
 		if (!read_bytes(skb, offset, header, sizeof(header)))
 			return PKT_PARSED_MALFORMED;
+		/* Of any type, with segments left (RFC 8200, section 4.4). */
+		if (next == IPPROTO_ROUTING && header[3] != 0)
+			chain->is_source_routed = true;
 		chain->next = header[0];
 		chain->offset = offset + extension_header_bytes(next, header[1]);
 		if (next == IPPROTO_FRAGMENT) {
@@ -232,6 +279,7 @@ static __always_inline enum pkt_parsed parse_ipv6(struct __sk_buff *skb, __u32 o
 		parsed = walk_headers(skb, &chain);
 		if (parsed != PKT_PARSED_IP)
 			return parsed;
+		packet->is_source_routed = chain.is_source_routed;
 		if (chain.fragment) {
 			packet->fragment = chain.fragment & PKT_IPV6_FRAGMENT_OFFSET ?
 						   PKT_FRAGMENT_LATER :

@@ -134,7 +134,9 @@ static __always_inline void fw_decide_icmp(struct __sk_buff *skb, struct packet 
 		reason == FW_REASON_NEIGHBOUR_DISCOVERY || reason == FW_REASON_MULTICAST_LISTENER;
 
 	if (reason == FW_REASON_ICMP_ERROR) {
-		passes = is_leaving || fw_quotes_known_flow(skb, packet);
+		passes = (is_leaving && !skb->ingress_ifindex) ||
+			 fw_quotes_known_flow(skb, packet, is_leaving,
+					      is_leaving && settings & FW_SETTING_ICMP_ECHO);
 		if (!passes)
 			reason = FW_REASON_ICMP_ERROR_UNRELATED;
 	}
@@ -166,6 +168,8 @@ static __always_inline bool fw_decide_early(struct __sk_buff *skb, struct packet
 		fw_decide_frame(parsed, settings, decision);
 	else if (packet->family == AF_INET6 && !(settings & FW_SETTING_IPV6))
 		fw_decide(decision, FW_VERDICT_DROP, FW_REASON_IPV6_OFF);
+	else if (packet->is_source_routed)
+		fw_decide(decision, FW_VERDICT_DROP, FW_REASON_SOURCE_ROUTE);
 	else if (packet->fragment == PKT_FRAGMENT_LATER)
 		fw_decide_later_fragment(skb, packet, is_leaving, decision);
 	else if (is_icmp(packet))

@@ -13,6 +13,7 @@
 #include "common/address.h"
 #include "common/packet.h"
 #include "firewall/abi.h"
+#include "firewall/exceptions.h"
 #include "firewall/flows.h"
 #include "firewall/sockets.h"
 
@@ -119,20 +120,31 @@ __noinline int fw_read_quote(struct __sk_buff *skb, struct packet *packet, struc
 }
 
 /*
- * Whether an ICMP error quotes a packet of this host, or of a flow that this host forwards. RFC
- * 5927 demands that the tuple matches before an error is believed.
+ * Whether an ICMP error goes to the sender of the packet that it quotes (RFC 1812, section
+ * 4.3.2), and this is a packet of this host, or of a flow that this host forwards. RFC 5927 demands
+ * that the tuple matches before an error is believed. knows_echo: each echo is of a known flow.
+ * A leaving error is about no packet of this host's sockets.
  */
-static __always_inline bool fw_quotes_known_flow(struct __sk_buff *skb, struct packet *packet)
+static __always_inline bool fw_quotes_known_flow(struct __sk_buff *skb, struct packet *packet,
+						 bool is_leaving, bool knows_echo)
 {
 	struct packet answer = {};
 	struct fw_flow_match match = {};
 
-	if (!fw_read_quote(skb, packet, &answer))
+	if (!fw_read_quote(skb, packet, &answer) ||
+	    !is_same_address(packet->destination, answer.destination))
 		return false;
-	/* UDP: also a socket that is not connected may have sent the packet. */
-	if ((answer.protocol == IPPROTO_TCP || answer.protocol == IPPROTO_UDP) &&
-	    fw_find_socket(skb, &answer) != FW_SOCKET_NONE)
+	if (knows_echo && is_icmp(&answer))
 		return true;
+	/* UDP: also a socket that is not connected may have sent the packet. */
+	if (!is_leaving && (answer.protocol == IPPROTO_TCP || answer.protocol == IPPROTO_UDP)) {
+		enum fw_flow_socket socket = fw_find_socket(skb, &answer);
+
+		if (socket == FW_SOCKET_WILDCARD ?
+			    fw_is_own_address(skb->ifindex, packet->family, packet->destination) :
+			    socket != FW_SOCKET_NONE)
+			return true;
+	}
 	return fw_find_flow(&answer, &match);
 }
 

@@ -14,7 +14,9 @@
 /* State of the local socket that a flow belongs to. */
 enum fw_flow_socket {
 	FW_SOCKET_NONE,
-	/* UDP, not connected: takes datagrams from every sender. */
+	/* UDP, not connected: takes datagrams from every sender. The first of them is bound to no
+	 * address, and its look-up succeeds for each destination, also of other hosts. */
+	FW_SOCKET_WILDCARD,
 	FW_SOCKET_UNCONNECTED,
 	/* TCP during its handshake, closed before its end, or in TIME_WAIT. */
 	FW_SOCKET_UNSETTLED,
@@ -42,7 +44,7 @@ static __always_inline enum fw_flow_socket fw_find_socket(struct __sk_buff *skb,
 {
 	struct bpf_sock_tuple tuple = {};
 	struct bpf_sock *sk;
-	__u32 state;
+	__u32 state, is_bound;
 
 	set_tuple(packet, &tuple);
 	if (packet->protocol == IPPROTO_TCP) {
@@ -64,8 +66,13 @@ static __always_inline enum fw_flow_socket fw_find_socket(struct __sk_buff *skb,
 	if (!sk)
 		return FW_SOCKET_NONE;
 	state = sk->state;
+	is_bound = packet->family == AF_INET ?
+			   sk->src_ip4 :
+			   sk->src_ip6[0] | sk->src_ip6[1] | sk->src_ip6[2] | sk->src_ip6[3];
 	bpf_sk_release(sk);
-	return state == BPF_TCP_ESTABLISHED ? FW_SOCKET_SETTLED : FW_SOCKET_UNCONNECTED;
+	if (state == BPF_TCP_ESTABLISHED)
+		return FW_SOCKET_SETTLED;
+	return is_bound ? FW_SOCKET_UNCONNECTED : FW_SOCKET_WILDCARD;
 }
 
 #endif

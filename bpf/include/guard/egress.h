@@ -24,76 +24,8 @@
 #include "guard/policy.h"
 #include "guard/redirect.h"
 
-/* IPv4 options, RFC 791, section 3.1. */
-#define GUARD_OPTION_END 0
-#define GUARD_OPTION_NONE 1
-#define GUARD_OPTION_LOOSE_SOURCE_ROUTE 131
-#define GUARD_OPTION_STRICT_SOURCE_ROUTE 137
-#define GUARD_MAX_OPTION_BYTES 40
-#define GUARD_MAX_HEADER_MASK 63
-
 /* socket(2); not in the kernel's headers for user space. */
 #define GUARD_SOCK_RAW 3
-
-/* Whether an IPv4 option routes the packet on from its destination. */
-__noinline int guard_has_ipv4_route(struct __sk_buff *skb, __u32 header)
-{
-	__u32 offset = sizeof(struct iphdr), i;
-
-	for (i = 0; i < GUARD_MAX_OPTION_BYTES; i++) {
-		__u8 option[2] = {};
-
-		if (offset >= header || bpf_skb_load_bytes(skb, offset, option, 1) ||
-		    option[0] == GUARD_OPTION_END)
-			return false;
-		if (option[0] == GUARD_OPTION_LOOSE_SOURCE_ROUTE ||
-		    option[0] == GUARD_OPTION_STRICT_SOURCE_ROUTE)
-			return true;
-		if (option[0] == GUARD_OPTION_NONE) {
-			offset++;
-		} else {
-			/* An option that cannot be skipped, or reaches beyond the header, may hide
-			 * a route. */
-			if (bpf_skb_load_bytes(skb, offset, option, 2) || option[1] < 2 ||
-			    offset + option[1] > header)
-				return true;
-			offset += option[1];
-		}
-		if (offset >= header)
-			return false;
-		/* No header is longer. The mask lets the loop converge. */
-		offset = masked(offset, GUARD_MAX_HEADER_MASK);
-	}
-	return false;
-}
-
-/* Whether a routing header of any type has segments left (RFC 8200, section 4.4). */
-__noinline int guard_has_ipv6_route(struct __sk_buff *skb)
-{
-	__u32 offset = sizeof(struct ipv6hdr), i;
-	struct ipv6hdr ip;
-	__u8 next;
-
-	if (!read_bytes(skb, 0, &ip, sizeof(ip)))
-		return true;
-	next = ip.nexthdr;
-	for (i = 0; i < PKT_MAX_EXTENSION_HEADERS; i++) {
-		__u8 header[4];
-
-		if (!is_extension_header(next))
-			return false;
-		if (!read_bytes(skb, offset, header, sizeof(header)))
-			return true;
-		if (next == IPPROTO_ROUTING && header[3] != 0)
-			return true;
-		/* A later fragment has payload where the next header would be. */
-		if (next == IPPROTO_FRAGMENT && (header[2] || header[3] & 0xf8))
-			return false;
-		offset += extension_header_bytes(next, header[1]);
-		next = header[0];
-	}
-	return false;
-}
 
 /* Under the lock, because two programs may send by one socket at once. */
 static __always_inline void guard_note_admitted(struct guard_socket *socket,
@@ -169,10 +101,7 @@ guard_decide_egress(struct __sk_buff *skb, struct packet *packet, struct guard_e
 		return GUARD_REASON_MALFORMED;
 	copy_address(to->address, packet->destination);
 	to->port = bpf_ntohs(packet->destination_port);
-	if (packet->family == AF_INET ?
-		    packet->transport_offset > sizeof(struct iphdr) &&
-			    guard_has_ipv4_route(skb, packet->transport_offset) :
-		    packet->transport_offset > sizeof(struct ipv6hdr) && guard_has_ipv6_route(skb))
+	if (packet->is_source_routed)
 		return GUARD_REASON_SOURCE_ROUTE;
 	if (guard_is_reflected(skb, packet, sk, socket, flags))
 		return GUARD_REASON_FOREIGN_SOURCE;

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from random import Random
 
 from tests.firewall.support.reference import (
@@ -108,13 +108,14 @@ def ipv6(
     )
 
 
-def extension(kind: int, next_header: int, units: int = 0) -> bytes:
+def extension(kind: int, next_header: int, units: int = 0, *, segments_left: int = 0) -> bytes:
     """An IPv6 extension header other than Fragment: 8 + 8 * units bytes, AH 12 + 4 * units."""
     if kind == AUTHENTICATION:
         return struct.pack("!BBHII", next_header, 1 + units, 0, 7, 1) + bytes(4 * units)
     if kind == ROUTING:
-        # A type for experiments (RFC 4727), no segments left.
-        return struct.pack("!BBBBI", next_header, units, 253, 0, 0) + bytes(8 * units)
+        # A type for experiments (RFC 4727).
+        fields = (next_header, units, 253, segments_left, 0)
+        return struct.pack("!BBBBI", *fields) + bytes(8 * units)
     # One option, PadN, fills the header.
     return struct.pack("!BBBB", next_header, units, 1, 4 + 8 * min(units, 31)) + bytes(
         4 + 8 * units
@@ -460,6 +461,11 @@ def _at_icmp(rng: Random, scene: Scene) -> _Segment:
     code = rng.choices((0, rng.randrange(256)), (80, 20))[0]
     is_error = kind in (3, 11, 12, 4) if family == 4 else kind < 128
     payload = _quote(rng, scene, family) if is_error else bytes(rng.choice((0, 4, 16, 56)))
+    if is_error and _chance(rng, 0.8):
+        # The sender of the quoted packet.
+        quoted = payload[12:16] if family == 4 else payload[8:24]
+        if len(quoted) == {4: 4, 6: 16}[family]:
+            destination = ip_address(quoted)
     message = icmp(kind, code, payload=payload)
     if _chance(rng, 0.05):
         message = message[: rng.randrange(12)]
@@ -506,12 +512,25 @@ def _fragment_offset(rng: Random) -> int:
     return rng.choice((1, 2, 185, 8191))
 
 
+def _options(rng: Random) -> bytes:
+    """IPv4 options, of 4 to 40 bytes, of which few have a source route."""
+    draw = rng.random()
+    if draw < 0.6:
+        # No Operation, repeated.
+        return b"\x01" * 4 * rng.randint(1, 10)
+    if draw < 0.7:
+        return rng.randbytes(4 * rng.randint(1, 10))
+    route = bytes((rng.choice((131, 137, 7, 68)), 7, 4)) + rng.randbytes(4)
+    alert = b"\x94\x04\0\0"
+    options = rng.choice((alert, b"\0" * 4, b"\x01")) + route
+    return options + b"\0" * (-len(options) % 4)
+
+
 def _ip_version_4(rng: Random, segment: _Segment, is_simple: bool) -> bytes:
     options, fragment = b"", rng.choice((0, 0x4000))
     if not is_simple:
         if _chance(rng, 0.6):
-            # No Operation, repeated: the kind of option does not matter here.
-            options = b"\x01" * 4 * rng.randint(1, 10)
+            options = _options(rng)
         if _chance(rng, 0.6):
             # The reserved bit and "don't fragment" do not make a packet a fragment.
             fragment = rng.choice(
@@ -549,7 +568,8 @@ def _ip_version_6(rng: Random, segment: _Segment, is_simple: bool) -> bytes:
                 header = fragment_header(next_header, offset, _chance(rng, 0.5), rng.randrange(4))
             else:
                 units = rng.choice((1, 1, 2, 3, 20, 60, 254)) if _chance(rng, 0.06) else 0
-                header = extension(kind, next_header, units)
+                left = int(kind == ROUTING and _chance(rng, 0.1))
+                header = extension(kind, next_header, units, segments_left=left)
             if len(header) + len(payload) < MAX_FRAME - 100:
                 next_header, payload = kind, header + payload
     return ipv6(

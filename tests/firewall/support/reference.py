@@ -314,6 +314,7 @@ class Packet:
     protocol: int
     payload: bytes
     offset: int  # of the payload, in the frame
+    is_source_routed: bool = False
     fragment: str = "whole"  # "whole", "first" or "later"
     identification: int = 0
 
@@ -374,6 +375,7 @@ def _parse_ipv4(frame: bytes, start: int) -> Packet:
     more_fragments = bool(ip[6] & 0x20)
     fragment_offset = _number(ip, 6, 2) & 0x1FFF
     return Packet(
+        is_source_routed=_has_source_route(ip[20:header_length]),
         source=IPv4Address(ip[12:16]),
         destination=IPv4Address(ip[16:20]),
         hop_limit=ip[8],
@@ -385,6 +387,27 @@ def _parse_ipv4(frame: bytes, start: int) -> Packet:
     )
 
 
+def _has_source_route(options: bytes) -> bool:
+    """Do the options (RFC 791 section 3.1) have a source route, or may they hide one?"""
+    position = 0
+    while position < len(options):
+        kind = options[position]
+        if kind == 0:
+            return False
+        if kind in (131, 137):
+            return True
+        if kind == 1:
+            position += 1
+            continue
+        if position + 1 >= len(options):
+            return True
+        length = options[position + 1]
+        if length < 2 or position + length > len(options):
+            return True
+        position += length
+    return False
+
+
 @dataclass(frozen=True)
 class _Chain:
     """The end of a chain of IPv6 extension headers."""
@@ -393,13 +416,14 @@ class _Chain:
     length: int  # of the headers
     fragment: str
     identification: int
+    is_source_routed: bool
 
 
 def _walk_chain(protocol: int, payload: bytes, start: int) -> _Chain:
     """Walk extension headers (RFC 8200 section 4), the first at ``start`` in the frame."""
     position = 0
     fragment, identification = "whole", 0
-    seen_fragment_header = False
+    seen_fragment_header = is_source_routed = False
     for _ in range(MAX_EXTENSION_HEADERS):
         if protocol not in EXTENSION_HEADERS:
             break
@@ -408,6 +432,9 @@ def _walk_chain(protocol: int, payload: bytes, start: int) -> _Chain:
         if start + position > MAX_OFFSET:
             raise HeaderChain("too long")
         header = payload[position:]
+        if protocol == ROUTING:
+            # Segments left, of whatever type (RFC 8200 section 4.4).
+            is_source_routed |= header[3] > 0
         if protocol == FRAGMENT:
             # Section 4.1: at most one, and none after a fragment header.
             if seen_fragment_header:
@@ -419,7 +446,7 @@ def _walk_chain(protocol: int, payload: bytes, start: int) -> _Chain:
             identification = _number(header, 4, 4)
             if fragment_offset:
                 # A later fragment: its payload starts in the middle of the datagram's.
-                return _Chain(header[0], position + 8, "later", identification)
+                return _Chain(header[0], position + 8, "later", identification, is_source_routed)
             if more_fragments:
                 fragment = "first"
         elif protocol == AUTHENTICATION:
@@ -433,7 +460,7 @@ def _walk_chain(protocol: int, payload: bytes, start: int) -> _Chain:
         raise Malformed("extension header longer than the packet")
     if start + position > MAX_OFFSET:
         raise HeaderChain("too long")
-    return _Chain(protocol, position, fragment, identification)
+    return _Chain(protocol, position, fragment, identification, is_source_routed)
 
 
 def _parse_ipv6(frame: bytes, start: int) -> Packet:
@@ -456,6 +483,7 @@ def _parse_ipv6(frame: bytes, start: int) -> Packet:
         offset=start + 40 + chain.length,
         fragment=chain.fragment,
         identification=chain.identification,
+        is_source_routed=chain.is_source_routed,
     )
 
 
@@ -535,6 +563,12 @@ def quoted_segment(packet: Packet) -> Segment | None:
     return None
 
 
+def _believed_quote(error: Packet) -> Segment | None:
+    """What an ICMP error quotes, if the error goes to the sender of it (RFC 5927 section 4)."""
+    quoted = quoted_segment(error)
+    return quoted if quoted is not None and quoted.source[0] == error.destination else None
+
+
 def _own_flow(segment: Segment | None) -> Flow | None:
     """The flow of a quoted packet."""
     if segment is None or segment.protocol not in (TCP, UDP):
@@ -583,7 +617,7 @@ def _arriving_icmp(
 ) -> Decision:
     kind = _kind_of_icmp(packet)
     if kind == "error":
-        quoted = quoted_segment(packet)
+        quoted = _believed_quote(packet)
         own = _own_flow(quoted)
         is_known = (own is not None and sockets.owns(own)) or (
             quoted is not None and flows.find(quoted) is not None
@@ -611,8 +645,16 @@ def _leaving_icmp(
     packet: Packet, interface: Interface, flows: TrackedFlows, *, is_forwarded: bool
 ) -> Decision:
     kind = _kind_of_icmp(packet)
-    if kind == "error":
+    if kind == "error" and not is_forwarded:
         return Decision("pass", "icmp_error")
+    if kind == "error":
+        quoted = _believed_quote(packet)
+        is_known = quoted is not None and (
+            flows.find(quoted) is not None
+            or (quoted.protocol == packet.icmp_protocol and interface.icmp_echo)
+        )
+        reason = "icmp_error" if is_known else "icmp_error_unrelated"
+        return _icmp_decision(is_known, reason, interface, "none")
     if kind != "echo":
         passes = kind in ("neighbour_discovery", "multicast_listener")
         return _icmp_decision(passes, kind, interface, "none")
@@ -743,6 +785,8 @@ def decide(
         return packet
     if packet.family == 6 and not interface.ipv6:
         return Decision("drop", "ipv6_off")
+    if packet.is_source_routed:
+        return Decision("drop", "source_route")
     if packet.fragment == "later":
         return _later_fragment(packet, interface, fragments or {}, "ingress")
     if packet.protocol == packet.icmp_protocol:
@@ -823,6 +867,8 @@ def decide_egress(
         return packet
     if packet.family == 6 and not interface.ipv6:
         return Decision("drop", "ipv6_off")
+    if packet.is_source_routed:
+        return Decision("drop", "source_route")
     if packet.fragment == "later":
         return _later_fragment(packet, interface, fragments or {}, "egress")
     if packet.protocol == packet.icmp_protocol:

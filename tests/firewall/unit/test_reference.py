@@ -626,6 +626,7 @@ def test_the_generator_reaches_every_decision() -> None:
                 scene.first_fragments = [*scene.first_fragments[-9:], packet]
     assert set(found) == {
         *("no_rule", "loopback", "arp", "non_ip", "non_tuple", "protocol", "malformed"),
+        "source_route",
         *("header_chain", "ipv6_off", "fragment_passed", "fragment_dropped", "fragment_orphan"),
         *("fragment_intercept", "icmp_echo", "icmp_echo_off", "icmp_error", "icmp_other"),
         *("icmp_error_unrelated", "neighbour_discovery", "multicast_listener", "dhcp", "ssh"),
@@ -674,6 +675,7 @@ def test_the_generator_reaches_every_decision_about_flows_and_what_leaves() -> N
         *("non_ip", "non_tuple", "eapol", "vrrp", "protocol", "malformed", "header_chain"),
         *("fragment_passed", "fragment_dropped", "fragment_orphan", "icmp_echo", "icmp_echo_off"),
         *("icmp_error", "icmp_other", "neighbour_discovery", "multicast_listener", "dhcp", "ssh"),
+        *("icmp_error_unrelated", "source_route"),
     }
     wanted = {("ingress", each) for each in ("flow", "flow_invalid", "vrrp", "eapol")}
     assert wanted <= set(found)

@@ -264,7 +264,10 @@ def test_echo_and_errors_of_tracked_flows() -> None:
     assert gateway.arrives(ANSWER / ICMP(type=8, id=7)) == "drop icmp_echo_off"
     router = IP(src="192.0.2.1", dst="10.0.0.254") / ICMP(type=11)
     assert gateway.arrives(router / ping) == "pass icmp_error"
-    assert gateway.arrives(router / pong) == "pass icmp_error"
+    # The sender of what it quotes is another host: RFC 5927 section 4.
+    assert gateway.arrives(router / pong) == "drop icmp_error_unrelated"
+    reflected = IP(src="192.0.2.1", dst="8.8.8.8") / ICMP(type=11)
+    assert gateway.arrives(reflected / pong) == "pass icmp_error"
     assert gateway.arrives(router / ASK / ICMP(type=8, id=9)) == "drop icmp_error_unrelated"
     gateway.flows.now += 31
     assert gateway.arrives(router / ping) == "drop icmp_error_unrelated"
