@@ -49,7 +49,10 @@ def line(record: GuardEvent) -> str:
             what += f" ({record.name})"
     if record.redirected:
         what += f" to {record.redirected}"
-    return f"{who} {done}: {what}: {record.reason.replace('_', ' ')}"
+    why = record.reason.replace("_", " ")
+    if record.reason == "expired":
+        why += " (--min-ttl keeps addresses for longer)"
+    return f"{who} {done}: {what}: {why}"
 
 
 def event_sink(

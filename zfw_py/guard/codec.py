@@ -153,16 +153,27 @@ def time_of(data: bytes) -> int:
     return int(time)
 
 
-def decision_counts(per_cpu: Sequence[bytes]) -> dict[str, dict[str, int]]:
+def index_of(key: bytes) -> int:
+    """The index that is the key of an array."""
+    (index,) = _u32.unpack(key)
+    return int(index)
+
+
+def decision_counts(
+    per_cpu: Sequence[bytes], added: Sequence[bytes] = ()
+) -> dict[str, dict[str, int]]:
     """Counts by hook and reason, without those that are 0.
 
-    ``per_cpu``: for each index of the map ``decisions``, the values of all CPUs.
+    For each index of the maps ``decisions`` and ``added_decisions``, the values of all CPUs.
     """
     counts: dict[str, dict[str, int]] = {}
-    for place, data in enumerate(per_cpu):
+    places = [
+        *((divmod(place, layout.FIRST_REASONS), data) for place, data in enumerate(per_cpu)),
+        *((divmod(place, layout.MOST_REASONS), data) for place, data in enumerate(added)),
+    ]
+    for (hook, reason), data in places:
         total = sum(value for (value,) in _u64.iter_unpack(data))
         if total:
-            hook, reason = divmod(place, len(layout.REASONS))
             counts.setdefault(layout.HOOKS[hook], {})[layout.REASONS[reason]] = total
     return counts
 

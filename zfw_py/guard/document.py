@@ -8,6 +8,7 @@
     block = ["10.9.0.0/16"]
     dns_upstream = ["192.0.2.53", "[2001:db8::53]:5353"]
     refuse = "nxdomain"                     # or "refused"
+    min_ttl = 300
     loopback = true
     log_only = false
 
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 from msgspec import UNSET, Struct, UnsetType
 
 from zfw_py.errors import UsageError
-from zfw_py.guard.model import Default, Policy, Refusal, parse_entry
+from zfw_py.guard.model import Default, Policy, Refusal, check_min_ttl, parse_entry
 from zfw_py.values.endpoint import parse_server
 from zfw_py.values.structured import DocumentError, Format, bounded, make, parse
 
@@ -41,6 +42,7 @@ class _PolicyFile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     block: tuple[str, ...] = ()
     dns_upstream: tuple[str, ...] = ()
     refuse: Refusal | UnsetType = UNSET
+    min_ttl: int | UnsetType = UNSET
     loopback: bool = True
     log_only: bool = False
 
@@ -58,7 +60,15 @@ def decode(data: bytes, form: Format) -> Policy:
         is_log_only=file.log_only,
         dns_upstreams=_each(file.dns_upstream, "dns_upstream", parse_server),
         refuse=None if file.refuse is UNSET else file.refuse,
+        min_ttl=None if file.min_ttl is UNSET else _seconds(file.min_ttl),
     )
+
+
+def _seconds(number: int) -> int:
+    try:
+        return check_min_ttl(number, "min_ttl")
+    except UsageError as error:
+        raise DocumentError(error.message.removeprefix("min_ttl: "), path="min_ttl") from None
 
 
 def _each(

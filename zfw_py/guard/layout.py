@@ -17,6 +17,10 @@ ASKERS = 4096
 EVENT_BYTES = 262144
 COMMAND_LENGTH = 16
 TELL_AGAIN = 1000000000
+FIRST_HOOKS = 6
+FIRST_REASONS = 14
+MOST_HOOKS = 16
+MOST_REASONS = 64
 
 HOOKS = (
     "connect4",
@@ -48,6 +52,7 @@ REASONS = (
     "martian",
     "malformed",
     "foreign_source",
+    "expired",
 )
 
 LOG_ONLY = 1
@@ -83,6 +88,7 @@ EVENT = "=QQQ16s16sHHIHBBBB2x16s"
 EVENT_SIZE = 88
 
 MAPS = {
+    "added_decisions": (6, 4, 8, 1024, 0),
     "askers": (9, 16, 32, 4096, 0),
     "config": (2, 4, 8, 1, 0),
     "decisions": (6, 4, 8, 84, 0),

@@ -21,6 +21,7 @@ from zfw_py.guard.codec import (
     decision_counts,
     decode_supervisor,
     encode_supervisor,
+    index_of,
     netns_key,
     prefix_key,
     prefix_value,
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from zfw_py.kernel.process import Process
 
 _NANOSECONDS = 1_000_000_000
+# How long an address that has expired is kept, in seconds, so that its denial can have the reason.
+_KEPT = 86_400
 
 
 class NoGuards(NotFound):
@@ -58,6 +61,7 @@ STORE = Store(
     absent=lambda: NoGuards("no guards"),
     # The trie is sized to its policy.
     sized=("prefixes",),
+    added=("added_decisions",),
     is_identifier=lambda name: name.isascii() and name.isalnum(),
 )
 
@@ -167,17 +171,17 @@ class Maps(Pins):
         try:
             elements.update(key, time_value(until))
         except OSError:
-            if not self.remove_expired():
+            if not self.remove_expired(kept=0):
                 raise
             elements.update(key, time_value(until))
         heappush(self._expiries, (until, key))
 
-    def remove_expired(self) -> int:
-        """Remove expired addresses that this process admitted; how many.
+    def remove_expired(self, *, kept: float = _KEPT) -> int:
+        """Remove addresses that this process admitted and that expired ``kept`` s ago; how many.
 
         Uses the heap: the map may be large, and a full one is cleaned for each answer.
         """
-        now = time.monotonic_ns()
+        now = time.monotonic_ns() - int(kept * _NANOSECONDS)
         elements = self.map("learnt")
         removed = 0
         while self._expiries and self._expiries[0][0] <= now:
@@ -217,7 +221,14 @@ class Maps(Pins):
 
     def decisions(self) -> dict[str, dict[str, int]]:
         """Counts of decisions, by hook and reason."""
-        return decision_counts([value for _, value in sorted(self.map("decisions").items())])
+        maps = self.map("decisions"), self.find("added_decisions")
+        return decision_counts(
+            *(
+                [value for _, value in sorted(each.items(), key=lambda item: index_of(item[0]))]
+                for each in maps
+                if each is not None
+            )
+        )
 
     def lost(self) -> int:
         """How many events found the ring buffer full."""

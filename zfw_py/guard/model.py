@@ -33,6 +33,10 @@ Otherwise = Literal["none", "allow", "block"]
 
 # The ports that one element of the kernel's trie can hold.
 MAX_PORTS = 62
+# Seconds. Programs keep an address for longer than its record says: a JVM for 30 s, pools and
+# servers for minutes.
+_MIN_TTL = 300
+_MIN_TTLS = range(5, 604_801)
 # The ports of a name that is allowed on all ports. It is empty so that code that forgets this case
 # allows nothing.
 ANY_PORT: frozenset[int] = frozenset()
@@ -44,6 +48,13 @@ _ESCAPED = re.compile(r"\\.?", re.DOTALL)
 _IPV4 = Prefix.any(4).mapped
 # RFC 1122, section 3.2.1.3, and RFC 4291, section 2.5.3.
 _LOOPBACK = (Prefix(4, b"\x7f\0\0\0", 8).mapped, Prefix(6, bytes(15) + b"\1", 128).mapped)
+
+
+def check_min_ttl(seconds: int, option: str) -> int:
+    """Return a least lifetime of addresses. Raises UsageError that names the option."""
+    if seconds not in _MIN_TTLS:
+        raise UsageError(f"{option}: not from {_MIN_TTLS[0]} to {_MIN_TTLS[-1]}: {seconds}")
+    return seconds
 
 
 class NameEntry(NamedTuple):
@@ -100,9 +111,10 @@ class Policy(Struct, frozen=True, kw_only=True, dict=True):
     allows. ``has_loopback`` allows 127.0.0.0/8 and ::1 like entries, without an effect on the
     default. With ``is_log_only`` nothing is denied, only logged. ``dns_upstreams``: the servers to
     ask; empty: those of the system. ``refuse``: the DNS answer for a name that is not allowed;
-    None: nxdomain.
+    None: nxdomain. ``min_ttl``: an address of a name is admitted for the record's time to live, and
+    for at least this many seconds; None: 300.
 
-    Raises UsageError for a block with a port.
+    Raises UsageError for a block with a port, and for a ``min_ttl`` that is not from 5 to 604,800.
     """
 
     allow: tuple[Entry, ...] = ()
@@ -112,6 +124,7 @@ class Policy(Struct, frozen=True, kw_only=True, dict=True):
     is_log_only: bool = False
     dns_upstreams: tuple[Server, ...] = ()
     refuse: Refusal | None = None
+    min_ttl: int | None = None
 
     @classmethod
     def parse(
@@ -124,6 +137,7 @@ class Policy(Struct, frozen=True, kw_only=True, dict=True):
         is_log_only: bool = False,
         dns_upstreams: Iterable[str] = (),
         refuse: Refusal | None = None,
+        min_ttl: int | None = None,
         options: Sequence[str] = ("allow", "block", "dns_upstreams"),
     ) -> Policy:
         """A policy from texts: ``allow=["example.com:443"], dns_upstreams=["192.0.2.53"]``.
@@ -138,13 +152,16 @@ class Policy(Struct, frozen=True, kw_only=True, dict=True):
             is_log_only=is_log_only,
             dns_upstreams=tuple(parse_server(text, options[2]) for text in dns_upstreams),
             refuse=refuse,
+            min_ttl=min_ttl,
         )
 
     def __post_init__(self) -> None:
-        """Refuse blocks with a port."""
+        """Refuse blocks with a port, and a ``min_ttl`` out of its range."""
         for entry in self.block:
             if entry.port is not None:
                 raise UsageError(f"block: {_PORT_OF_BLOCK}: '{entry}'")
+        if self.min_ttl is not None:
+            check_min_ttl(self.min_ttl, "min_ttl")
 
     @property
     def is_allowed_by_default(self) -> bool:
@@ -153,11 +170,16 @@ class Policy(Struct, frozen=True, kw_only=True, dict=True):
             return self.default == "allow"
         return bool(self.block) and not self.allow
 
+    @property
+    def least_lifetime(self) -> int:
+        """For how many seconds an address of a name is admitted at least."""
+        return _MIN_TTL if self.min_ttl is None else self.min_ttl
+
     def merged(self, other: Policy) -> Policy:
         """This policy (of a file) with the entries of another one (of the command line) added.
 
-        The other's default, DNS servers and refusal, if any, replace these. Loopback is allowed if
-        both allow it; denials are only logged if either says so.
+        The other's default, DNS servers, refusal and ``min_ttl``, if any, replace these. Loopback
+        is allowed if both allow it; denials are only logged if either says so.
         """
         return Policy(
             allow=tuple(dict.fromkeys(self.allow + other.allow)),
@@ -167,6 +189,7 @@ class Policy(Struct, frozen=True, kw_only=True, dict=True):
             is_log_only=self.is_log_only or other.is_log_only,
             dns_upstreams=other.dns_upstreams or self.dns_upstreams,
             refuse=other.refuse or self.refuse,
+            min_ttl=self.min_ttl if other.min_ttl is None else other.min_ttl,
         )
 
     def as_object(self) -> dict[str, Any]:
@@ -174,6 +197,8 @@ class Policy(Struct, frozen=True, kw_only=True, dict=True):
         made: dict[str, Any] = {} if self.default is None else {"default": self.default}
         if self.refuse is not None:
             made["refuse"] = self.refuse
+        if self.min_ttl is not None:
+            made["min_ttl"] = self.min_ttl
         return made | {
             "allow": [str(entry) for entry in self.allow],
             "block": [str(entry) for entry in self.block],

@@ -138,6 +138,7 @@ class _Supervisor:
                 report=self._on_query,
                 on_bug=self._on_bug,
                 is_log_only=is_log_only,
+                least_lifetime=context.policy.least_lifetime,
                 refusal=REFUSED if context.policy.refuse == "refused" else NXDOMAIN,
             )
         self._upstream = Upstream(_source(context))

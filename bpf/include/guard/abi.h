@@ -31,6 +31,12 @@ enum guard_limit {
 	GUARD_COMMAND_LENGTH = 16,
 	/* The same decision about the same destination is emitted once in this time, in ns. */
 	GUARD_TELL_AGAIN = 1000000000,
+	/* Hooks and reasons that the first release has: the size of the map "decisions". Decisions
+	 * with others are in "added_decisions", which has room for more of both. */
+	GUARD_FIRST_HOOKS = 6,
+	GUARD_FIRST_REASONS = 14,
+	GUARD_MOST_HOOKS = 16,
+	GUARD_MOST_REASONS = 64,
 };
 
 enum guard_hook {
@@ -65,6 +71,7 @@ enum guard_reason {
 	GUARD_REASON_MARTIAN, /* deny: a loopback address on another interface */
 	GUARD_REASON_MALFORMED, /* deny: no complete IP header */
 	GUARD_REASON_FOREIGN_SOURCE, /* deny: answers would go to a forbidden address */
+	GUARD_REASON_EXPIRED, /* deny: an address of an allowed name, for too long */
 	GUARD_REASONS,
 };
 
@@ -107,7 +114,10 @@ struct guard_prefix {
 	__u16 ports[GUARD_PREFIX_PORTS];
 };
 
-/* An address that an allowed name resolved to. The value is the time when it expires. */
+/*
+ * An address that an allowed name resolved to. The value is the time when it expires. For a while
+ * after that time it stays, so that a denial can have the reason.
+ */
 struct guard_learnt_key {
 	__be32 address[4];
 	__u16 port; /* 0: any */

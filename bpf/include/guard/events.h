@@ -24,7 +24,10 @@ static __always_inline __u32 guard_flags(void)
 
 static __always_inline void guard_count(enum guard_hook hook, enum guard_reason reason)
 {
-	count_one(&decisions, hook * GUARD_REASONS + reason);
+	if (hook < GUARD_FIRST_HOOKS && reason < GUARD_FIRST_REASONS)
+		count_one(&decisions, hook * GUARD_FIRST_REASONS + reason);
+	else
+		count_one(&added_decisions, hook * GUARD_MOST_REASONS + reason);
 }
 
 /* Whether the same event was emitted for this socket less than a second ago. If not, records it. */

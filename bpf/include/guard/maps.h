@@ -69,10 +69,18 @@ struct {
 /* Decisions, by hook and reason. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, GUARD_HOOKS * GUARD_REASONS);
+	__uint(max_entries, GUARD_FIRST_HOOKS * GUARD_FIRST_REASONS);
 	__type(key, __u32);
 	__type(value, __u64);
 } decisions SEC(".maps");
+
+/* Those with a later hook or reason. A running guard gets this map by an upgrade. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, GUARD_MOST_HOOKS * GUARD_MOST_REASONS);
+	__type(key, __u32);
+	__type(value, __u64);
+} added_decisions SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);

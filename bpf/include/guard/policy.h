@@ -9,6 +9,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "common/address.h"
+#include "common/verifier.h"
 #include "guard/abi.h"
 #include "guard/maps.h"
 
@@ -28,14 +29,31 @@ static __always_inline enum guard_verdict guard_verdict_of(enum guard_reason rea
 	return reason < GUARD_REASON_NOT_ALLOWED ? GUARD_VERDICT_ALLOW : GUARD_VERDICT_DENY;
 }
 
-static __always_inline bool guard_is_learnt(const __be32 address[4], __u16 port, __u64 now)
+/* How often a look-up is repeated while user space writes the element. */
+#define GUARD_LOOK_UPS 4
+
+/*
+ * When a resolved address expires; 0: it was not resolved. The kernel may give the memory of an
+ * element that was removed to another address at once. So the time counts only if a second look-up
+ * finds the same element with the same time.
+ */
+static __always_inline __u64 guard_expiry_of(const __be32 address[4], __u16 port)
 {
 	struct guard_learnt_key key = { .port = port };
-	__u64 *until;
+	__u64 *found, *again, until;
+	__u32 i;
 
 	copy_address(key.address, address);
-	until = bpf_map_lookup_elem(&learnt, &key);
-	return until && *until > now;
+	for (i = 0; i < GUARD_LOOK_UPS; i++) {
+		found = bpf_map_lookup_elem(&learnt, &key);
+		if (!found)
+			return 0;
+		until = READ_ONCE(*found);
+		again = bpf_map_lookup_elem(&learnt, &key);
+		if (again == found && READ_ONCE(*found) == until)
+			return until;
+	}
+	return 0;
 }
 
 /*
@@ -46,7 +64,7 @@ __noinline int guard_evaluate(const struct guard_end *to, __u32 flags)
 {
 	struct guard_prefix_key key = { .length = 128 };
 	struct guard_prefix *found;
-	__u64 now;
+	__u64 now, any, here;
 	__u32 i;
 
 	if (!to)
@@ -66,10 +84,15 @@ __noinline int guard_evaluate(const struct guard_end *to, __u32 flags)
 			return GUARD_REASON_BLOCKED;
 	}
 	now = bpf_ktime_get_coarse_ns();
-	if (guard_is_learnt(to->address, 0, now) ||
-	    (to->port && guard_is_learnt(to->address, to->port, now)))
+	any = guard_expiry_of(to->address, 0);
+	if (any > now)
 		return GUARD_REASON_NAME;
-	return flags & GUARD_DEFAULT_ALLOW ? GUARD_REASON_DEFAULT : GUARD_REASON_NOT_ALLOWED;
+	here = to->port ? guard_expiry_of(to->address, to->port) : 0;
+	if (here > now)
+		return GUARD_REASON_NAME;
+	if (flags & GUARD_DEFAULT_ALLOW)
+		return GUARD_REASON_DEFAULT;
+	return any || here ? GUARD_REASON_EXPIRED : GUARD_REASON_NOT_ALLOWED;
 }
 
 #endif

@@ -48,7 +48,7 @@ SHOWN_MISMATCHES = 3
 # The models of the other reasons are of hooks.
 REASONS = {
     *("proxy", "prefix", "name", "socket", "default", "not_allowed", "blocked"),
-    *("dns_direct", "source_route", "martian", "malformed", "foreign_source"),
+    *("dns_direct", "source_route", "martian", "malformed", "foreign_source", "expired"),
 }
 
 # struct __sk_buff

@@ -103,6 +103,7 @@ def test_calls_and_model_agree(network: Network, seed: int) -> None:
         *(f"egress {reason}" for reason in JUDGED),
         "setsockopt foreign_source",
     }
+    assert any(each.endswith(" expired") for each in seen)
 
 
 @pytest.mark.timeout(0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +15,7 @@ from tests.guard.support.questions import addresses_in, ask_over_tcp, question
 from tests.guard.support.ways.way import LOOPBACK, MSG_FASTOPEN, NAME_SERVER
 from tests.guard.support.world import LINK_LOCAL, UPSTREAM, UPSTREAM6, echo_stream
 from tests.guard.support.world import world as make_world
+from tests.support.command import ZFW
 from tests.support.sockets import (
     FAMILIES,
     connect,
@@ -27,6 +30,9 @@ from tests.support.sockets import (
     udp_socket,
 )
 from tests.support.waiting import wait_until
+from zfw_py.guard.codec import time_of, time_value
+from zfw_py.guard.listing import guards
+from zfw_py.guard.maps import STORE, Maps
 from zfw_py.guard.service import Guard
 
 if TYPE_CHECKING:
@@ -360,13 +366,47 @@ def test_what_goes_to_a_name_outlives_it_and_what_is_new_does_not(
                 error_of(lambda: free.sendto(b"new", (address, 80))),
             ]
 
-    with world.attached("--allow", "short.example") as guard, guard.stages(program) as go_on:
+    policy = ("--allow", "short.example", "--min-ttl", "5")
+    with world.attached(*policy) as guard, guard.stages(program) as go_on:
         assert go_on() == "EPERM"
         assert go_on() == [address]
         assert go_on() is True
-        # Its time to live is 1 s; 5 s are the least.
         assert wait_until(lambda: not guard.status()["learnt_addresses"])
         assert go_on() == [True, True, "EPERM", "EPERM"]
+        assert guard.count("expired") == 2
+
+
+@pytest.mark.parametrize(("option", "least"), [((), 300), (("--min-ttl", "900"), 900)])
+def test_an_address_is_allowed_for_longer_than_programs_keep_it(
+    world: World, option: tuple[str, ...], least: int
+) -> None:
+    """Whatever the record's time to live: here it is 1 s."""
+    with world.attached("--allow", "short.example", *option) as guard:
+        assert _resolved(guard, "short.example") == ["10.9.0.14"]
+        learnt = Maps(STORE.directory(guard.id)).map("learnt")
+        ((key, until),) = learnt.items()
+        left = (time_of(until) - time.monotonic_ns()) / 1e9
+        assert least - 30 < left <= least
+        assert _reached(guard, ("10.9.0.14", 80)) == ["open"]
+        learnt.update(key, time_value(1))
+        assert _reached(guard, ("10.9.0.14", 80), ("10.9.0.20", 80)) == ["EPERM", "EPERM"]
+        assert guard.count("expired") == 2
+        assert guard.count("not_allowed") == 2
+
+
+def test_an_expired_address_is_said_to_be_one(world: World) -> None:
+    command = "getent hosts v4.example; read line; curl --silent --max-time 5 http://10.9.0.11"
+    run = ("run", "--dns-upstream", UPSTREAM, "--allow", "v4.example", "--", "sh", "-c", command)
+    with world.start(str(ZFW), "guard", *run, stdin=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() != ""
+        ((status,), _) = guards()
+        learnt = Maps(STORE.directory(status.manifest.id)).map("learnt")
+        for key, _ in list(learnt.items()):
+            learnt.update(key, time_value(1))
+        _, said = running.communicate("\n", timeout=60)
+    end = "tcp 10.9.0.11:80 (v4.example): expired (--min-ttl keeps addresses for longer)\n"
+    assert said.endswith(end)
 
 
 # What a policy says of sockets

@@ -31,7 +31,7 @@ VERSIONS = {ETHERTYPE_IPV4: 4, ETHERTYPE_IPV6: 6}
 DENIALS = frozenset(
     (
         *("not_allowed", "blocked", "no_proxy", "dns_direct"),
-        *("source_route", "martian", "malformed", "foreign_source"),
+        *("source_route", "martian", "malformed", "foreign_source", "expired"),
     )
 )
 
@@ -97,7 +97,10 @@ class Rules:
         for port in (None, to.port):
             if self.resolved.get((to.address, port), False):
                 return "name"
-        return "default" if self.is_allowed_by_default else "not_allowed"
+        if self.is_allowed_by_default:
+            return "default"
+        was_resolved = any((to.address, port) in self.resolved for port in (None, to.port))
+        return "expired" if was_resolved else "not_allowed"
 
     def is_proxy(self, to: End, protocol: int) -> bool:
         """Is it the address of the proxy? TCP is redirected to the first port only."""

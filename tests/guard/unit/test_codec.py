@@ -116,12 +116,15 @@ def test_event() -> None:
 
 def test_counters() -> None:
     zero, one = bytes(16), time_value(1) + time_value(0)
-    places = [zero] * (len(layout.HOOKS) * len(layout.REASONS))
-    assert decision_counts(places) == {}
+    places = [zero] * layout.MAPS["decisions"][3]
+    added = [zero] * layout.MAPS["added_decisions"][3]
+    assert decision_counts(places) == decision_counts(places, added) == {}
     places[0] = one
     places[-1] = time_value(2) + time_value(3)
-    last_hook, last_reason = layout.HOOKS[-1], layout.REASONS[-1]
-    assert decision_counts(places) == {"connect4": {"dns": 1}, last_hook: {last_reason: 5}}
+    assert decision_counts(places) == {"connect4": {"dns": 1}, "setsockopt": {"foreign_source": 5}}
+    expired = layout.REASONS.index("expired")
+    added[4 * layout.MOST_REASONS + expired] = one
+    assert decision_counts(places, added)["egress"] == {"expired": 1}
     assert total(time_value(2) + time_value(3)) == 5
     assert total(b"") == 0
 
@@ -137,4 +140,5 @@ def test_the_reasons_that_deny_are_as_the_programs_have_them() -> None:
         "martian",
         "malformed",
         "foreign_source",
+        "expired",
     )

@@ -88,13 +88,13 @@ def test_what_is_admitted_again_stays(small: Small, clock: Clock) -> None:
     maps.admit(ADDRESSES[:1], ANY, 60)
     maps.admit(ADDRESSES[:1], ANY, 6)
     clock.now += 10
-    assert maps.remove_expired() == 1
+    assert maps.remove_expired(kept=0) == 1
     assert set(small.elements) == {KEYS[0]}
     maps.admit(ADDRESSES[2:3], ANY, 5)
     with pytest.raises(OSError, match="full"):
         maps.admit(ADDRESSES[3:], ANY, 5)
     clock.now += 50
-    assert maps.remove_expired() == 2
+    assert maps.remove_expired(kept=0) == 2
     assert not small.elements
 
 
@@ -103,7 +103,7 @@ def test_what_has_expired_and_is_admitted_again_stays_too(small: Small, clock: C
     maps.admit(ADDRESSES[:1], ANY, 5)
     clock.now += 10
     maps.admit(ADDRESSES[:1], ANY, 5)
-    assert maps.remove_expired() == 0
+    assert maps.remove_expired(kept=0) == 0
     assert set(small.elements) == {KEYS[0]}
 
 
@@ -115,11 +115,21 @@ def test_nothing_is_looked_at_but_what_may_have_expired(small: Small, clock: Clo
         maps.admit(ADDRESSES[:2], ANY, 5)
     small.looked_up = 0
     clock.now += 4
-    assert maps.remove_expired() == 0
+    assert maps.remove_expired(kept=0) == 0
     assert small.looked_up == 0
     clock.now += 0.5
-    assert maps.remove_expired() == 0
+    assert maps.remove_expired(kept=0) == 0
     assert small.looked_up == 2
     clock.now += 0.5
-    assert maps.remove_expired() == 2
+    assert maps.remove_expired(kept=0) == 2
     assert small.looked_up == 4
+
+
+def test_what_has_expired_is_kept_for_a_day(small: Small, clock: Clock) -> None:
+    """So that its denial can say why."""
+    maps = Maps("")
+    maps.admit(ADDRESSES[:1], ANY, 5)
+    clock.now += 86_404
+    assert maps.remove_expired() == 0
+    clock.now += 2
+    assert maps.remove_expired() == 1

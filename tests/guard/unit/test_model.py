@@ -573,6 +573,7 @@ GOOD: dict[str, Any] = {
     "block": ["b\u00fccher.example.", "::ffff:10.9.0.0/112"],
     "dns_upstream": ["192.0.2.53", "[2001:db8::53]:5353"],
     "refuse": "refused",
+    "min_ttl": 600,
     "loopback": False,
     "log_only": True,
 }
@@ -587,6 +588,7 @@ MEANT = Policy(
         Server(6, Prefix.parse("2001:db8::53").address, 5353),
     ),
     refuse="refused",
+    min_ttl=600,
 )
 
 error_of = partial(refusal, decode)
@@ -622,6 +624,9 @@ BAD: dict[str, tuple[str, object, str]] = {
         "dns_upstream[1]: not an IPv4 or IPv6 address: 'dns.example'",
     ),
     "refuse": ("refuse", "drop", "refuse: invalid enum value 'drop'"),
+    "min_ttl": ("min_ttl", "300", "min_ttl: expected int, got str"),
+    "a short min_ttl": ("min_ttl", 4, "min_ttl: not from 5 to 604800: 4"),
+    "a long min_ttl": ("min_ttl", 604801, "min_ttl: not from 5 to 604800: 604801"),
     "loopback": ("loopback", 1, "loopback: expected bool, got int"),
     "log_only": ("log_only", "no", "log_only: expected bool, got str"),
 }
@@ -644,6 +649,7 @@ class TestFile:
             default="deny",
             dns_upstreams=MEANT.dns_upstreams,
             refuse="nxdomain",
+            min_ttl=300,
         )
 
     def test_may_be_empty(self) -> None:
@@ -656,11 +662,12 @@ class TestFile:
             "block": ["xn--bcher-kva.example", "10.9.0.0/16"],
             "dns_upstream": ["192.0.2.53:53", "[2001:db8::53]:5353"],
             "refuse": "refused",
+            "min_ttl": 600,
             "loopback": False,
             "log_only": True,
         }
         # A guard of an older build has no such field, and still is the same policy.
-        assert not {"default", "refuse"} & set(Policy().as_object())
+        assert not {"default", "refuse", "min_ttl"} & set(Policy().as_object())
 
     @forms
     @pytest.mark.parametrize("name", BAD)

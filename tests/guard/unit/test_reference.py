@@ -152,7 +152,7 @@ def test_names_count_where_no_prefix_says_anything() -> None:
     }
     assert list(found.values()) == [
         *("prefix", "name", "not_allowed", "name"),
-        *("name", "not_allowed", "blocked"),
+        *("name", "expired", "blocked"),
     ]
 
 
@@ -327,7 +327,7 @@ def test_a_socket_goes_on_to_where_it_was_let_to_last() -> None:
     assert reason(IPV4 / SYN, given, used=used) == "socket"
     assert reason(IP(dst=TO4, proto=6, frag=1) / SYN, given, used=used) == "not_allowed"
     assert reason(IP(dst="10.0.0.2") / SYN, given, used=used) == "name"
-    assert reason(IPV4 / SYN, given, used=used) == "not_allowed"
+    assert reason(IPV4 / SYN, given, used=used) == "expired"
 
 
 def test_log_only_lets_pass_and_admits_nothing() -> None:
@@ -350,7 +350,7 @@ def test_the_generator_meets_every_reason_and_every_part_of_a_packet() -> None:
             found = decided(leaving.packet, given, ethertype=leaving.ethertype, is_by_loopback=True)
             reasons[found.reason] += 1
     assert set(reasons) == {
-        *("proxy", "prefix", "name", "default", "not_allowed", "blocked"),
+        *("proxy", "prefix", "name", "default", "not_allowed", "expired", "blocked"),
         *("dns_direct", "source_route", "malformed"),
     }
     assert all(count > 10 for count in reasons.values()), reasons

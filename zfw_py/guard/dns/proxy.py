@@ -59,8 +59,8 @@ MOST_WAITING = 5_000
 PATIENCE = 10.0
 # Queries to upstream for one chain of names.
 _MOST_HOPS = 8
-# A client needs time to connect, but dnsmasq and others answer with a time to live of 0.
-LEAST_LIFETIME = 5.0
+# Seconds. A client needs time to connect, but dnsmasq and others answer with a time to live of 0.
+_LEAST_LIFETIME = 5.0
 
 Verdict = Literal["allow", "deny"]
 Reason = Literal[
@@ -134,6 +134,7 @@ class Proxy:
         on_bug: called with an exception that is an error in zfw.
         is_log_only: deny nothing; report what would have been denied. Addresses of names that are
             not allowed are not admitted.
+        least_lifetime: for how many seconds addresses are admitted at least, from 5 on.
         refusal: the rcode for a name that is not allowed. A stub resolver goes on with its search
             list after NXDOMAIN. After REFUSED it asks the next server, and may then give up.
         clock: the time in seconds, by a clock that goes on while the machine is suspended.
@@ -153,6 +154,7 @@ class Proxy:
         report: Callable[[AnsweredQuery], None],
         on_bug: Callable[[BaseException], None],
         is_log_only: bool = False,
+        least_lifetime: float = _LEAST_LIFETIME,
         refusal: Rcode = NXDOMAIN,
         clock: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
     ) -> None:
@@ -163,6 +165,7 @@ class Proxy:
         self._report = report
         self._on_bug = on_bug
         self._is_log_only = is_log_only
+        self._least_lifetime = max(least_lifetime, _LEAST_LIFETIME)
         self._clock = clock
         self._refusals = {why: error(refusal, *how) for why, how in _REFUSALS.items()}
         self._cache = Cache()
@@ -381,7 +384,7 @@ class Proxy:
             refusal = self._refusals[pending.reason]
         elif ports is not None and answer.addresses:
             # One second more, because the client counts whole seconds.
-            lifetime = max(answer.address_ttl - age + 1, LEAST_LIFETIME)
+            lifetime = max(answer.address_ttl - age + 1, self._least_lifetime)
             try:
                 self._admit(answer.addresses, ports, lifetime)
             except OSError:

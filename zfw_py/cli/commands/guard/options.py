@@ -59,6 +59,13 @@ _POLICY = {
         kind=Literal["nxdomain", "refused"] | None,
         help="The DNS answer for a name that is not allowed. Default: nxdomain.",
     ),
+    "min_ttl": Option(
+        "--min-ttl",
+        kind=int | None,
+        metavar="SECONDS",
+        help="Admit addresses of names for at least so long, whatever the record's time to live."
+        " Default: 300.",
+    ),
     "policy": Option(
         "--policy",
         metavar="FILE",
@@ -103,8 +110,10 @@ REDIRECT = _TARGET | _FOREGROUND
 def policy_of(values: Mapping[str, Any]) -> Policy:
     """The policy of the file, if any, and of the options. Raises UsageError, NotFound."""
     from zfw_py.guard.document import MAX_BYTES, decode
-    from zfw_py.guard.model import Policy
+    from zfw_py.guard.model import Policy, check_min_ttl
 
+    if values["min_ttl"] is not None:
+        check_min_ttl(values["min_ttl"], "--min-ttl")
     policy = Policy.parse(
         allow=values["allow"],
         block=values["block"],
@@ -113,6 +122,7 @@ def policy_of(values: Mapping[str, Any]) -> Policy:
         is_log_only=values["log_only"],
         dns_upstreams=values["dns_upstream"],
         refuse=values["refuse"],
+        min_ttl=values["min_ttl"],
         options=("--allow", "--block", "--dns-upstream"),
     )
     file = values["policy"]
