@@ -218,10 +218,15 @@ class Watch:
     """
 
     def __init__(self, name: str) -> None:
-        """``name``: a name or an id. Raises UsageError if it is malformed."""
+        """``name``: a name or an id. Raises UsageError if it is malformed.
+
+        A container that is renamed while it runs is followed under its new name, until another
+        one of this name starts.
+        """
         if not _NAME.fullmatch(name):
             raise UsageError(f"not a container's name: {name!r}")
         self._name = name
+        self._id = ""  # of the container that ran last
         self._is_closed = threading.Event()
         self._lock = threading.Lock()
         self._stream: CancellableStream | None = None
@@ -294,18 +299,34 @@ class Watch:
 
     def _now(self, path: str) -> ContainerEvent:
         try:
-            return ContainerEvent("runs", _found(path, _inspect(path, self._name)))
+            found = self._find(path)
         except (NotFound, NotRunning) as error:
             return ContainerEvent("absent", reason=error.message)
+        self._id = found.id
+        return ContainerEvent("runs", found)
+
+    def _find(self, path: str) -> Container:
+        """The container of the name; if none has it, the one that had it last."""
+        try:
+            return _found(path, _inspect(path, self._name))
+        except NotFound as error:
+            if not self._id:
+                raise
+            try:
+                return _found(path, _inspect(path, self._id))
+            except NotFound:
+                raise error from None
 
     def _is_about(self, event: object) -> bool:
-        """Whether an event of GET /events is a start or an end of our container."""
+        """Whether an event of GET /events is a start, an end or a new name of our container."""
         match event:
             case {
-                "Action": "start" | "die" | "died",
+                "Action": "start" | "die" | "died" | "rename",
                 "Actor": {"ID": str(identifier), "Attributes": {"name": str(name)}},
             }:
-                return name == self._name or identifier.startswith(self._name)
+                return identifier == self._id or (
+                    name == self._name or identifier.startswith(self._name)
+                )
         return False
 
 

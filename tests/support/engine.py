@@ -190,6 +190,11 @@ class LiveEngine:
         self.containers[name] = container(name, 0, Status="exited", Running=False)
         self.tell("die", name)
 
+    def rename(self, name: str, new: str) -> None:
+        """Give a container another name."""
+        self.containers[new] = self.containers.pop(name) | {"Name": f"/{new}"}
+        self.tell("rename", new)
+
     def tell(self, action: str, name: str, **more: object) -> None:
         """Send an event with the documented fields."""
         actor = {"ID": "ab" * 32, "Attributes": {"name": name, "image": "machine"}}

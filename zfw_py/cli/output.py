@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
+# The exit code of a command that shows a state, where it is not as it was asked for.
+DIFFERS = 21
+
 # rich takes a millisecond for a row: longer tables are plain text.
 _MOST_RICH_ROWS = 1000
 _CHUNK = 1000

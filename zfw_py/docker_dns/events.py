@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 _NANOSECONDS = 1_000_000_000
 
-Kind = Literal["redirected", "ended", "absent", "failed", "broken", "lost", "back", "removed"]
+Kind = Literal[
+    "redirected", "ended", "absent", "failed", "broken", "renamed", "lost", "back", "removed"
+]
 
 
 class Query(NamedTuple):

@@ -70,6 +70,13 @@ def problem(manifest: Manifest) -> str:
             lambda: namespace_info.is_source(manifest.source, manifest.ifindex, server),
         ):
             return f"packets to {server} do not leave from {manifest.source} any more"
+        config = Maps(STORE.directory(manifest.id)).config()
+        first, count = config.first_port, config.port_count
+        if not call_in(manifest.path, lambda: namespace_info.are_free(first, count)):
+            return (
+                f"net.ipv4.ip_local_port_range has some of its ports now, {first} to"
+                f" {first + count - 1}"
+            )
     if manifest.watcher is not None and not manifest.watcher.process.is_alive():
         return "its zfw docker-dns watch was killed; the redirect stays as it is"
     return ""

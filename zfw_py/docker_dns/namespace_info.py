@@ -142,6 +142,12 @@ def _free_ports() -> tuple[int, int]:
     return found
 
 
+def are_free(first_port: int, port_count: int) -> bool:
+    """Whether ports are outside of net.ipv4.ip_local_port_range, which may change."""
+    low, high = local_port_range()
+    return first_port + port_count <= low or first_port > high
+
+
 # The daemon
 
 # The state of a TCP socket that listens, and of a UDP socket that is not connected.

@@ -138,6 +138,15 @@ def install(
     return manifest
 
 
+def rename(identifier: str, name: str) -> Manifest:
+    """Store the new name of a redirect's container; the new manifest. Raises NotFound."""
+    with programs.locked(STORE, is_exclusive=True):
+        directory = STORE.directory(identifier)
+        manifest = replace(Maps(directory).manifest(), container=name)
+        write_manifest(directory, manifest)
+    return manifest
+
+
 def path_of(manifest: Manifest) -> str | None:
     """A path to the namespace of a redirect; None if the namespace is gone.
 

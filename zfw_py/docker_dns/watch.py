@@ -14,6 +14,7 @@ from time import time
 from typing import TYPE_CHECKING
 
 from zfw_py.containers import Watch
+from zfw_py.docker_dns import programs
 from zfw_py.docker_dns.codec import Event
 from zfw_py.docker_dns.events import Change, Reader
 from zfw_py.docker_dns.listing import problem
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from zfw_py.docker_dns.service import RedirectOptions
 
 _RETRY = 1.0  # seconds until a redirect that failed is tried again
-_CHECK = 2.0  # seconds between checks of a redirect
+_CHECK = 1.0  # seconds between checks of a redirect
 
 
 def watch(
@@ -136,10 +137,19 @@ class _Watcher:
                 self._has_begun, self._container = True, None
                 self._remove()
             case "runs" if event.container not in (None, self._container):
-                self._container = event.container
+                before, self._container = self._container, event.container
+                if before is not None and before[1:] == event.container[1:]:
+                    self._rename(event.container.name)
+                    return
                 self._start_time = start_time(event.container.pid)
                 self._remove()
                 await self._begin()
+
+    def _rename(self, name: str) -> None:
+        if self._manifest is not None:
+            with suppress(NotFound):  # the next check ends the watch
+                self._manifest = programs.rename(self._manifest.id, name)
+        self._emit_change("renamed", f"the container is called {name} now")
 
     async def _begin(self) -> None:
         """Redirect the container; after an error the timer tries again."""

@@ -62,7 +62,8 @@ class SteeringStatus(NamedTuple):
     of the namespace, in the order in which the kernel runs them; ``program_id`` is ours. Only
     root gets these three. ``pending``: mappings without a socket. ``manager_pid``: the
     ``zfw steer run`` that manages, or None. ``errors``: how often each error of the layout's
-    TROUBLES occurred, without zeros.
+    TROUBLES occurred, without zeros. ``is_detached``: another process has detached the program
+    that steers; False for callers who are not root.
     """
 
     cookie: int
@@ -75,6 +76,7 @@ class SteeringStatus(NamedTuple):
     manager_pid: int | None
     errors: dict[str, int]
     warnings: list[str]
+    is_detached: bool
 
 
 def read_state(maps: Maps) -> State:
@@ -190,7 +192,8 @@ def status(namespace: programs.Namespace, maps: Maps) -> SteeringStatus:
             f"daemons outside of the cgroup {manifest.cgroup} are not followed:"
             " this is not the root of all cgroups"
         )
-    if is_root and own not in order:
+    is_detached = is_root and own not in order
+    if is_detached:
         warnings.append("the program lookup was detached by another process: nothing is steered")
     elif order and order.index(own) > 0:
         warnings.append("connections for which another program chooses a socket are not steered")
@@ -216,6 +219,7 @@ def status(namespace: programs.Namespace, maps: Maps) -> SteeringStatus:
         manager_pid=holder_of(maps.directory),
         errors=maps.errors(),
         warnings=warnings,
+        is_detached=is_detached,
     )
 
 

@@ -47,6 +47,28 @@ def test_redirect_list_and_remove(zfw: Zfw, docker: World) -> None:
 
 
 @pytest.mark.kernel
+def test_a_list_of_what_does_not_work_ends_with_a_code_of_its_own(zfw: Zfw, docker: World) -> None:
+    setting, usual = "ipv4/ip_local_port_range", "32768 60999"
+    docker.container.sysctl(usual, setting)
+    made = zfw("docker-dns", "redirect", "--netns", docker.network.path, "--to", SERVER)
+    number = made.out.strip()
+    docker.container.sysctl("1024 65535", setting)
+    why = "net.ipv4.ip_local_port_range has some of its ports now, 1024 to 32767"
+    listed = zfw("docker-dns", "list")
+    assert (listed.code, listed.err) == (21, f"zfw: warning: redirect {number}: {why}\n")
+    listed = zfw("docker-dns", "list", "--json")
+    assert (listed.code, json.loads(listed.out)[0]["problem"]) == (21, why)
+    docker.container.sysctl(usual, setting)
+    assert zfw("docker-dns", "list").code == 0
+    docker.container.ip("link delete eth0")
+    listed = zfw("docker-dns", "list")
+    assert (listed.code, listed.err) == (
+        21,
+        f"zfw: warning: redirect {number}: eth0 is gone, or the program on it\n",
+    )
+
+
+@pytest.mark.kernel
 def test_list_as_json(zfw: Zfw, docker: World) -> None:
     assert zfw("docker-dns", "list", "--json") == (0, "[]\n", "")
     options = ("--only-domain", "b.example", "--only-domain", "A.example", "--mode", "clsact")
@@ -133,7 +155,7 @@ def test_what_is_wrong_is_listed(zfw: Zfw, docker: World) -> None:
     number = docker.redirect().id
     docker.container.run(*f"ip address delete {CONTAINER}/16 dev eth0".split())
     listed = zfw("docker-dns", "list")
-    assert listed.code == 0
+    assert listed.code == 21
     assert listed.out.splitlines()[1].split()[4] == "broken"
     assert listed.err == (
         f"zfw: warning: redirect {number}:"

@@ -16,7 +16,9 @@ import pytest
 
 from tests.support.command import ZFW, captured
 from zfw_py.errors import NotInstalled
+from zfw_py.kernel import bpf_links, bpf_maps
 from zfw_py.kernel.process import start_time
+from zfw_py.steer.maps import STORE
 from zfw_py.steer.service import Steering
 
 if TYPE_CHECKING:
@@ -159,6 +161,12 @@ def test_status(zfw: Zfw) -> None:
     told = json.loads(zfw("steer", "status", "--json").out)
     assert (told["mappings"], told["pending"], told["manager_pid"]) == (2, 2, None)
     assert told["sk_lookup_order"] == [number]
+    link = bpf_maps.open_pin(f"{STORE.directory(steering.cookie)}/link_lookup")
+    bpf_links.detach_link(link)
+    os.close(link)
+    result = zfw("steer", "status")
+    assert result.code == 21
+    assert "the program lookup was detached by another process" in result.err
 
 
 @pytest.mark.parametrize(

@@ -352,6 +352,31 @@ def test_starts_and_ends_are_told(path: Path) -> None:
         assert told.empty()
 
 
+def test_a_container_that_is_renamed_is_followed(path: Path) -> None:
+    """As compose does it: the old one is renamed, and a new one gets the name."""
+    live = LiveEngine(path)
+    live.containers["web"] = container("web", os.getpid())
+    with live.serving(), watching() as (_, told):
+        assert told_next(told) == ContainerEvent("runs", Container("web", ID, os.getpid()))
+        live.wait_for_listener(PATIENCE)
+        live.rename("web", "old_web")
+        assert told_next(told) == ContainerEvent("runs", Container("old_web", ID, os.getpid()))
+        live.end("old_web")
+        ended = ContainerEvent("absent", reason="container old_web is not running: exited")
+        assert told_next(told) == ended
+        live.start("old_web", os.getppid())
+        assert told_next(told) == ContainerEvent("runs", Container("old_web", ID, os.getppid()))
+        new = "cd" * 32
+        live.containers["web"] = container("web", os.getpid()) | {"Id": new}
+        live.tell("start", "web", Actor={"ID": new, "Attributes": {"name": "web"}})
+        assert told_next(told) == ContainerEvent("runs", Container("web", new, os.getpid()))
+        # The old one is another container from now on.
+        live.end("old_web")
+        live.tell("die", "web", Actor={"ID": new, "Attributes": {"name": "web"}})
+        assert told_next(told).container.id == new
+        assert told.empty()
+
+
 @pytest.mark.parametrize("name", ["web", ID, ID[:12]])
 def test_a_container_that_does_not_run_yet(path: Path, name: str) -> None:
     live = LiveEngine(path)

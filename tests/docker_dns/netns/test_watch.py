@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from tests.docker_dns.support.watching import watching
@@ -115,6 +116,30 @@ def test_a_container_that_starts_again(engine: LiveEngine, tmp_path: Path) -> No
                 assert watch.next() == f"web: {ended}"
         assert watch.end() == 0
     assert DnsRedirect.all() == []
+
+
+@pytest.mark.usefixtures("_private_bpffs")
+def test_a_container_that_is_renamed(engine: LiveEngine, tmp_path: Path) -> None:
+    """Its redirect stays as it is, and the next start under the new name gets one."""
+    with engine.serving(), ExitStack() as stack:
+        world = stack.enter_context(docker_world(tmp_path))
+        engine.start("web", stack.enter_context(world.first_process()))
+        watch = stack.enter_context(watching())
+        assert watch.next() == f"web: redirected to {SERVER}:53"
+        (before,) = DnsRedirect.all()
+        engine.rename("web", "shop")
+        assert watch.next() == "web: the container is called shop now"
+        (after,) = DnsRedirect.all()
+        assert after.manifest == msgspec.structs.replace(before.manifest, container="shop")
+        assert world.addresses("www.example") == [ANY_ANSWER]
+        engine.end("shop")
+        ended = "container shop is not running: exited; waiting for its next start"
+        assert watch.next() == f"web: {ended}"
+        assert world.addresses("www.example") == [BUILTIN_ANSWER]
+        engine.start("shop", stack.enter_context(world.first_process()))
+        assert watch.next() == f"web: redirected to {SERVER}:53"
+        assert world.addresses("www.example") == [ANY_ANSWER]
+        assert watch.end() == 0
 
 
 def test_an_engine_that_is_started_again(docker: World, engine: LiveEngine) -> None:

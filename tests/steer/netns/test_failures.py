@@ -400,6 +400,7 @@ def test_a_program_that_somebody_took_off_is_told(steering: Steering) -> None:
     assert steering.status().warnings == [
         "the program lookup was detached by another process: nothing is steered"
     ]
+    assert steering.status().is_detached
 
 
 def test_a_kernel_without_sk_lookup(steering: Steering, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,6 @@ from zfw_py.firewall.service import Firewall
 if TYPE_CHECKING:
     from zfw_py.firewall.status import InterfaceStatus, Status
 
-# The exit code where what is wanted and what is differ.
-DIFFERS = 21
-
 INTERFACES = (
     output.Column("INTERFACE"),
     output.Column("IFINDEX", is_number=True),
@@ -52,7 +49,7 @@ def command(
         _print(status)
         output.warnings(map(str, status.differences))
     if status.differences:
-        raise typer.Exit(DIFFERS)
+        raise typer.Exit(output.DIFFERS)
 
 
 def _print(status: Status) -> None:

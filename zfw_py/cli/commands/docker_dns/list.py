@@ -34,7 +34,8 @@ def command(
     """List the redirects with their counters.
 
     QUERIES were sent to the server, ANSWERS came back, BUILTIN were left to the
-    built-in resolver. A warning names each redirect that does not work.
+    built-in resolver. A warning names each redirect that does not work; the
+    command then exits with code 21.
     """
     from zfw_py.docker_dns.service import DnsRedirect
 
@@ -45,6 +46,8 @@ def command(
             output.warning(f"redirect {status.manifest.id}: {status.problem}")
         if dropped := sum(status.outcomes[outcome][0] for outcome in _DROPPED):
             output.warning(f"redirect {status.manifest.id}: {dropped} packets were dropped")
+    if any(status.problem for status in found):
+        raise typer.Exit(output.DIFFERS)
 
 
 def as_object(status: RedirectStatus) -> dict[str, object]:

@@ -31,14 +31,21 @@ def command(
     """Show the programs, their order, and errors.
 
     The kernel runs all sk_lookup programs of a network namespace, also those of
-    other software, in this order.
+    other software, in this order. If another process has detached the program
+    that steers, the command exits with code 21.
     """
     from zfw_py.steer.service import Steering
 
     status = Steering(netns).status()
     if as_json:
         output.json_object(as_object(status))
-        return
+    else:
+        _print(status)
+    if status.is_detached:
+        raise typer.Exit(output.DIFFERS)
+
+
+def _print(status: SteeringStatus) -> None:
     output.line(f"network namespace: {status.cookie}")
     if status.programs:  # only root can read them
         output.line(f"programs: {', '.join(status.programs)}")
