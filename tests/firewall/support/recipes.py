@@ -27,10 +27,19 @@ _PAGE = Path(__file__).resolve().parents[3] / "docs" / "RECIPES.md"
 _BLOCK = re.compile(r"^```\w+ (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
+def page() -> str:
+    """The text of the page."""
+    return _PAGE.read_text()
+
+
+def block_names() -> list[str]:
+    """The names of all code blocks that have one."""
+    return [name for name, _ in _BLOCK.findall(page())]
+
+
 def block(name: str) -> str:
     """The text of a code block. Raises KeyError."""
-    found = dict(_BLOCK.findall(_PAGE.read_text()))
-    return str(found[name])
+    return str(dict(_BLOCK.findall(page()))[name])
 
 
 def follow(namespace: Namespace, name: str) -> None:
