@@ -78,6 +78,14 @@ static __always_inline bool is_link_local(const __be32 address[4])
 	return (address[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
 }
 
+/* 224.0.0.0/4 (RFC 5771) or ff00::/8 (RFC 4291, section 2.7). */
+static __always_inline bool is_multicast(const __be32 address[4])
+{
+	if (is_mapped(address))
+		return (address[3] & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000);
+	return (address[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
+}
+
 /* 0.0.0.0 or ::, to which a socket is bound that receives on all addresses. */
 static __always_inline bool is_wildcard(const __be32 address[4])
 {

@@ -65,7 +65,8 @@ struct packet {
 	__u8 tcp_flags; /* enum tcp_flag */
 	__u8 is_echo_request; /* ICMP, either version */
 	__u8 is_source_routed; /* an option or a routing header sends it on from its destination */
-	__u8 pad[3];
+	__u8 header_protocol; /* of the IPv4 header: AH may stand before the protocol's */
+	__u8 pad[2];
 	__u32 transport_length; /* bytes, according to the IP header */
 	__u32 sequence; /* TCP, host order */
 	__u32 acknowledgment;
@@ -142,6 +143,38 @@ __noinline int has_ipv4_source_route(struct __sk_buff *skb, __u32 start, __u32 h
 	return false;
 }
 
+static __always_inline bool is_extension_header(__u8 next)
+{
+	return next == IPPROTO_HOPOPTS || next == IPPROTO_ROUTING || next == IPPROTO_DSTOPTS ||
+	       next == IPPROTO_AH || next == IPPROTO_FRAGMENT;
+}
+
+/* The bytes of an extension header: RFC 8200, section 4; RFC 4302, section 2.2. */
+static __always_inline __u32 extension_header_bytes(__u8 type, __u8 length)
+{
+	if (type == IPPROTO_FRAGMENT)
+		return 8;
+	return type == IPPROTO_AH ? ((__u32)length + 2) * 4 : ((__u32)length + 1) * 8;
+}
+
+/* Of the extension headers IPv4 has AH alone, at most once. */
+static __always_inline enum pkt_parsed step_over_ah(struct __sk_buff *skb, struct packet *packet)
+{
+	__u8 header[8];
+	__u32 bytes;
+
+	if (packet->transport_length < sizeof(header) ||
+	    !read_bytes(skb, packet->transport_offset, header, sizeof(header)))
+		return PKT_PARSED_MALFORMED;
+	bytes = extension_header_bytes(IPPROTO_AH, header[1]);
+	if (packet->transport_length < bytes)
+		return PKT_PARSED_MALFORMED;
+	packet->protocol = header[0];
+	packet->transport_offset += bytes;
+	packet->transport_length -= bytes;
+	return packet->transport_offset > PKT_MAX_OFFSET ? PKT_PARSED_HEADER_CHAIN : PKT_PARSED_IP;
+}
+
 static __always_inline enum pkt_parsed parse_ipv4(struct __sk_buff *skb, __u32 offset,
 						  struct packet *packet)
 {
@@ -160,7 +193,7 @@ static __always_inline enum pkt_parsed parse_ipv4(struct __sk_buff *skb, __u32 o
 		return PKT_PARSED_MALFORMED;
 
 	packet->family = AF_INET;
-	packet->protocol = ip.protocol;
+	packet->protocol = packet->header_protocol = ip.protocol;
 	packet->hop_limit = ip.ttl;
 	map_ipv4(packet->source, ip.saddr);
 	map_ipv4(packet->destination, ip.daddr);
@@ -175,21 +208,9 @@ static __always_inline enum pkt_parsed parse_ipv4(struct __sk_buff *skb, __u32 o
 	}
 	if (header > sizeof(ip))
 		packet->is_source_routed = has_ipv4_source_route(skb, offset, header);
+	if (ip.protocol == IPPROTO_AH && packet->fragment != PKT_FRAGMENT_LATER)
+		return step_over_ah(skb, packet);
 	return PKT_PARSED_IP;
-}
-
-static __always_inline bool is_extension_header(__u8 next)
-{
-	return next == IPPROTO_HOPOPTS || next == IPPROTO_ROUTING || next == IPPROTO_DSTOPTS ||
-	       next == IPPROTO_AH || next == IPPROTO_FRAGMENT;
-}
-
-/* The bytes of an extension header: RFC 8200, section 4; RFC 4302, section 2.2. */
-static __always_inline __u32 extension_header_bytes(__u8 type, __u8 length)
-{
-	if (type == IPPROTO_FRAGMENT)
-		return 8;
-	return type == IPPROTO_AH ? ((__u32)length + 2) * 4 : ((__u32)length + 1) * 8;
 }
 
 /* A position in a chain of IPv6 extension headers, before and after walk_headers(). */

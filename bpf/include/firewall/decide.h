@@ -174,6 +174,8 @@ static __always_inline bool fw_decide_early(struct __sk_buff *skb, struct packet
 		fw_decide_later_fragment(skb, packet, is_leaving, decision);
 	else if (is_icmp(packet))
 		fw_decide_icmp(skb, packet, settings, is_leaving, decision);
+	else if (fw_is_igmp(skb, packet))
+		fw_decide(decision, FW_VERDICT_PASS, FW_REASON_MULTICAST_LISTENER);
 	else if (packet->protocol != IPPROTO_TCP && packet->protocol != IPPROTO_UDP)
 		fw_decide_protocol(packet, settings, decision);
 	else if (is_leaving ? fw_is_dhcp_request(skb->ifindex, packet) :

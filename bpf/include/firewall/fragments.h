@@ -31,7 +31,7 @@ static __always_inline void fw_set_fragment_key(const struct __sk_buff *skb,
 	key->is_leaving = is_leaving;
 	/* An IPv6 datagram is identified by source, destination and identification (RFC 8200,
 	 * section 4.5), an IPv4 datagram by the protocol as well (RFC 791, section 3.2). */
-	key->protocol = packet->family == AF_INET ? packet->protocol : 0;
+	key->protocol = packet->family == AF_INET ? packet->header_protocol : 0;
 }
 
 static __always_inline void fw_decide_later_fragment(const struct __sk_buff *skb,

@@ -39,9 +39,15 @@
 #define ICMPV6_NEIGHBOUR_SOLICITATION 135
 #define ICMPV6_NEIGHBOUR_ADVERTISEMENT 136
 #define ICMPV6_MLD2_REPORT 143
+/* RFC 3376, section 4 */
+#define IGMP_QUERY 0x11
+#define IGMP_REPORT 0x12
+#define IGMP2_REPORT 0x16
+#define IGMP2_LEAVE 0x17
+#define IGMP3_REPORT 0x22
 /* RFC 4861, section 6.1: proves that no router has forwarded the packet. */
 #define ICMPV6_ND_HOP_LIMIT 255
-#define ICMPV6_MLD_HOP_LIMIT 1
+#define GROUP_MESSAGE_HOP_LIMIT 1
 
 static __always_inline bool fw_is_echo(__u8 family, __u8 type)
 {
@@ -81,6 +87,13 @@ __noinline int fw_read_quote(struct __sk_buff *skb, struct packet *packet, struc
 		answer->protocol = quoted.ipv4.protocol;
 		map_ipv4(answer->destination, quoted.ipv4.saddr);
 		map_ipv4(answer->source, quoted.ipv4.daddr);
+		if (answer->protocol == IPPROTO_AH) {
+			if (offset + sizeof(quoted.transport) > end ||
+			    !read_bytes(skb, offset, quoted.transport, sizeof(quoted.transport)))
+				return 0;
+			answer->protocol = quoted.transport[0];
+			offset += extension_header_bytes(IPPROTO_AH, quoted.transport[1]);
+		}
 	} else {
 		struct pkt_header_chain chain = {};
 
@@ -157,6 +170,23 @@ static __always_inline void fw_note_echo(struct packet *packet, const __u8 heade
 	packet->is_echo_request = is_request;
 }
 
+/*
+ * A report or query of multicast groups, which IPv4 has in a protocol of its own. TTL 1 keeps it on
+ * the link (RFC 3376, section 4); the router alert option may be missing.
+ */
+static __always_inline bool fw_is_igmp(struct __sk_buff *skb, const struct packet *packet)
+{
+	__u8 header[8];
+
+	if (packet->family != AF_INET || packet->protocol != IPPROTO_IGMP ||
+	    packet->hop_limit != GROUP_MESSAGE_HOP_LIMIT || !is_multicast(packet->destination) ||
+	    packet->transport_length < sizeof(header) ||
+	    !read_bytes(skb, packet->transport_offset, header, sizeof(header)))
+		return false;
+	return header[0] == IGMP_QUERY || header[0] == IGMP_REPORT || header[0] == IGMP2_REPORT ||
+	       header[0] == IGMP2_LEAVE || header[0] == IGMP3_REPORT;
+}
+
 static __always_inline enum fw_reason fw_classify_icmpv4(struct __sk_buff *skb,
 							 struct packet *packet)
 {
@@ -208,8 +238,8 @@ static __always_inline enum fw_reason fw_classify_icmpv6(struct __sk_buff *skb,
 	case ICMPV6_MLD_REPORT:
 	case ICMPV6_MLD_DONE:
 	case ICMPV6_MLD2_REPORT:
-		return packet->hop_limit == ICMPV6_MLD_HOP_LIMIT ? FW_REASON_MULTICAST_LISTENER :
-								   FW_REASON_ICMP_OTHER;
+		return packet->hop_limit == GROUP_MESSAGE_HOP_LIMIT ? FW_REASON_MULTICAST_LISTENER :
+								      FW_REASON_ICMP_OTHER;
 	default:
 		return FW_REASON_ICMP_OTHER;
 	}

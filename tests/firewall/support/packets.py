@@ -478,6 +478,16 @@ def _at_other_protocol(rng: Random, scene: Scene) -> _Segment:
     protocol = rng.choice(
         (2, 4, 41, 47, 50, 51, 59, 89, VRRP, VRRP, 132, 135, 253, rng.randrange(256))
     )
+    if family == 4 and _chance(rng, 0.2):
+        message = bytes((rng.choice((0x11, 0x12, 0x16, 0x17, 0x22, 0x13)), 0)) + bytes(6)
+        group = rng.choice((ip_address("224.0.0.22"), _address(rng, scene, 4)))
+        return _Segment(
+            _address(rng, scene, 4),
+            group,
+            2,
+            message[: rng.choice((8, 8, 7))],
+            rng.choice((1, 1, 2)),
+        )
     return _Segment(
         _address(rng, scene, family),
         _address(rng, scene, family),
@@ -537,11 +547,17 @@ def _ip_version_4(rng: Random, segment: _Segment, is_simple: bool) -> bytes:
                 (0x2000, 0, _fragment_offset(rng), 0x2000 | _fragment_offset(rng))
             )
             fragment |= rng.choice((0, 0, 0x4000, 0x8000))
+    protocol, payload = segment.protocol, segment.payload
+    if not is_simple and _chance(rng, 0.3):
+        units = rng.choice((60, 254)) if _chance(rng, 0.1) else 0
+        protocol, payload = AUTHENTICATION, extension(AUTHENTICATION, protocol, units) + payload
+        if _chance(rng, 0.1):
+            payload = payload[: rng.randrange(16)]
     return ipv4(
         segment.source,
         segment.destination,
-        segment.protocol,
-        segment.payload,
+        protocol,
+        payload,
         options=options,
         identification=rng.randrange(4),
         fragment=fragment,

@@ -33,7 +33,7 @@ ETHERTYPE_EAPOL = 0x888E
 ETHERTYPES_VLAN = (0x8100, 0x88A8)
 MAX_VLAN_TAGS = 2
 
-VRRP = 112
+IGMP, VRRP = 2, 112
 HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, DESTINATION_OPTIONS = 0, 43, 44, 51, 60
 EXTENSION_HEADERS = (HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, DESTINATION_OPTIONS)
 MAX_EXTENSION_HEADERS = 8
@@ -317,6 +317,7 @@ class Packet:
     is_source_routed: bool = False
     fragment: str = "whole"  # "whole", "first" or "later"
     identification: int = 0
+    header_protocol: int = 0  # of the IPv4 header: AH may stand before the protocol's
 
     @property
     def family(self) -> int:
@@ -331,7 +332,7 @@ class Packet:
     @property
     def datagram(self) -> tuple[object, ...]:
         """The key of a datagram's fragments: RFC 791 section 3.2, RFC 8200 section 4.5."""
-        protocol = self.protocol if self.family == 4 else None
+        protocol = self.header_protocol if self.family == 4 else None
         return (self.source, self.destination, self.identification, protocol)
 
 
@@ -374,14 +375,24 @@ def _parse_ipv4(frame: bytes, start: int) -> Packet:
         raise Malformed(f"header {header_length}, total {total_length}, frame {len(ip)}")
     more_fragments = bool(ip[6] & 0x20)
     fragment_offset = _number(ip, 6, 2) & 0x1FFF
+    protocol, used = ip[9], header_length
+    if protocol == AUTHENTICATION and not fragment_offset:
+        if total_length < used + 8:
+            raise Malformed("AH cut off")
+        protocol, used = ip[used], used + (ip[used + 1] + 2) * 4
+        if used > total_length:
+            raise Malformed("AH longer than the packet")
+        if start + used > MAX_OFFSET:
+            raise HeaderChain("too long")
     return Packet(
         is_source_routed=_has_source_route(ip[20:header_length]),
         source=IPv4Address(ip[12:16]),
         destination=IPv4Address(ip[16:20]),
         hop_limit=ip[8],
-        protocol=ip[9],
-        payload=ip[header_length:total_length],
-        offset=start + header_length,
+        protocol=protocol,
+        header_protocol=ip[9],
+        payload=ip[used:total_length],
+        offset=start + used,
         fragment="later" if fragment_offset else "first" if more_fragments else "whole",
         identification=_number(ip, 4, 2),
     )
@@ -538,6 +549,10 @@ def quoted_segment(packet: Packet) -> Segment | None:
             if _number(quote, 6, 2) & 0x1FFF:
                 return None
             protocol, used = quote[9], header_length
+            if protocol == AUTHENTICATION:
+                if len(quote) < used + 8:
+                    return None
+                protocol, used = quote[used], used + (quote[used + 1] + 2) * 4
             source: Address = IPv4Address(quote[12:16])
             destination: Address = IPv4Address(quote[16:20])
         else:
@@ -757,6 +772,14 @@ def _later_fragment(
 
 
 def _other_protocol(packet: Packet, interface: Interface) -> Decision:
+    if (
+        # RFC 3376 section 4: what a host and its routers say of groups stays on the link.
+        (packet.family, packet.protocol, packet.hop_limit) == (4, IGMP, 1)
+        and packet.destination.is_multicast
+        and len(packet.payload) >= 8
+        and packet.payload[0] in (0x11, 0x12, 0x16, 0x17, 0x22)
+    ):
+        return Decision("pass", "multicast_listener")
     if packet.protocol == VRRP and interface.vrrp:
         return Decision("pass", "vrrp")
     if interface.pass_non_tuple:
