@@ -140,6 +140,10 @@ class Maps(Pins):
         """Write where queries of a network namespace go; cookie 0: of all without an entry."""
         self.map("proxies").update(netns_key(cookie), proxy.encode())
 
+    def remove_proxy(self, cookie: int) -> None:
+        """Send no more queries of a network namespace to the proxy: they are denied."""
+        self.map("proxies").delete(netns_key(cookie))
+
     def write_listeners(self, listeners: Listeners) -> None:
         """Send queries of a network namespace to the DNS process's sockets there.
 

@@ -12,20 +12,18 @@ import asyncio
 import os
 import syslog
 import traceback
-from contextlib import ExitStack, suppress
-from functools import partial
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 from dns.rcode import NXDOMAIN, REFUSED
 
-from zfw_py.errors import ZfwError
 from zfw_py.guard import background, layout, listeners
 from zfw_py.guard.codec import Event
 from zfw_py.guard.dns.proxy import Proxy
-from zfw_py.guard.dns.resolv_conf import ResolvConf, open_own
-from zfw_py.guard.dns.upstream import Upstream, check_upstreams
-from zfw_py.guard.events import TRANSPORTS, EventBuilder
+from zfw_py.guard.dns.upstream import check_upstreams
+from zfw_py.guard.events import EventBuilder
 from zfw_py.guard.maps import STORE
+from zfw_py.guard.namespaces import Namespaces
 from zfw_py.guard.programs import SYSTEM, is_gone
 from zfw_py.kernel import cgroup
 from zfw_py.kernel.libbpf import RingBuffer
@@ -35,9 +33,8 @@ from zfw_py.lifecycle.programs import clear, locked, remove
 
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
-    from zfw_py.guard.dns.listening import Transport
     from zfw_py.guard.dns.proxy import AnsweredQuery
     from zfw_py.guard.events import EventSink
     from zfw_py.guard.listeners import Listeners
@@ -45,9 +42,10 @@ if TYPE_CHECKING:
     from zfw_py.guard.model import Policy
     from zfw_py.values.endpoint import Endpoint
 
-# How often expired addresses are removed, and how often the supervisor checks whether the guard or
-# its cgroup is gone.
+# How often expired addresses are removed, namespaces without clients are left, and how often the
+# supervisor checks whether the guard or its cgroup is gone.
 _EXPIRE_INTERVAL = 30.0  # seconds
+_RELEASE_INTERVAL = 10.0
 _CHECK_INTERVAL = 1.0
 # Waking this process costs a guarded program more than all else about an event. The kernel sends
 # no wake-up while the ring buffer holds events, so wait this long before it is emptied again.
@@ -55,9 +53,6 @@ _BATCH_DELAY = 0.02
 # Events of one batch; then the DNS proxy gets its turn. Programs may add events faster than the
 # sink takes them.
 _BATCH = layout.EVENT_BYTES // layout.EVENT_SIZE
-# Entering a network namespace takes a thread, and a guarded program can cause it at will.
-_FOLLOW_INTERVAL = 1.0  # seconds, for each namespace
-_MAX_FOLLOWED = 4096
 _BUG_LINE_INTERVAL = 60.0  # seconds
 
 
@@ -115,13 +110,6 @@ def supervise(
             remove(SYSTEM, context.manifest.id)
 
 
-def _source(context: GuardContext) -> Callable[[], list[Endpoint]]:
-    """Where the upstream servers come from: the policy, or resolv.conf, which may change."""
-    if context.policy is None or context.policy.dns_upstreams or not context.has_own_files:
-        return lambda: context.upstreams
-    return ResolvConf(open_own, context.upstreams)
-
-
 class _Supervisor:
     def __init__(self, context: GuardContext, opened: list[Listeners], creator: int | None) -> None:
         self._context = context
@@ -141,11 +129,9 @@ class _Supervisor:
                 least_lifetime=context.policy.least_lifetime,
                 refusal=REFUSED if context.policy.refuse == "refused" else NXDOMAIN,
             )
-        self._upstream = Upstream(_source(context))
         self._events = EventBuilder(context.manifest.cgroup, is_log_only=is_log_only)
         self._opened = opened
-        self._here = {each.cookie: each for each in opened}
-        self._followed: dict[int, float] = {}
+        self._namespaces: Namespaces | None = None
         self._bugs = 0
         self._next_bug_line = 0.0
         self._stop = asyncio.Event()
@@ -155,8 +141,10 @@ class _Supervisor:
     async def run(self, ready: Callable[[], None], stops: Iterable[signal.Signals]) -> bool:
         """Return True if the guard is of no use any more and has to be removed."""
         loop = asyncio.get_running_loop()
-        for each in self._opened:
-            self._serve(each)
+        if self._proxy is not None:
+            self._namespaces = Namespaces(self._context, self._proxy)
+            for each in self._opened:
+                self._namespaces.serve(each)
         for number in stops:
             loop.add_signal_handler(number, self._stop.set)
         with ExitStack() as open_until_the_end:
@@ -186,28 +174,11 @@ class _Supervisor:
                 loop.remove_reader(population.fileno())
                 await asyncio.gather(*tasks, return_exceptions=True)
             ring.consume(_BATCH)
+            if self._namespaces is not None:
+                self._namespaces.close()
         if self._failure is not None:
             raise self._failure
         return self._is_of_no_use
-
-    def _serve(self, opened: Listeners) -> None:
-        if self._proxy is None:
-            return
-        by_family = {each.family: each for each in opened.tcp}
-        is_client = partial(self._is_client, opened.cookie)
-        for udp in opened.udp:
-            # A family has one TCP socket, on the port of its first UDP socket.
-            self._proxy.serve(self._upstream, is_client, udp, by_family.pop(udp.family, None))
-
-    def _is_client(self, cookie: int, client: tuple[str, int], transport: Transport) -> bool:
-        """Whether a guarded process sent from this address and port.
-
-        Any process may send to the proxy's ports. ``egress`` notes the guarded ones before their
-        packets arrive.
-        """
-        address, port = client
-        protocol = TRANSPORTS[transport]
-        return self._context.maps.has_client(cookie, port, protocol, is_ipv6=":" in address)
 
     def _guarded(self, function: Callable[..., object]) -> Callable[..., None]:
         """Wrap a callback: if it raises, the supervisor stops and ``run`` raises the exception."""
@@ -252,8 +223,8 @@ class _Supervisor:
     def _take_event(self, data: bytes) -> None:
         event = Event.decode(data)
         self._context.sink.emit(self._events.from_kernel(event))
-        if event.reason == "no_proxy" and self._proxy is not None:
-            self._follow(event.pid, event.netns_cookie)
+        if event.reason == "no_proxy" and self._namespaces is not None:
+            self._namespaces.follow(event.pid, event.netns_cookie)
 
     def _on_query(self, query: AnsweredQuery) -> None:
         self._events.remember(query.name, query.addresses)
@@ -262,52 +233,10 @@ class _Supervisor:
         # Keep the log in order: first the decisions that came before this query.
         if self._ring is not None:
             self._ring.consume(_BATCH)
-        protocol = TRANSPORTS[query.transport]
-        address, port = query.client
-        clients = (
-            self._context.maps.client(cookie, port, protocol, is_ipv6=":" in address)
-            for cookie in self._here
-        )
-        client = next(filter(None, clients), None)
+        client = None
+        if self._namespaces is not None:
+            client = self._namespaces.client(query.client, query.transport)
         self._context.sink.emit(self._events.from_query(query, client))
-
-    def _follow(self, pid: int, cookie: int) -> None:
-        """Open sockets in a network namespace where a query found none; the next one finds them.
-
-        The namespace is new to the supervisor, or its loopback was not up for that family.
-        """
-        now = asyncio.get_running_loop().time()
-        if now - self._followed.get(cookie, -_FOLLOW_INTERVAL) < _FOLLOW_INTERVAL:
-            return
-        if len(self._followed) >= _MAX_FOLLOWED:
-            self._followed.clear()
-        self._followed[cookie] = now
-        # No descriptor left, or no room in the map: the next query tries again.
-        with suppress(ZfwError, OSError):
-            path = listeners.namespace_of(cookie, self._candidates(pid))
-            if path is None:
-                return
-            opened = listeners.open_in(path)
-            known = self._here.get(cookie)
-            if known is not None and len(opened.udp) <= len(known.udp):
-                opened.close()
-                return
-            try:
-                self._context.maps.write_listeners(opened)
-            except OSError:
-                opened.close()
-                raise
-            self._serve(opened)
-            self._here[cookie] = opened
-
-    def _candidates(self, pid: int) -> Iterator[int]:
-        """Processes that may be in the namespace: the client first, then all guarded ones.
-
-        ``pid`` is the client's in the initial PID namespace. Here it may have another pid, or
-        have ended.
-        """
-        yield pid
-        yield from cgroup.processes(self._context.manifest.cgroup, is_recursive=True)
 
     # The end
 
@@ -333,11 +262,14 @@ class _Supervisor:
 
     async def _check_regularly(self, population: cgroup.Population) -> None:
         loop = asyncio.get_running_loop()
-        expired = loop.time()
+        released = expired = loop.time()
         while True:
             await asyncio.sleep(_CHECK_INTERVAL)
             # The removal of a guard, or of an empty cgroup, causes no event.
             self._guarded(self._check)(population)
+            if self._namespaces is not None and loop.time() - released >= _RELEASE_INTERVAL:
+                released = loop.time()
+                self._guarded(self._namespaces.release_unused)()
             if loop.time() - expired >= _EXPIRE_INTERVAL:
                 expired = loop.time()
                 self._guarded(self._context.maps.remove_expired)()

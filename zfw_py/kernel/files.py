@@ -6,15 +6,21 @@ from __future__ import annotations
 import os
 import secrets
 from contextlib import suppress
+from errno import EINVAL
 from stat import S_ISREG
+from struct import Struct
 from typing import TYPE_CHECKING
 
 from zfw_py.errors import NotFound, UsageError, ZfwError
+from zfw_py.kernel.libc import last_error, libc
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+# include/uapi/linux/openat2.h: RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS. Since 5.6 (fddb5d430ad9).
+_SYS_OPENAT2, _RESOLVE = 437, 0x10 | 0x02
+_OPEN_HOW = Struct("=QQQ")  # flags, mode, resolve
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -30,6 +36,28 @@ def read(path: str, most: int) -> bytes:
         raise NotFound(f"{path}: no such file") from None
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
+
+
+def open_in_root(root: str, path: str) -> int:
+    """A descriptor for reading of a regular file, its path resolved below another root directory.
+
+    ``root`` may be ``/proc/PID/root``. Links lead to where a process with that root finds them, and
+    never out of it (openat2(2)). What is no regular file is not opened. Raises OSError.
+    """
+    directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        how = _OPEN_HOW.pack(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE)
+        fd = libc.syscall(_SYS_OPENAT2, directory, os.fsencode(path), how, len(how))
+        if fd < 0:
+            raise OSError(last_error(), os.strerror(last_error()), path)
+    finally:
+        os.close(directory)
+    try:
+        if not S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(EINVAL, "not a regular file", path)
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    finally:
+        os.close(fd)
 
 
 def read_stdin(most: int) -> bytes:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
+from fcntl import ioctl
 from glob import iglob
 from typing import TYPE_CHECKING, TypeVar
 
@@ -19,10 +21,12 @@ from zfw_py.kernel.own_netns import netns_cookie
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from socket import socket
 
 _Result = TypeVar("_Result")
 
 _CLONE_NEWNET = 0x40000000
+_SIOCGSKNS = 0x894C  # include/uapi/linux/sockios.h
 # Stands for the cookie of a namespace that the caller cannot enter. No namespace has cookie 0.
 _UNSEEN = 0
 # Where namespaces are found. A path is used after the search, so the ones that last come first.
@@ -113,6 +117,44 @@ def call_in(path: str, function: Callable[[], _Result]) -> _Result:
         return function()
 
     return _in_thread(call)
+
+
+def call_here(fd: int, function: Callable[[], _Result]) -> _Result:
+    """Call a function in the network namespace of a descriptor, in the calling thread.
+
+    For a call that is too frequent for a thread of its own, such as socket(2). The process ends if
+    the thread cannot return to its own namespace: it must not go on in another one. Raises
+    KernelError, and what the function raises.
+    """
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if libc.setns(fd, _CLONE_NEWNET) != 0:
+            raise KernelError("enter a network namespace", last_error())
+        try:
+            return function()
+        finally:
+            if libc.setns(home, _CLONE_NEWNET) != 0:
+                os._exit(1)
+    finally:
+        os.close(home)
+
+
+def namespace_of_socket(made: socket) -> int:
+    """A descriptor of a socket's network namespace; the caller closes it. Raises OSError.
+
+    Needs CAP_NET_ADMIN there. Since 4.10 (c62cce2caee5).
+    """
+    return ioctl(made, _SIOCGSKNS)
+
+
+def inodes_of(pid: int) -> set[int]:
+    """The inodes of the network namespaces of a process's threads; empty if it has ended."""
+    found = set()
+    with suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with suppress(OSError):
+                found.add(os.stat(f"/proc/{pid}/task/{thread}/ns/net").st_ino)
+    return found
 
 
 def _in_thread(function: Callable[[], _Result]) -> _Result:

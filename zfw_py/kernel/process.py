@@ -144,6 +144,11 @@ def files_of(pid: int) -> dict[int, str]:
     return found
 
 
+def root_of(pid: int) -> str:
+    """The path of a process's root directory, with the mounts that it sees."""
+    return f"/proc/{pid}/root"
+
+
 def has_same_files(pid: int) -> bool:
     """Whether a process has the caller's mount namespace and root. Raises OSError."""
     return all(

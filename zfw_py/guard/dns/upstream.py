@@ -143,7 +143,7 @@ class Upstream:
         now = asyncio.get_running_loop().time()
         if now >= self._next_look:
             self._next_look = now + LOOK_INTERVAL
-            named = tuple(self._source())
+            named = tuple(self._within(self._source))
             if named != self._named:
                 self._named = named
                 self._servers = self._within(
