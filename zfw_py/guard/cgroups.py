@@ -7,8 +7,9 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from zfw_py.errors import Conflict, NotFound
+from zfw_py.errors import Busy, Conflict, NotFound
 from zfw_py.kernel import cgroup
+from zfw_py.kernel.process import tree_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -73,6 +74,36 @@ def _identifier_of(path: str) -> str:
         if name.startswith(prefix):
             return name.removeprefix(prefix)
     return ""
+
+
+def move_tree(pid: int, path: str) -> None:
+    """Move a process with all its descendants into a cgroup, but not the caller and its own.
+
+    A process that is moved starts its later children there. So this looks for descendants elsewhere
+    until there are none. Raises NotFound without such a process, Conflict if one cannot be moved.
+    """
+    cgroup.move(pid, path)
+    for _ in range(_ATTEMPTS):
+        outside = [
+            each for each in tree_of(pid, without=os.getpid()) if not _is_there(each.pid, path)
+        ]
+        if not outside:
+            return
+        for each in outside:
+            # The id may be another process's by now.
+            if each.is_alive():
+                with suppress(NotFound):
+                    cgroup.move(each.pid, path)
+    raise Busy(f"process {pid} starts processes faster than they can be moved")
+
+
+def _is_there(pid: int, path: str) -> bool:
+    """Whether a process is in a cgroup or below, or has ended."""
+    try:
+        place = cgroup.of_process(pid)
+    except NotFound:
+        return True
+    return place == path or place.startswith(f"{path}/")
 
 
 def beyond(path: str, uid: int, groups: Collection[int]) -> str | None:

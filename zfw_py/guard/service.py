@@ -17,6 +17,7 @@ from zfw_py.guard.maps import STORE, Maps
 from zfw_py.guard.takeover import take_over
 from zfw_py.guard.target import GuardTarget
 from zfw_py.kernel import cgroup
+from zfw_py.kernel.process import tree_of
 from zfw_py.lifecycle.programs import digest_of
 from zfw_py.values.prefix import mapped_address
 
@@ -219,7 +220,8 @@ def _open_sockets(context: GuardContext, target: GuardTarget) -> list[Listeners]
     if context.manifest.proxy_cgroup:
         cgroup.move(os.getpid(), context.manifest.proxy_cgroup)
     if target.moved_pid is not None:
-        return supervisor.open_sockets(context, [target.moved_pid])
+        tree = tree_of(target.moved_pid)
+        return supervisor.open_sockets(context, [each.pid for each in tree])
     pids = cgroup.processes(context.manifest.cgroup, is_recursive=True)
     return supervisor.open_sockets(context, pids)
 
@@ -263,9 +265,9 @@ def _end_signals() -> list[signal.Signals]:
 
 
 def _occupied(target: GuardTarget, manifest: Manifest) -> Guard:
-    """Move the target's process in, and look for sockets that processes hold from elsewhere."""
+    """Move the target's processes in, and look for sockets that processes hold from elsewhere."""
     if target.moved_pid is not None:
-        cgroup.move(target.moved_pid, manifest.cgroup)
+        cgroups.move_tree(target.moved_pid, manifest.cgroup)
     # Imported here: pyroute2 takes 150 ms, which `run` does not need.
     from zfw_py.guard.foreign_sockets import foreign_sockets
 

@@ -13,7 +13,8 @@ class GuardTarget(NamedTuple):
     """The cgroup that a new guard is for; build it with ``of_cgroup`` or ``of_process``.
 
     ``cgroup``: an absolute path. ``is_created``: the guard creates a cgroup of its own below
-    ``cgroup`` and guards that one. ``moved_pid``: the process that is then moved into it.
+    ``cgroup`` and guards that one. ``moved_pid``: the process that is then moved into it, with
+    its descendants.
     """
 
     cgroup: str

@@ -96,6 +96,12 @@ def start_time(pid: int) -> int | None:
 
     This is field 22 of /proc/PID/stat (proc(5)).
     """
+    found = _stat_of(pid)
+    return None if found is None else found[1]
+
+
+def _stat_of(pid: int) -> tuple[int, int] | None:
+    """The parent's id and the start time of a process that is no zombie."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             text = file.read(4096)
@@ -103,7 +109,25 @@ def start_time(pid: int) -> int | None:
         return None
     # The command, in parentheses, may have any character.
     fields = text.rpartition(b")")[2].split()
-    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+    return None if fields[0] in (b"Z", b"X") else (int(fields[1]), int(fields[19]))
+
+
+def tree_of(pid: int, without: int = 0) -> list[Process]:
+    """A process and its descendants, each after its parent; zombies are left out.
+
+    ``without`` is a process that is left out with its descendants. A child whose parent has ended
+    is no descendant any more.
+    """
+    children: dict[int, list[Process]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit() and (found := _stat_of(int(name))) is not None:
+            parent, started = found
+            children.setdefault(parent, []).append(Process(int(name), started))
+    started_at = start_time(pid)
+    tree = [] if started_at is None or pid == without else [Process(pid, started_at)]
+    for process in tree:
+        tree += [each for each in children.get(process.pid, ()) if each.pid != without]
+    return tree
 
 
 def open_pidfd(pid: int) -> int:

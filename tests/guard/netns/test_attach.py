@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from zfw_py.guard.maps import STORE
 from zfw_py.guard.programs import SYSTEM
 from zfw_py.kernel import bpf_links, bpf_maps, cgroup
 from zfw_py.kernel.libbpf import BpfObject
+from zfw_py.kernel.process import tree_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -130,6 +131,61 @@ def test_a_process_is_moved_into_a_cgroup_of_its_own(world: World) -> None:
         detach(world, identifier)
         assert cgroup.of_process(pid) == str(world.cgroup)
         assert not Path(own).exists()
+
+
+# A process whose children have children, some in sessions of their own, and go on starting more.
+FAMILY = """
+import os, sys, time
+for depth in range(3):
+    if os.fork() == 0:
+        if depth == 1:
+            os.setsid()
+        if os.fork() == 0:
+            while True:
+                if os.fork() == 0:
+                    time.sleep(0.05)
+                    os._exit(0)
+                os.wait()
+        os.wait()
+print("here", flush=True)
+time.sleep(1000)
+"""
+
+
+def test_a_process_is_moved_with_its_descendants(world: World) -> None:
+    with world.bystander() as other:
+        process = world.start(sys.executable, "-c", FAMILY)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "here\n"
+        family = {each.pid for each in tree_of(process.pid)}
+        assert len(family) >= 6
+        done = world.zfw("attach", *OPTIONS, "--pid", str(process.pid), "--move")
+        assert (done.returncode, done.stderr) == (0, "")
+        own = f"{world.cgroup}/zfw-guard-{done.stdout.strip()}"
+        for _ in range(10):
+            left = set(cgroup.processes(str(world.cgroup))) & {
+                each.pid for each in tree_of(process.pid)
+            }
+            assert left == set()
+        assert cgroup.of_process(other) == str(world.cgroup)
+        for pid in cgroup.processes(own):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.communicate(timeout=60)
+    assert world.is_clean(), world.left()
+
+
+def test_the_shell_that_runs_zfw_is_moved_without_zfw(world: World) -> None:
+    script = f"""
+sleep 1000 & child=$!
+id=$({ZFW} guard attach {" ".join(OPTIONS)} --pid $$ --move) || exit
+grep -l guard-$id /proc/$$/cgroup /proc/$child/cgroup | wc -l
+getent hosts both.example; getent hosts other.example; echo $?
+kill $child
+"""
+    done = world.run("bash", "-c", script)
+    assert (done.stdout, done.stderr) == (f"2\n{BOTH}2\n", "")
+    assert world.is_clean(), world.left()
 
 
 def test_a_moved_process_that_ends_takes_its_guard_along(world: World) -> None:

@@ -24,7 +24,10 @@ _TARGET = {
         "--pid", kind=int | None, metavar="PID", help="The cgroup that this process is in."
     ),
     "docker": Option("--docker", metavar="NAME", help="The cgroup that this container is in."),
-    "move": switch("--move", help="Move the process of --pid into a cgroup of its own first."),
+    "move": switch(
+        "--move",
+        help="Move the process of --pid, with its descendants, into a cgroup of its own first.",
+    ),
 }
 _POLICY = {
     "allow": Option(
