@@ -22,6 +22,7 @@
 #include "common/packet.h"
 #include "guard/abi.h"
 #include "guard/egress.h"
+#include "guard/flows.h"
 #include "guard/policy.h"
 #include "guard/maps.h"
 #include "guard/redirect.h"
@@ -145,6 +146,10 @@ static __always_inline bool guard_decide_named(struct bpf_sock_addr *ctx, enum g
 		return false;
 	} else {
 		reason = guard_evaluate(&server, flags);
+		if (!is_connect && guard_may_go_on(reason) &&
+		    (guard_is_admitted(socket, &server) ||
+		     guard_has_flow(&server, bpf_get_socket_cookie(ctx))))
+			reason = GUARD_REASON_SOCKET;
 	}
 	guard_count(hook, reason);
 	if (guard_verdict_of(reason) == GUARD_VERDICT_DENY) {

@@ -14,6 +14,7 @@ PREFIX_PORTS = 62
 LEARNT = 131072
 NAMESPACES = 256
 ASKERS = 4096
+FLOWS = 8192
 EVENT_BYTES = 262144
 COMMAND_LENGTH = 16
 TELL_AGAIN = 1000000000
@@ -80,6 +81,8 @@ SERVER = "=16sH2x"
 SERVER_SIZE = 20
 SOCKET = "=QII16s80s4s16sHBBHBB4x16sQ"
 SOCKET_SIZE = 168
+FLOW_KEY = "=Q16sH6x"
+FLOW_KEY_SIZE = 32
 ASKER_KEY = "=QHBB4x"
 ASKER_KEY_SIZE = 16
 ASKER = "=QI4x16s"
@@ -93,6 +96,7 @@ MAPS = {
     "config": (2, 4, 8, 1, 0),
     "decisions": (6, 4, 8, 84, 0),
     "events": (27, 0, 0, 262144, 0),
+    "flows": (9, 32, 8, 8192, 0),
     "keeper": (2, 4, 16, 1, 0),
     "learnt": (1, 20, 8, 131072, 1),
     "lost": (6, 4, 8, 1, 0),

@@ -61,7 +61,7 @@ STORE = Store(
     absent=lambda: NoGuards("no guards"),
     # The trie is sized to its policy.
     sized=("prefixes",),
-    added=("added_decisions",),
+    added=("added_decisions", "flows"),
     is_identifier=lambda name: name.isascii() and name.isalnum(),
 )
 

@@ -27,6 +27,8 @@ enum guard_limit {
 	GUARD_NAMESPACES = 256,
 	/* Clients that asked the proxy last. */
 	GUARD_ASKERS = 4096,
+	/* Flows without a connection to addresses of names. */
+	GUARD_FLOWS = 8192,
 	GUARD_EVENT_BYTES = 262144,
 	GUARD_COMMAND_LENGTH = 16,
 	/* The same decision about the same destination is emitted once in this time, in ns. */
@@ -163,6 +165,14 @@ struct guard_socket {
 	__u8 pad[4];
 	__be32 told[4];
 	__u64 told_at;
+};
+
+/* A flow without a connection. The value is the time when it began. */
+struct guard_flow_key {
+	__u64 socket_cookie;
+	__be32 address[4];
+	__u16 port;
+	__u16 pad[3];
 };
 
 /* Identifies a client of the proxy. */

@@ -21,6 +21,7 @@
 #include "common/packet.h"
 #include "common/verifier.h"
 #include "guard/abi.h"
+#include "guard/flows.h"
 #include "guard/policy.h"
 #include "guard/redirect.h"
 
@@ -90,6 +91,7 @@ guard_decide_egress(struct __sk_buff *skb, struct packet *packet, struct guard_e
 		    struct bpf_sock *sk, struct guard_socket *socket, __u32 flags)
 {
 	struct guard_proxy *proxy = NULL;
+	enum guard_reason reason;
 	bool is_process = false;
 
 	if (parse_packet(skb, false, packet) != PKT_PARSED_IP)
@@ -125,7 +127,14 @@ guard_decide_egress(struct __sk_buff *skb, struct packet *packet, struct guard_e
 	/* A connection may outlast the time for which its name is resolved. */
 	if (socket && packet->fragment != PKT_FRAGMENT_LATER && guard_is_admitted(socket, to))
 		return GUARD_REASON_SOCKET;
-	return guard_evaluate(to, flags);
+	reason = guard_evaluate(to, flags);
+	if (packet->protocol == IPPROTO_TCP || packet->fragment == PKT_FRAGMENT_LATER || !sk)
+		return reason;
+	if (reason == GUARD_REASON_NAME)
+		guard_note_flow(to, bpf_get_socket_cookie(skb));
+	else if (guard_may_go_on(reason) && guard_has_flow(to, bpf_get_socket_cookie(skb)))
+		return GUARD_REASON_SOCKET;
+	return reason;
 }
 
 #endif

@@ -66,6 +66,14 @@ struct {
 	__type(value, struct guard_asker);
 } askers SEC(".maps");
 
+/* The flows used last. A running guard gets this map by an upgrade. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, GUARD_FLOWS);
+	__type(key, struct guard_flow_key);
+	__type(value, __u64);
+} flows SEC(".maps");
+
 /* Decisions, by hook and reason. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

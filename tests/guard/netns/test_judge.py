@@ -328,7 +328,12 @@ class _Program:
         """What is decided of a destination, then of the packet, and where it goes."""
         met: dict[tuple[str, str], int] = {}
         reason, to = decide_named(
-            to, protocol, self._rules, is_connect=is_connect, is_bound=used.is_bound
+            to,
+            protocol,
+            self._rules,
+            used.known,
+            is_connect=is_connect,
+            is_bound=used.is_bound,
         )
         if reason is not None:
             met[hook, reason] = 1

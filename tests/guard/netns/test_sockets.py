@@ -376,6 +376,46 @@ def test_what_goes_to_a_name_outlives_it_and_what_is_new_does_not(
         assert guard.count("expired") == 2
 
 
+@pytest.mark.parametrize(("family", "last"), [(4, ""), ("mapped", "::ffff:"), (6, "")])
+def test_flows_without_a_connection_outlive_their_names(
+    world: World, family: int | str, last: str
+) -> None:
+    """One socket, several ends, as QUIC, WireGuard and WebRTC have them."""
+    ends = ("fd09::10", "fd09::14") if family == 6 else (f"{last}10.9.0.10", f"{last}10.9.0.14")
+
+    def program() -> Iterator[object]:
+        for name in ("both.example", "short.example", "v4.example", "v6.example"):
+            with udp_socket(4) as s:
+                s.sendto(question(name, "AAAA" if family == 6 else "A"), (UPSTREAM, 53))
+                s.recv(4096)
+        used = udp_socket(family)
+        denied = "fd09::12" if family == 6 else f"{last}10.9.0.11"
+        while True:
+            found = []
+            for end in ends * 2:
+                used.sendto(b"under way", (end, 80))
+                found.append(used.recvfrom(4096)[1][0])
+            yield [
+                found,
+                error_of(lambda: udp_socket(family).sendto(b"new", (ends[1], 80))),
+                error_of(lambda: used.sendto(b"new", (denied, 80))),
+                error_of(lambda: used.sendto(b"another port", (ends[1], 443))),
+            ]
+
+    allow = [word for name in ("both", "short") for word in ("--allow", f"{name}.example:80")]
+    with world.attached(*allow) as guard, guard.stages(program) as go_on:
+        before = go_on()
+        assert before == [list(ends) * 2, "", "EPERM", "EPERM"]
+        learnt = Maps(STORE.directory(guard.id)).map("learnt")
+        keys = [key for key, _ in learnt.items()]
+        for key in keys:
+            learnt.update(key, time_value(1))
+        assert go_on() == [list(ends) * 2, "EPERM", "EPERM", "EPERM"]
+        for key in keys:
+            learnt.delete(key)
+        assert go_on() == [list(ends) * 2, "EPERM", "EPERM", "EPERM"]
+
+
 @pytest.mark.parametrize(("option", "least"), [((), 300), (("--min-ttl", "900"), 900)])
 def test_an_address_is_allowed_for_longer_than_programs_keep_it(
     world: World, option: tuple[str, ...], least: int

@@ -35,6 +35,9 @@ DENIALS = frozenset(
     )
 )
 
+# Denials that do not end a flow without a connection.
+_BY_TIME = ("expired", "not_allowed")
+
 # RFC 791, section 3.1
 _END_OF_OPTIONS, _NO_OPERATION = 0, 1
 _SOURCE_ROUTES = (131, 137)
@@ -116,12 +119,15 @@ class Rules:
 class Socket:
     """The guard's state of a socket: its kind, and the last destination that was allowed.
 
+    ``flows``: destinations of names to which it has sent without a connection.
+
     ``kind`` is "guarded" for a socket whose options the guard has checked, "older" for one that
     existed before the guard, "raw" for one that writes the source addresses itself.
     """
 
     kind: str = "guarded"
     admitted: End | None = None
+    flows: set[End] = field(default_factory=set)
 
     def may_have_foreign_source(self, version: int) -> bool:
         """May a socket of this kind send from an address of another host?"""
@@ -168,7 +174,10 @@ def decide_packet(
     where = _Where(to, parsed.protocol, source, is_by_loopback, is_later)
     reason = _reason(packet, version, where, rules, socket)
     # Only the guard sends to the proxy; a program may not name it.
-    if reason not in DENIALS and reason != "proxy" and not is_later:
+    if reason == "name" and parsed.protocol != TCP and not is_later:
+        socket.flows.add(to)
+    # A flow that goes on does not become the last destination.
+    if reason not in (*DENIALS, "proxy", "socket") and not is_later:
         socket.admitted = to
     return Decision(reason, to, parsed.protocol, int.from_bytes(ports[:2], "big"))
 
@@ -200,7 +209,9 @@ def _reason(packet: bytes, version: int, where: _Where, rules: Rules, socket: So
         return "dns_direct"
     if to == socket.admitted and not where.is_later:
         return "socket"
-    return rules.judge(to)
+    reason = rules.judge(to)
+    goes_on = where.protocol != TCP and not where.is_later and to in socket.flows
+    return "socket" if goes_on and reason in _BY_TIME else reason
 
 
 def _is_foreign(source: End, to: End, rules: Rules) -> bool:
@@ -245,7 +256,13 @@ def has_ipv6_route(packet: bytes) -> bool:
 
 
 def decide_named(
-    to: End, protocol: int, rules: Rules, *, is_connect: bool, is_bound: bool = False
+    to: End,
+    protocol: int,
+    rules: Rules,
+    socket: Socket | None = None,
+    *,
+    is_connect: bool,
+    is_bound: bool = False,
 ) -> tuple[str | None, End]:
     """Decide a destination that a program named: the reason, and the new destination.
 
@@ -265,4 +282,6 @@ def decide_named(
         return "dns", End(address, ports[0])
     if is_connect and protocol != TCP:
         return None, to  # no packet leaves of it
-    return rules.judge(to), to
+    reason = rules.judge(to)
+    known = {socket.admitted, *socket.flows} if socket and not is_connect else set()
+    return "socket" if reason in _BY_TIME and to in known else reason, to
