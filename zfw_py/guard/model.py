@@ -25,7 +25,7 @@ from zfw_py.values.endpoint import Endpoint, Server, parse_server, split_port
 from zfw_py.values.prefix import Prefix, parse_address, unmapped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 Default = Literal["deny", "allow"]
 Refusal = Literal["nxdomain", "refused"]
@@ -46,6 +46,9 @@ _NO_ENTRY = frozenset({0})
 _ESCAPED = re.compile(r"\\.?", re.DOTALL)
 # ::ffff:0:0/96, which is 0.0.0.0/0.
 _IPV4 = Prefix.any(4).mapped
+# RFC 6052, section 2.1; RFC 3056, section 2.
+_NAT64 = b"\0\x64\xff\x9b" + bytes(8)
+_6TO4 = b"\x20\x02"
 # RFC 1122, section 3.2.1.3, and RFC 4291, section 2.5.3.
 _LOOPBACK = (Prefix(4, b"\x7f\0\0\0", 8).mapped, Prefix(6, bytes(15) + b"\1", 128).mapped)
 
@@ -253,7 +256,8 @@ class Policy(Struct, frozen=True, kw_only=True, dict=True):
 
         The keys are ``Prefix.mapped``: 16 bytes, IPv4 as ::ffff:a.b.c.d, and a length of 0 to 128.
         Loopback is among them if it is allowed. An IPv6 prefix around ::ffff:0:0/96 does not cover
-        IPv4: that prefix gets an element of its own. Raises UsageError for a prefix with more than
+        IPv4: that prefix gets an element of its own. A block of an IPv4 prefix also blocks the IPv6
+        addresses that lead there by NAT64 and 6to4. Raises UsageError for a prefix with more than
         62 ports, including those of the prefixes around it.
         """
         ports: dict[tuple[bytes, int], set[int | None]] = {}
@@ -262,7 +266,12 @@ class Policy(Struct, frozen=True, kw_only=True, dict=True):
         for entry in self.allow:
             if isinstance(entry, PrefixEntry):
                 ports.setdefault(entry.prefix.mapped, set()).add(entry.port)
-        blocked = {entry.prefix.mapped for entry in self.block if isinstance(entry, PrefixEntry)}
+        blocked = {
+            key
+            for entry in self.block
+            if isinstance(entry, PrefixEntry)
+            for key in _with_translated(*entry.prefix.mapped)
+        }
         keys = ports.keys() | blocked
         if any(Prefix(6, _IPV4[0], length).mapped in keys for length in range(_IPV4[1])):
             keys.add(_IPV4)
@@ -295,6 +304,14 @@ class Policy(Struct, frozen=True, kw_only=True, dict=True):
             flat[key] = reach
             around.append((last, reach))
         return flat
+
+
+def _with_translated(address: bytes, length: int) -> Iterator[tuple[bytes, int]]:
+    """A key of ``flatten``; of an IPv4 prefix also the keys of the IPv6 prefixes to it."""
+    yield address, length
+    if length >= _IPV4[1] and address.startswith(_IPV4[0][:12]):
+        yield _NAT64 + address[12:], length
+        yield _6TO4 + address[12:] + bytes(10), length - _IPV4[1] + 8 * len(_6TO4)
 
 
 def _prefix_text(key: tuple[bytes, int]) -> str:

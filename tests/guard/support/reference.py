@@ -9,7 +9,7 @@ has a bug.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
 from tests.firewall.support.reference import (
     AUTHENTICATION,
@@ -41,6 +41,7 @@ _BY_TIME = ("expired", "not_allowed")
 # RFC 791, section 3.1
 _END_OF_OPTIONS, _NO_OPERATION = 0, 1
 _SOURCE_ROUTES = (131, 137)
+_NAT64, _6TO4 = IPv6Network("64:ff9b::/96"), IPv6Network("2002::/16")
 _LOCALHOST: dict[int, Address] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
 
 
@@ -57,6 +58,15 @@ def end(address: Address, port: int | None = None) -> End:
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         return End(address.ipv4_mapped, port or None)
     return End(address, port or None)
+
+
+def embedded(address: Address) -> tuple[IPv4Address, int] | None:
+    """The IPv4 address to which NAT64 or 6to4 sends, and the bits before it in the IPv6 one."""
+    if address.version == 4:
+        return None
+    if address in _NAT64:
+        return IPv4Address(address.packed[12:]), 96
+    return (IPv4Address(address.packed[2:6]), 16) if address in _6TO4 else None
 
 
 @dataclass
@@ -91,6 +101,8 @@ class Rules:
         for network in self.block:
             if to.address in network:
                 said[network.prefixlen] = None
+            elif (inner := embedded(to.address)) is not None and inner[0] in network:
+                said[network.prefixlen + inner[1]] = None
         # The longest prefix that has a rule for the port decides.
         for _, ports in sorted(said.items(), reverse=True):
             if ports is None:

@@ -393,6 +393,15 @@ class TestName:
         assert policy(block=(".",)).ports_of_name("com") is None
 
 
+def translated(*prefixes: str) -> list[tuple[bytes, int]]:
+    """The keys of the IPv6 prefixes from which NAT64 and 6to4 send to these IPv4 ones."""
+    found = []
+    for prefix in map(Prefix.parse, prefixes):
+        found.append((bytes.fromhex("0064ff9b" + "00" * 8) + prefix.address, 96 + prefix.length))
+        found.append((b"\x20\x02" + prefix.address + bytes(10), 16 + prefix.length))
+    return found
+
+
 class TestFlatten:
     def test_without_prefixes_there_are_none(self) -> None:
         assert flat(Policy()) == {}
@@ -421,6 +430,7 @@ class TestFlatten:
             Prefix.parse("127.0.0.1").mapped: Reach((), "allow"),
             Prefix.parse("127.0.0.2").mapped: Reach((), "block"),
             Prefix.parse("::1").mapped: Reach((), "block"),
+            **dict.fromkeys(translated("0.0.0.0/0", "127.0.0.2/32"), Reach((), "block")),
         }
         blocks = policy(block=("10.0.0.0/8",))
         assert blocks.is_allowed_by_default
@@ -459,6 +469,21 @@ class TestFlatten:
             "::ffff:10.1.2.3/128": ((), "allow"),
             "::ffff:10.1.2.4/128": ((), "block"),
             "::ffff:10.1.2.128/121": ((80, 443), "block"),
+            "64:ff9b::a01:0/112": ((), "block"),
+            "64:ff9b::a01:204/128": ((), "block"),
+            "2002:a01::/32": ((), "block"),
+            "2002:a01:204::/48": ((), "block"),
+        }
+
+    def test_a_block_holds_behind_a_translator_too(self) -> None:
+        """NAT64 and 6to4; the exception has to be said for the IPv6 address."""
+        made = policy("64:ff9b::a01:203", "2001:db8::/32", block=("10.1.2.0/24",))
+        assert flat(made) == {
+            "2001:db8::/32": ((), "allow"),
+            "::ffff:10.1.2.0/120": ((), "block"),
+            "64:ff9b::a01:200/120": ((), "block"),
+            "64:ff9b::a01:203/128": ((), "allow"),
+            "2002:a01:200::/40": ((), "block"),
         }
 
     def test_the_first_and_the_last_address_of_a_prefix_are_within(self) -> None:
@@ -476,6 +501,8 @@ class TestFlatten:
             "::/0": ((), "block"),
             "::ffff:0.0.0.0/96": ((), "none"),
             "::ffff:10.0.0.0/104": ((), "block"),
+            "64:ff9b::a00:0/104": ((), "block"),
+            "2002:a00::/24": ((), "block"),
         }
 
     @pytest.mark.parametrize(
@@ -517,7 +544,7 @@ class TestFlatten:
         assert flat(policy("10.0.0.0/8", *ports))["::ffff:10.1.0.0/112"] == ((), "allow")
         assert flat(policy("10.1.0.0/16", *ports)) == {"::ffff:10.1.0.0/112": ((), "allow")}
         blocked = policy(*ports, block=("10.1.0.0/16",))
-        assert flat(blocked) == {"::ffff:10.1.0.0/112": ((), "block")}
+        assert flat(blocked)["::ffff:10.1.0.0/112"] == ((), "block")
 
     def test_a_hundred_thousand(self) -> None:
         addresses = [Prefix(4, index.to_bytes(4, "big"), 32) for index in range(0, 10**6, 10)]
@@ -525,7 +552,7 @@ class TestFlatten:
             allow=tuple(PrefixEntry(prefix, 443) for prefix in addresses),
             block=(PrefixEntry(Prefix.parse("0.1.0.0/16")),),
         ).flatten()
-        assert len(made) == 100_001 + 2  # loopback
+        assert len(made) == 100_001 + 2 + 2  # loopback, and the block behind NAT64 and 6to4
         assert made[addresses[0].mapped] == Reach((443,), "none")
         assert made[Prefix.parse("0.1.0.4").mapped] == Reach((443,), "block")
         assert made[addresses[-1].mapped] == Reach((443,), "none")

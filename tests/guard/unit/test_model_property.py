@@ -194,6 +194,16 @@ def test_what_is_flattened_is_as_a_trie_takes_it(entries: list[Prefixed]) -> Non
         )
         for entry in entries
     }
+    for entry in entries:
+        address, length = entry.network[0], entry.network.prefixlen
+        if isinstance(address, IPv6Address):
+            if address.ipv4_mapped is None or length < 96:
+                continue
+            address, length = address.ipv4_mapped, length - 96
+        if entry.is_block:
+            inner = address.packed
+            meant.add((IPv6Address(b"\0\x64\xff\x9b" + bytes(8) + inner), 96 + length))
+            meant.add((IPv6Address(b"\x20\x02" + inner + bytes(10)), 16 + length))
     made = {(IPv6Address(address), length) for address, length in flat}
     assert meant <= made <= meant | {(MAPPED[0], 96)}
     for (address, length), reach in flat.items():
