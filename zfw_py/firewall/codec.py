@@ -129,6 +129,11 @@ def table_parts_of(key: bytes) -> tuple[str, int, str]:
     return _PARTS[key[_TABLE]]
 
 
+def table_number_of(key: bytes) -> int:
+    """The table (enum fw_table) of a struct fw_prefix_key."""
+    return key[_TABLE]
+
+
 # By table: its direction and family, without the protocol.
 _GROUPS = [bytes([table & ~layout.TABLE_UDP]) for table in range(layout.TABLES)]
 
@@ -152,6 +157,10 @@ def length_key_of(key: bytes) -> bytes:
     return key[_TABLE : _TABLE + 1] + key[_DESTINATION_LENGTH:_TABLE] + b"\0"
 
 
+# What the programs try prefixes in the order of, longest first: both lengths, then the table.
+level_of: Callable[[bytes], bytes] = itemgetter(slice(_DESTINATION_LENGTH, _TABLE + 1))
+
+
 def decode_length_key(data: bytes) -> tuple[int, tuple[int, int]]:
     """The table, and the pair of destination length and source length."""
     table, destination_length, source_length = _length_key.unpack(data)
@@ -165,7 +174,7 @@ def _field(number: int) -> int:
     return property(itemgetter(number))  # type: ignore[return-value]
 
 
-class PortRule(tuple[int, int, int, int, int, int, int]):
+class PortRule(tuple[int, int, int, int, int, int, int, int]):
     """struct zfw_port_rule: a rule without its prefix. A tuple, since there may be a million."""
 
     __slots__ = ()
@@ -177,6 +186,7 @@ class PortRule(tuple[int, int, int, int, int, int, int]):
     slot = _field(4)
     action = _field(5)
     flags = _field(6)
+    old_place = _field(7)
 
     @classmethod
     def of(cls, rule: Rule, interface_set: int, slot: int, *, is_routed: bool) -> PortRule:
@@ -190,6 +200,7 @@ class PortRule(tuple[int, int, int, int, int, int, int]):
                 slot,
                 ACTIONS.index(rule.action),
                 layout.RULE_ROUTED if is_routed else 0,
+                0,
             )
         )
 
@@ -201,6 +212,10 @@ class PortRule(tuple[int, int, int, int, int, int, int]):
     def with_interface_set(self, number: int) -> PortRule:
         """The same rule with other interfaces."""
         return PortRule((*self[:3], number, *self[4:]))
+
+    def marked(self, mark: int, old_place: int) -> PortRule:
+        """The same rule as part of an edit: RULE_COMING, RULE_LEAVING or 0, and its old place."""
+        return PortRule((*self[:6], self.flags | mark, old_place))
 
 
 def size_class_of(rule_count: int, interval_count: int) -> int | None:
@@ -315,6 +330,12 @@ def encode_lengths(old: bytes, pairs: Sequence[tuple[int, int]]) -> tuple[bytes,
     )
 
 
+def encode_barrier(old: bytes) -> bytes:
+    """The same lists, and ``changes`` as after two flips: every search under way is dropped."""
+    active, changes, lists = _lengths.unpack(old)
+    return _lengths.pack(active, changes + 2 & 0xFFFFFFFF, lists)
+
+
 def decode_lengths(data: bytes) -> list[tuple[int, int]]:
     """The active list's pairs of (destination length, source length)."""
     active, _, lists = _lengths.unpack(data)
@@ -332,10 +353,11 @@ def encode_name(name: str) -> bytes:
     return encode_text(name).ljust(layout.NAME_LENGTH, b"\0")
 
 
-# struct zfw_interface_name: the name's id, its settings, the interface's index or 0, and a byte
-# for each direction: how the program shall be attached.
-encode_interface_name: Callable[[int, int, int, bytes], bytes] = _interface_name.pack
-decode_interface_name: Callable[[bytes], tuple[int, int, int, bytes]] = _interface_name.unpack
+# struct zfw_interface_name: the name's id, its settings, the interface's index or 0, a byte for
+# each direction (how the program shall be attached), and the settings after an edit that is being
+# written, or 0.
+encode_interface_name: Callable[[int, int, int, bytes, int], bytes] = _interface_name.pack
+decode_interface_name: Callable[[bytes], tuple[int, int, int, bytes, int]] = _interface_name.unpack
 
 # The bytes of a name that no program shall be attached to.
 NOT_WANTED = bytes(len(DIRECTIONS))

@@ -68,10 +68,15 @@ class Interfaces:
         # Sets and names that this edit uses: perhaps no rule in the maps refers to them yet.
         self._sets_given: set[int] = set()
         self._names_given: set[str] = set()
-        self._names: dict[str, tuple[int, int, int, bytes]] = {
-            codec.decode_text(key): codec.decode_interface_name(value)
-            for key, value in maps.map("interface_names").items()
-        }
+        self._names: dict[str, tuple[int, int, int, bytes]] = {}
+        # By name: the settings after an edit that is being written, or was when its writer died.
+        self._next: dict[str, int] = {}
+        for key, value in maps.map("interface_names").items():
+            *known, next_bits = codec.decode_interface_name(value)
+            name = codec.decode_text(key)
+            self._names[name] = tuple(known)  # type: ignore[assignment]
+            if next_bits:
+                self._next[name] = next_bits & ~layout.SETTING_CHANGING
         self._sets: list[int] | None = None
         self._shown_names: dict[str, str] | None = None
 
@@ -198,10 +203,57 @@ class Interfaces:
         return codec.decode_wanted(wanted)
 
     def _write(self, name: str, name_id: int, settings: int, ifindex: int, wanted: bytes) -> None:
+        next_settings = 0
+        if name in self._next:
+            next_settings = self._next[name] | layout.SETTING_CHANGING
         self._maps.map("interface_names").update(
-            codec.encode_name(name), codec.encode_interface_name(name_id, settings, ifindex, wanted)
+            codec.encode_name(name),
+            codec.encode_interface_name(name_id, settings, ifindex, wanted, next_settings),
         )
         self._names[name] = (name_id, settings, ifindex, wanted)
+
+    # Settings that change together with rules
+
+    def is_changing(self) -> bool:
+        """Whether an edit of settings was begun and not ended."""
+        return bool(self._next)
+
+    def bits_of(self, name: str) -> int:
+        """The settings of a name; those of one that is not known are the defaults."""
+        return self._names[name][1] if name in self._names else 0
+
+    def begin(self, old: dict[str, int], new: dict[str, int]) -> None:
+        """Before rules change: give each interface settings that allow no more than either.
+
+        Packets whose rules the change of settings selects are dropped until the end.
+        """
+        for name, bits in new.items():
+            self.add(name)
+            self._next[name] = bits
+            name_id, _, ifindex, wanted = self._names[name]
+            self._write(name, name_id, old[name], ifindex, wanted)
+        if new:
+            self.refresh()
+
+    def end(self, *, is_forward: bool) -> None:
+        """After that: the new settings are in force, or the old ones again. ``refresh`` follows."""
+        for name, bits in list(self._next.items()):
+            name_id, old, ifindex, wanted = self._names[name]
+            del self._next[name]
+            self._write(name, name_id, bits if is_forward else old, ifindex, wanted)
+
+    def _bits_now(self, name: str) -> int:
+        _, old, _, _ = self._names[name]
+        if name not in self._next:
+            return old
+        new = self._next[name]
+        # SSH passes before the rules, as a rule of a more specific prefix would; IPv6 that is
+        # off is dropped before them. The other settings do not depend on the rules.
+        bits = old & ~(layout.SETTING_SSH_OFF | layout.SETTING_IPV6)
+        bits |= old & new & (layout.SETTING_SSH_OFF | layout.SETTING_IPV6)
+        if (old ^ new) & layout.SETTING_PER_INTERFACE_RULES:
+            bits |= layout.SETTING_CHANGING
+        return bits
 
     # Sets
 
@@ -352,11 +404,11 @@ class Interfaces:
 
     def _row(self, name: str, ifindex: int, device: str, flags: int) -> tuple[int, int, int, int]:
         """The row that an interface shall have, given its present name."""
-        name_id, bits, _, _ = self._names[name]
+        name_id, _, _, _ = self._names[name]
         old = _row_of(self._maps, ifindex)
         if old:
             flags |= old[3] & layout.LINK_ATTACHED  # the program has set it
-        return (ifindex, bits, name_id, _link_flags(device, ifindex) | flags)
+        return (ifindex, self._bits_now(name), name_id, _link_flags(device, ifindex) | flags)
 
     def _is_attached(self, ifindex: int, *, is_here: bool = True) -> bool:
         """Whether an interface of this namespace, or of another one, carries our program."""

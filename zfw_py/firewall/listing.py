@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from zfw_py.firewall import codec, layout
 from zfw_py.firewall.model import ACTIONS, Rule, RuleKey
-from zfw_py.firewall.rules.find import rules_of
+from zfw_py.firewall.rules.find import rules_of, settled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def read_rules(
     prefix stand in their order of entry.
     """
     segments = _Segments(maps)
+    progress = maps.state().in_progress
     rules = []
     names_of: dict[int, tuple[str, ...]] = {0: ()}
     # Sorted as bytes, and each dropped once it is decoded: with a million rules that saves
@@ -72,7 +73,9 @@ def read_rules(
         prefix_key, rules_of_prefix = rules_of(maps, elements.pop())
         direction, protocol, destination, source = codec.decode_prefix_key(prefix_key)
         source = sources.setdefault(source, source)
-        for low, high, tproxy_port, interface_set, slot, action, flags in rules_of_prefix:
+        for low, high, tproxy_port, interface_set, slot, action, flags, _ in settled(
+            rules_of_prefix, progress
+        ):
             key = RuleKey.trusted(direction, destination, source, protocol, low)
             if not wanted(key):
                 continue

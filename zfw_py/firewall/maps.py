@@ -7,7 +7,7 @@ from os.path import exists
 
 from zfw_py.errors import NotFound, NotInstalled, PermissionDenied, raise_expected
 from zfw_py.firewall import layout
-from zfw_py.firewall.codec import State, encode_lengths, from_u32, u32
+from zfw_py.firewall.codec import State, encode_barrier, encode_lengths, from_u32, u32
 from zfw_py.kernel import bpf_maps
 from zfw_py.kernel.own_netns import netns_cookie
 from zfw_py.lifecycle.store import ROOT, Pins, Store
@@ -156,6 +156,11 @@ class Maps(Pins):
         old = lengths.lookup(number) or bytes(layout.LENGTHS_SIZE)
         for value in encode_lengths(old, sorted(pairs, reverse=True)):
             lengths.update(number, value)
+
+    def bar(self, table: int) -> None:
+        """Have the programs drop packets whose search in this table began before."""
+        lengths, number = self.map("lengths"), u32(table)
+        lengths.update(number, encode_barrier(lengths.lookup(number) or bytes(layout.LENGTHS_SIZE)))
 
     def state(self) -> State:
         """What writers agree on."""

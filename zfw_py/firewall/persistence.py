@@ -30,6 +30,8 @@ from zfw_py.firewall.listing import read_rules
 from zfw_py.firewall.routes import held, obstacle_to
 from zfw_py.firewall.rules import Transaction
 from zfw_py.firewall.rules.reconcile import Reconciled, reconcile
+from zfw_py.firewall.settings import SETTINGS
+from zfw_py.kernel.signals import HeldSignals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,7 +108,6 @@ def restore(maps: Maps, document: Document, on_progress: Callable[[int], None]) 
     places, missing = _places(document)
     changed: list[tuple[str, str, bool]] = []
     moved: tuple[list[Attachment], list[Attachment]] = ([], [])
-
     recorded: list[tuple[str, dict[str, str]]] = []
 
     def go_live() -> None:
@@ -123,18 +124,18 @@ def restore(maps: Maps, document: Document, on_progress: Callable[[int], None]) 
         with transaction as edit:
             counts, warnings = _reconcile(maps, edit, document, on_progress)
             set_limits(maps, limits)
-            for name, setting, on in _different(interfaces, settings):
-                interfaces.set(name, setting, on)
-                changed.append((name, setting, on))
+            changed = _different(interfaces, settings)
+            for name, setting, on in changed:
+                bits = edit.settings.get(name, interfaces.bits_of(name))
+                edit.settings[name] = SETTINGS[setting].applied(bits, on)
             for _, name, _, _ in places:
                 interfaces.add(name)
     except BaseException:
-        for name, modes in recorded:
-            interfaces.want(name, modes)
-        for name, setting, on in changed:
-            interfaces.set(name, setting, not on)
-        set_limits(maps, old_limits)
-        interfaces.refresh()
+        with HeldSignals():
+            for name, modes in recorded:
+                interfaces.want(name, modes)
+            set_limits(maps, old_limits)
+            interfaces.refresh()
         raise
     return Restored(
         maps.is_new,

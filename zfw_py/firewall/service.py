@@ -212,10 +212,10 @@ class Firewall:
             raise UsageError(f"no setting {setting!r}; there are {', '.join(SETTINGS)}")
         names = [primary_name(name) for name in names]
         with Maps(is_writer=True) as maps:
-            interfaces = Interfaces(maps)
-            for name in names:
-                interfaces.set(name, setting, on)
-            interfaces.refresh()
+            transaction = Transaction(maps)
+            with transaction:
+                for name in names:
+                    transaction.interfaces.set(name, setting, on)
 
     def without_egress(self, names: Iterable[str]) -> list[str]:
         """Those of these interfaces that have no egress program: no outbound filter can act there.

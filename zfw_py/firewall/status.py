@@ -9,7 +9,7 @@ from zfw_py.firewall.codec import table_parts_of
 from zfw_py.firewall.interfaces import addresses_by_index, settings_by_index, settings_of
 from zfw_py.firewall.listing import read_reasons
 from zfw_py.firewall.programs import attachments
-from zfw_py.firewall.rules.find import port_rules
+from zfw_py.firewall.rules.find import port_rules, settled
 from zfw_py.firewall.wanted import differences
 from zfw_py.values.prefix import address_text
 from zfw_py.version import __version__
@@ -66,9 +66,10 @@ def read_status(maps: Maps, interfaces: Interfaces) -> Status:
             )
         )
     rules: dict[str, dict[int, int]] = {"ingress": {4: 0, 6: 0}, "egress": {4: 0, 6: 0}}
+    progress = maps.state().in_progress
     for key, _, some in port_rules(maps):
         direction, family, _ = table_parts_of(key)
-        rules[direction][family] += len(some)
+        rules[direction][family] += len(settled(some, progress))
     return Status(
         __version__,
         rows,

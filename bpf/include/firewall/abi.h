@@ -164,6 +164,9 @@ enum fw_setting {
 	FW_SETTING_OUTBOUND_FILTER = 64,
 	FW_SETTING_VRRP = 128,
 	FW_SETTING_EAPOL = 256,
+	/* An edit changes which rules apply to the interface: none does, and packets that need one
+	 * are dropped. Only while it is written. */
+	FW_SETTING_CHANGING = 32768,
 };
 
 /* Properties of an interface; bits of fw_interface.link_flags. */
@@ -189,6 +192,10 @@ enum fw_wanted {
 enum fw_rule_flag {
 	/* The rule holds a reference on a local route that zfw added. */
 	FW_RULE_ROUTED = 1,
+	/* While an edit of several prefixes is written: the rule is new; the rule goes. The
+	 * programs do not read these. */
+	FW_RULE_COMING = 2,
+	FW_RULE_LEAVING = 4,
 };
 
 /*
@@ -214,7 +221,9 @@ struct fw_port_rule {
 	__u32 slot; /* of rule_records and rule_counters */
 	__u8 action; /* enum fw_action */
 	__u8 flags; /* enum fw_rule_flag */
-	__u16 pad;
+	/* While an edit of several prefixes is written: the rule's place before it, from 1; else
+	 * 0. The programs do not read it. */
+	__u16 old_place;
 };
 
 /*
@@ -316,7 +325,9 @@ struct fw_interface_name {
 	/* By direction, ingress first: how the program shall be attached, 0 where it shall not. It
 	 * outlives the interface. Programs do not read it. */
 	__u8 wanted[2]; /* enum fw_wanted */
-	__u8 pad[2];
+	/* While an edit of rules and settings is written: the settings after it, and
+	 * FW_SETTING_CHANGING; else 0. */
+	__u16 next_settings;
 };
 
 struct fw_interface_set {
@@ -458,11 +469,20 @@ struct fw_flow_limits {
 	__u32 pad;
 };
 
+/* Values of fw_state.in_progress: what becomes of an edit if its writer is killed. */
+enum fw_progress {
+	FW_PROGRESS_NONE = 0,
+	/* Prefixes whose rules are marked get their old rules. */
+	FW_PROGRESS_BACK = 1,
+	/* They get their new rules. */
+	FW_PROGRESS_FORWARD = 2,
+};
+
 /* The only element of the map "state", for writers. The programs do not read it. */
 struct fw_state {
 	__u32 abi_version;
-	/* Not 0 while a writer is between two steps. A writer that finds it set rebuilds all
-	 * derived data: the writer before it was killed. */
+	/* enum fw_progress. A writer that finds it set completes or undoes the edit, and
+	 * rebuilds all derived data: the writer before it was killed. */
 	__u32 in_progress;
 	__u32 stamp;
 	__u32 next_slot; /* slots from here on were never used */

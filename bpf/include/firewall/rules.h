@@ -291,9 +291,14 @@ __noinline int fw_match_lengths(struct fw_rule_query *query)
 /* The rest of a search that one call of fw_match_lengths() did not end. */
 __noinline int fw_match_further(struct fw_rule_query *query, int match)
 {
-	__u32 i;
+	struct fw_lengths *table;
+	__u32 number, i;
 
 	if (!query)
+		return FW_MATCH_NONE;
+	number = query->key.table;
+	table = bpf_map_lookup_elem(&lengths, &number);
+	if (!table)
 		return FW_MATCH_NONE;
 	/* For each pair of lengths at most one port index. */
 	for (i = 0; i < 2 * FW_MAX_LENGTHS + 2; i++) {
@@ -306,6 +311,9 @@ __noinline int fw_match_further(struct fw_rule_query *query, int match)
 		else
 			break;
 	}
+	/* A port index was read after fw_match_lengths() compared this. */
+	if (READ_ONCE(table->changes) - query->changes > 1)
+		return FW_MATCH_CHANGING;
 	return match == FW_MATCH_FOUND || match == FW_MATCH_CHANGING ? match : FW_MATCH_NONE;
 }
 
@@ -339,6 +347,8 @@ static __always_inline int fw_find_rule(const struct packet *packet,
 	struct fw_rule_query query = {};
 	int match;
 
+	if (interface->settings & FW_SETTING_CHANGING)
+		return FW_MATCH_CHANGING;
 	__builtin_memcpy(query.source, packet->source, sizeof(query.source));
 	__builtin_memcpy(query.destination, packet->destination, sizeof(query.destination));
 	query.port = bpf_ntohs(packet->destination_port);

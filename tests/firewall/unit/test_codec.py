@@ -17,6 +17,7 @@ from zfw_py.firewall.codec import (
     decode_ports,
     decode_prefix,
     decode_prefix_key,
+    encode_barrier,
     encode_lengths,
     encode_port_rule,
     encode_ports,
@@ -53,9 +54,9 @@ KEY_IPV6_BYTES = bytes.fromhex(
 )
 
 # low_port, high_port, tproxy_port, interface_set, slot, action, flags
-RULE = PortRule((22, 0x1234, 43321, 7, 0x01020304, layout.ACTION_INTERCEPT, layout.RULE_ROUTED))
+RULE = PortRule((22, 0x1234, 43321, 7, 0x01020304, layout.ACTION_INTERCEPT, layout.RULE_ROUTED, 0))
 RULE_BYTES = bytes.fromhex("1600 3412 39a9 0700 04030201 00 01 0000")
-DENY = PortRule((80, 80, 0, 0, 5, layout.ACTION_DENY, 0))
+DENY = PortRule((80, 80, 0, 0, 5, layout.ACTION_DENY, 0, 0))
 DENY_BYTES = bytes.fromhex("5000 5000 0000 0000 05000000 02 00 0000")
 
 
@@ -226,8 +227,8 @@ def test_state() -> None:
 )
 def test_a_port_rule_of_a_rule(rule: Rule, action: int) -> None:
     expected = (22, 30, rule.tproxy_port, 7, 5, action)
-    assert PortRule.of(rule, 7, 5, is_routed=False) == (*expected, 0)
-    assert PortRule.of(rule, 7, 5, is_routed=True) == (*expected, layout.RULE_ROUTED)
+    assert PortRule.of(rule, 7, 5, is_routed=False) == (*expected, 0, 0)
+    assert PortRule.of(rule, 7, 5, is_routed=True) == (*expected, layout.RULE_ROUTED, 0)
     assert PortRule.of(rule, 7, 5, is_routed=True).is_routed
     assert not PortRule.of(rule, 7, 5, is_routed=False).is_routed
 
@@ -235,3 +236,12 @@ def test_a_port_rule_of_a_rule(rule: Rule, action: int) -> None:
 def test_u32() -> None:
     assert u32(0x01020304) == b"\4\3\2\1"
     assert from_u32(b"\4\3\2\1") == 0x01020304
+
+
+def test_a_barrier_counts_as_two_flips_and_leaves_the_lists_alone() -> None:
+    for written in encode_lengths(bytes(layout.LENGTHS_SIZE), [(128, 96), (120, 96)]):
+        barred = encode_barrier(written)
+        assert decode_lengths(barred) == decode_lengths(written)
+        assert barred[:4] + barred[8:] == written[:4] + written[8:]
+        before, after = from_u32(written[4:8]), from_u32(barred[4:8])
+        assert after - before == 2

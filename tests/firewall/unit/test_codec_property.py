@@ -40,7 +40,7 @@ ports = st.integers(0, 0xFFFF)
 numbers = st.integers(0, 0xFFFFFFFF)
 port_rules = st.builds(
     PortRule,
-    st.tuples(ports, ports, ports, ports, numbers, st.integers(0, 2), st.integers(0, 255)),
+    st.tuples(ports, ports, ports, ports, numbers, st.integers(0, 2), st.integers(0, 255), ports),
 )
 intervals = st.tuples(ports, ports, ports)
 length_pairs = st.tuples(st.integers(0, 128), st.integers(0, 128))
@@ -150,6 +150,7 @@ def test_a_port_rule_has_names_for_its_fields(rule: PortRule, number: int) -> No
         rule.slot,
         rule.action,
         rule.flags,
+        rule.old_place,
     )
     assert decode_port_rule(encode_port_rule(rule)) == rule
     changed = rule.with_interface_set(number)

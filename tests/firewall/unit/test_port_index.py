@@ -13,7 +13,7 @@ MEMBERS = {0: 0b000, 1: 0b001, 2: 0b010, 3: 0b011, 4: 0b100, 7: 0b111}
 
 
 def rule(low: int, high: int, interface_set: int = 0) -> PortRule:
-    return PortRule((low, high, 0, interface_set, 0, 1, 0))
+    return PortRule((low, high, 0, interface_set, 0, 1, 0, 0))
 
 
 def intervals_of(*rules: PortRule) -> list[tuple[int, int, int]]:

@@ -33,7 +33,7 @@ def rule_lists(draw: st.DrawFn, sets: st.SearchStrategy[int]) -> list[PortRule]:
     rules = []
     for slot in range(draw(st.integers(1, 8))):
         low, high = sorted((draw(st.sampled_from(PORTS)), draw(st.sampled_from(PORTS))))
-        rules.append(PortRule((low, high, 0, draw(sets), slot, 1, 0)))
+        rules.append(PortRule((low, high, 0, draw(sets), slot, 1, 0, 0)))
     return rules
 
 

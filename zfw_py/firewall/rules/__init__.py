@@ -6,19 +6,23 @@ read is always consistent. All else follows from the prefixes or has no reader y
 lists, the list of free slots, port indexes of another size.
 
 A change of rules, local routes or bound prefixes is a transaction:
-1. It finds the mark that a killed writer left: ``rebuild`` what was left half done.
+1. It finds the mark that a killed writer left: it settles what was left half done (``rebuild``).
 2. The caller collects inserts and deletes (``edit``, ``reconcile``).
-3. It marks the state as in progress, and makes local what rules begin to need.
-4. It writes the rules (``commit``), then releases the routes that rules hold no longer.
+3. It marks the state as in progress, makes local what rules begin to need, and narrows the
+   settings of interfaces that the edit changes.
+4. It writes the rules (``commit``), then the settings, then releases the routes that rules hold
+   no longer.
 5. It ends the mark, and brings the table of interfaces up to date.
-An error in 3 or 4 undoes both. A writer that is killed, or that cannot undo, leaves its mark.
+An error in 3 or 4 undoes both, with signals held off. A writer that is killed, or that cannot
+undo, leaves its mark.
 Hot.
 """
 
 from __future__ import annotations
 
 from zfw_py.firewall.interfaces import Interfaces
-from zfw_py.firewall.rules.commit import commit
+from zfw_py.firewall.layout import PROGRESS_BACK, PROGRESS_FORWARD, PROGRESS_NONE
+from zfw_py.firewall.rules.commit import Commit
 from zfw_py.firewall.rules.edit import Deleted as Deleted
 from zfw_py.firewall.rules.edit import Inserted as Inserted
 from zfw_py.firewall.rules.edit import RuleEdit
@@ -59,10 +63,13 @@ class Transaction:
         """Heal what a killed writer left. Raises what the kernel answers."""
         maps = self._maps
         state = maps.state()
-        if state.in_progress:
+        if state.in_progress or self.interfaces.is_changing():
             from zfw_py.firewall.routes import reconcile
-            from zfw_py.firewall.rules.rebuild import rebuild, routed_destinations
+            from zfw_py.firewall.rules.rebuild import rebuild, routed_destinations, settle
 
+            settle(maps, state, self.interfaces.members_of)
+            self.interfaces.end(is_forward=state.in_progress == PROGRESS_FORWARD)
+            self.interfaces.refresh()
             state = rebuild(maps)
             reconcile(maps, routed_destinations(maps))
             self._mark(state, False)
@@ -81,7 +88,7 @@ class Transaction:
         if error is not None:
             return
         if not self._edit.is_empty():
-            self._mark(self._commit(), False)
+            self._commit()
         elif self._writes_directly:
             self._mark(self._maps.state(), False)
         elif self._last is not None:
@@ -90,34 +97,53 @@ class Transaction:
             self.interfaces.refresh()
 
     def _mark(self, state: State, is_in_progress: bool) -> None:
-        state.in_progress = int(is_in_progress)
+        state.in_progress = PROGRESS_BACK if is_in_progress else PROGRESS_NONE
         self._maps.write_state(state)
 
-    def _commit(self) -> State:
-        maps, edit = self._maps, self._edit
+    def _commit(self) -> None:
+        maps, edit, interfaces = self._maps, self._edit, self.interfaces
         held: list[Prefix] = []
         released: list[Prefix] = []
         if edit.held or edit.released:
             from zfw_py.firewall import routes
 
-        def release_routes() -> None:
+        def finish() -> None:
+            interfaces.end(is_forward=True)
             for destination, keep in edit.released:
                 routes.release(maps, destination, keep=keep)
                 released.append(destination)
             if self._last is not None:
                 self._last()
 
+        has_more = bool(edit.released or edit.settings or self._last)
+        commit = Commit(maps, edit, finish if has_more else None)
+        old_settings = {name: interfaces.bits_of(name) for name in edit.settings}
         try:
             if edit.held:
                 self._mark(maps.state(), True)
                 for destination in edit.held:
                     routes.hold(maps, destination)
                     held.append(destination)
-            return commit(maps, edit, release_routes if edit.released or self._last else None)
+            interfaces.begin(old_settings, edit.settings)
+            state = commit.run()
+            if self._last is None:
+                self._mark(state, False)
         except BaseException:
-            for destination in released:
-                routes.hold(maps, destination)
-            for destination in held:
-                routes.release(maps, destination)
-            self._mark(maps.state(), False)
+            from zfw_py.kernel.signals import HeldSignals
+
+            # An error here leaves the mark: then the next writer has to settle it.
+            with HeldSignals():
+                interfaces.begin(old_settings, edit.settings)
+                commit.undo()
+                for destination in released:
+                    routes.hold(maps, destination)
+                for destination in held:
+                    routes.release(maps, destination)
+                interfaces.end(is_forward=False)
+                if edit.settings:
+                    interfaces.refresh()
+                self._mark(maps.state(), False)
             raise
+        # What ``last`` has done is not undone any more.
+        if self._last is not None:
+            self._mark(state, False)

@@ -5,110 +5,273 @@ Order, so that the programs read whole rules at any moment:
 1. the state, marked as in progress: slots and stamps are taken;
 2. records and counters of new slots, which no rule refers to yet;
 3. length counts and lists with the lengths that appear;
-4. port indexes, then the elements of prefixes: here the rules change;
-5. elements and port indexes that go, and lengths that vanish;
+4. prefix by prefix, its port index and its element: here the rules change. ``order`` says which
+   prefix comes first, and when each is written twice;
+5. port indexes that no element refers to, and lengths that vanish;
 6. what the transaction does last, which can still be undone;
 7. the slots that are free now. The transaction writes the state and ends the mark.
-An error up to 6 puts the old elements back and rebuilds all that follows from them.
 """
 
 from __future__ import annotations
 
 from zfw_py.errors import KernelError, MapFull
 from zfw_py.firewall import codec, layout
+from zfw_py.firewall.codec import PortRule
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
-    from zfw_py.firewall.codec import State
+    from zfw_py.firewall.codec import Interval, State
     from zfw_py.firewall.maps import Maps
     from zfw_py.firewall.rules.edit import EditedPrefix, RuleEdit
     from zfw_py.kernel.bpf_maps import Map
 
+    # The element of a prefix with this key and stamp; None where there is none.
+    Elements = Callable[[bytes, int], bytes | None]
+
 # The inner map of prefixes grows by this factor, up to this many elements.
 _GROWTH = 4
 _MOST_PREFIXES = 4 * 1024 * 1024
-_E2BIG = 7
+_ENOENT, _E2BIG = 2, 7
 # Elements that are made before they are written: a million would take 160 MB.
 _CHUNK = 8192
+_ALL_PORTS = (0, 0xFFFF)
 
 
-def commit(maps: Maps, edit: RuleEdit, last: Callable[[], None] | None) -> State:
-    """Write an edit; the state that then holds, which the caller has to write.
+class Commit:
+    """The writes of one edit, and their undoing."""
 
-    ``last`` is called when the new rules are in force and can still be undone, counters and
-    all: an error of its own undoes them. Raises MapFull or KernelError.
-    """
-    state = edit.state
-    stamp = state.stamp
-    lengths_added: dict[bytes, int] = {}
-    lengths_removed: dict[bytes, int] = {}
-    shadowed: set[int] = set()
-    written: list[EditedPrefix] = []
-    removed: list[EditedPrefix] = []
-    for prefix in edit.prefixes.values():
-        if prefix.rules:
-            _resolve(prefix, edit.interfaces.members_of, shadowed)
-            written.append(prefix)
-            if prefix.old is None:
-                _count(lengths_added, prefix.key)
-        elif prefix.old is not None:
-            removed.append(prefix)
-            _count(lengths_removed, prefix.key)
-    for key in edit.single:
-        _count(lengths_added, key)
-    _check_lengths(maps, lengths_added)
-    if shadowed:
-        for inserted in edit.inserted:
-            inserted.is_shadowed = inserted.slot in shadowed
+    def __init__(self, maps: Maps, edit: RuleEdit, last: Callable[[], None] | None) -> None:
+        """Nothing is written yet.
 
-    state.stamp = (stamp + len(written) + len(edit.single)) & 0xFFFFFFFF
-    state.in_progress = 1
-    maps.write_state(state)
-    try:
-        _write_records(maps, edit)
-        _change_lengths(maps, lengths_added, 1)
-        if lengths_added:
-            _make_room(maps, sum(lengths_added.values()))
-        _write_elements(
-            maps,
-            [prefix.key for prefix in written],
-            lambda keys, stamp: [
-                _element(maps, edit.prefixes[key], number & 0xFFFFFFFF)
-                for number, key in enumerate(keys, stamp)
-            ],
-            stamp,
-        )
-        _write_elements(
-            maps,
-            list(edit.single),
-            lambda keys, stamp: [
-                codec.encode_single_prefix(key, number & 0xFFFFFFFF, edit.single[key])
-                for number, key in enumerate(keys, stamp)
-            ],
-            stamp + len(written),
-        )
-        _remove_elements(maps, removed, written)
-        _change_lengths(maps, lengths_removed, -1)
-        if last is None:
-            _free_slots(maps, edit.freed, state)
-        else:
-            last()
-    except BaseException as error:
-        _undo(maps, edit.single, written + removed)
-        if isinstance(error, OSError) and not isinstance(error, KernelError):
-            raise _explained(edit, error) from error
-        raise
-    if last is not None:
+        ``last`` is called when the new rules are in force and can still be undone, counters
+        and all.
+        """
+        self._maps = maps
+        self._edit = edit
+        self._last = last
+        self._stamp = edit.state.stamp
+        self._keys = [*edit.prefixes, *edit.single]
+        # In which order step 4 writes; ``_passes`` counts how often it has begun to.
+        self._only_adds = self._only_removes = len(self._keys) == 1 and not edit.settings
+        self._passes = 0
+        self._is_begun = False
+
+    def run(self) -> State:
+        """Write; the state that then holds, which the caller has to write.
+
+        Raises MapFull, KernelError or what ``last`` raises; then the caller has to ``undo``.
+        """
+        maps, edit, state = self._maps, self._edit, self._edit.state
+        lengths_added: dict[bytes, int] = {}
+        lengths_removed: dict[bytes, int] = {}
+        self._resolve(lengths_added, lengths_removed)
+        _check_lengths(maps, lengths_added)
+        # At most three passes, of which the third undoes the second.
+        state.stamp = (self._stamp + 3 * len(self._keys)) & 0xFFFFFFFF
+        self._is_begun = True
+        self._mark(layout.PROGRESS_BACK)
         try:
-            _free_slots(maps, edit.freed, state)
-        except OSError:
-            # All is in force, and ``last`` is not undone for a list that can be derived.
-            from zfw_py.firewall.rules.rebuild import rebuild
+            _write_records(maps, edit)
+            _change_lengths(maps, lengths_added, 1)
+            if lengths_added:
+                _make_room(maps, sum(lengths_added.values()))
+            self._write_prefixes()
+            self._remove_indexes()
+            _change_lengths(maps, lengths_removed, -1)
+            if self._last is None:
+                _free_slots(maps, edit.freed, state)
+        except OSError as error:
+            if isinstance(error, KernelError):
+                raise
+            raise _explained(edit, error) from error
+        if self._last is not None:
+            self._last()
+            try:
+                _free_slots(maps, edit.freed, state)
+            except OSError:
+                # All is in force, and ``last`` is not undone for a list that can be derived.
+                from zfw_py.firewall.rules.rebuild import rebuild
 
-            return rebuild(maps)
-    return state
+                return rebuild(maps)
+        return state
+
+    def undo(self) -> None:
+        """Put every prefix back as it was, then rebuild what follows from them."""
+        if not self._is_begun:
+            return
+        from zfw_py.firewall.rules.rebuild import rebuild
+
+        if self._passes == 1:
+            self._write(self._old, most_specific_first=self._only_removes and not self._only_adds)
+        elif self._passes == 2:
+            self._write(self._union, most_specific_first=True)
+            self._bar()
+            self._mark(layout.PROGRESS_BACK)
+            self._write(self._old, most_specific_first=False)
+        rebuild(self._maps)
+
+    def _mark(self, progress: int) -> None:
+        self._edit.state.in_progress = progress
+        self._maps.write_state(self._edit.state)
+
+    def _resolve(self, added: dict[bytes, int], removed: dict[bytes, int]) -> None:
+        """Make the port indexes; find lengths that come and go, and the order of the writes."""
+        edit = self._edit
+        members_of = edit.interfaces.members_of
+        shadowed: set[int] = set()
+        # With settings, a killed edit has to be completed or undone as a whole.
+        adds = not edit.settings
+        removes = adds and not edit.single
+        for prefix in edit.prefixes.values():
+            if prefix.rules:
+                _resolve(prefix, members_of, shadowed)
+                if prefix.old is None:
+                    _count(added, prefix.key)
+            elif prefix.old is not None:
+                _count(removed, prefix.key)
+            if len(self._keys) > 1 and (adds or removes):
+                from zfw_py.firewall.rules.order import covers
+
+                old = self._old_rules(prefix)
+                adds = adds and covers(prefix.rules, old, members_of)
+                removes = removes and covers(old, prefix.rules, members_of)
+        for key in edit.single:
+            _count(added, key)
+        if len(self._keys) > 1:
+            self._only_adds, self._only_removes = adds, removes
+        if shadowed:
+            for inserted in edit.inserted:
+                inserted.is_shadowed = inserted.slot in shadowed
+
+    def _write_prefixes(self) -> None:
+        if self._only_adds or self._only_removes:
+            self._passes = 1
+            self._write(self._new, most_specific_first=self._only_adds)
+            return
+        self._passes = 1
+        self._write(self._union, most_specific_first=True)
+        self._bar()
+        self._mark(layout.PROGRESS_FORWARD)
+        self._passes = 2
+        self._write(self._new, most_specific_first=False)
+
+    def _write(self, elements: Elements, *, most_specific_first: bool) -> None:
+        """Write each prefix that the edit changes, level by level.
+
+        Most specific first needs more than the order: a packet whose search began before a
+        level was written may come to a later level after that was. So it is dropped.
+        """
+        if len(self._keys) == 1:
+            self._write_level(self._keys, elements)
+            return
+        from zfw_py.firewall.rules.order import levels
+
+        for number, level in enumerate(levels(self._keys, most_specific_first=most_specific_first)):
+            if number and most_specific_first:
+                self._bar()
+            self._write_level(level, elements)
+
+    def _bar(self) -> None:
+        for table in {codec.table_number_of(key) for key in self._keys}:
+            self._maps.bar(table)
+
+    def _write_level(self, keys: list[bytes], elements: Elements) -> None:
+        maps = self._maps
+        for start in range(0, len(keys), _CHUNK):
+            some: list[bytes] = []
+            values: list[bytes] = []
+            gone: list[bytes] = []
+            for key in keys[start : start + _CHUNK]:
+                element = elements(key, self._stamp & 0xFFFFFFFF)
+                self._stamp += 1
+                if element is None:
+                    gone.append(key)
+                else:
+                    some.append(key)
+                    values.append(element)
+            _delete(maps, gone)
+            try:
+                maps.prefixes.update_many(some, values)
+            except OSError as error:
+                if error.errno != _E2BIG:
+                    raise
+                # The kernel counts elements roughly; ask for room once more.
+                _make_room(maps, maps.prefixes.max_entries)
+                maps.prefixes.update_many(some, values)
+
+    # The three elements of a prefix
+
+    def _new(self, key: bytes, stamp: int) -> bytes | None:
+        single = self._edit.single.get(key)
+        if single is not None:
+            return codec.encode_single_prefix(key, stamp, single)
+        prefix = self._edit.prefixes[key]
+        if not prefix.rules:
+            return None
+        return self._element(prefix, stamp, prefix.size_class, prefix.rules, prefix.intervals)
+
+    def _old(self, key: bytes, stamp: int) -> bytes | None:
+        prefix = self._edit.prefixes.get(key)
+        if prefix is None or prefix.old is None:
+            return None
+        if prefix.old_ports is not None:
+            self._maps.ports(prefix.old_class).update(key, prefix.old_ports)
+        return prefix.old
+
+    def _union(self, key: bytes, stamp: int) -> bytes | None:
+        from zfw_py.firewall.port_index import resolve
+        from zfw_py.firewall.rules.order import union
+
+        single = self._edit.single.get(key)
+        if single is not None:
+            rule = codec.decode_port_rule(single).marked(layout.RULE_COMING, 0)
+            return codec.encode_single_prefix(key, stamp, codec.encode_port_rule(rule))
+        prefix = self._edit.prefixes[key]
+        old = self._old_rules(prefix)
+        rules = union(old, prefix.rules)
+        if not rules:
+            return None  # an edit that inserts a rule and deletes it
+        intervals, most = resolve(rules, self._edit.interfaces.members_of)
+        size_class = codec.size_class_of(len(rules), len(intervals))
+        if size_class is None or most > layout.MAX_CANDIDATES:
+            # Together they are too many: the prefix drops all until its new rules are there.
+            deny = (0, old[0].slot, layout.ACTION_DENY, 0, 0)
+            rules, size_class, intervals = [PortRule((*_ALL_PORTS, 0, *deny))], 0, []
+        prefix.union_class = size_class
+        return self._element(prefix, stamp, size_class, rules, intervals)
+
+    def _old_rules(self, prefix: EditedPrefix) -> list[PortRule]:
+        if prefix.old is None:
+            return []
+        if prefix.old_ports is not None:
+            return codec.decode_ports(prefix.old_ports, prefix.old_class)
+        return codec.decode_prefix(prefix.old)[2]
+
+    def _element(
+        self,
+        prefix: EditedPrefix,
+        stamp: int,
+        size_class: int,
+        rules: Sequence[PortRule],
+        intervals: Sequence[Interval],
+    ) -> bytes:
+        """The prefix's element; its port index is written first if it has one."""
+        if size_class != layout.SIZE_INLINE:
+            self._maps.ports(size_class).update(
+                prefix.key, codec.encode_ports(prefix.key, stamp, size_class, rules, intervals)
+            )
+        return codec.encode_prefix(prefix.key, stamp, size_class, rules)
+
+    def _remove_indexes(self) -> None:
+        """Remove the port indexes of size classes that a prefix had before."""
+        for prefix in self._edit.prefixes.values():
+            for size_class in {prefix.old_class, prefix.union_class}:
+                if size_class != layout.SIZE_INLINE and not (
+                    prefix.rules and size_class == prefix.size_class
+                ):
+                    self._maps.ports(size_class).delete(prefix.key)
 
 
 def _explained(edit: RuleEdit, error: OSError) -> MapFull | KernelError:
@@ -250,36 +413,15 @@ def _change_lengths(maps: Maps, changes: dict[bytes, int], sign: int) -> None:
 # Prefixes
 
 
-def _write_elements(
-    maps: Maps,
-    keys: list[bytes],
-    elements_of: Callable[[list[bytes], int], list[bytes]],
-    stamp: int,
-) -> None:
-    """Write an element for each key; the first has this stamp, the others those that follow."""
-    for start in range(0, len(keys), _CHUNK):
-        some = keys[start : start + _CHUNK]
-        elements = elements_of(some, stamp + start)
-        try:
-            maps.prefixes.update_many(some, elements)
-        except OSError as error:
-            if error.errno != _E2BIG:
-                raise
-            # The kernel counts elements roughly; ask for room once more.
-            _make_room(maps, maps.prefixes.max_entries)
-            maps.prefixes.update_many(some, elements)
-
-
-def _element(maps: Maps, prefix: EditedPrefix, stamp: int) -> bytes:
-    """The prefix's element; its port index is written first if it has one."""
-    if prefix.size_class != layout.SIZE_INLINE:
-        maps.ports(prefix.size_class).update(
-            prefix.key,
-            codec.encode_ports(
-                prefix.key, stamp, prefix.size_class, prefix.rules, prefix.intervals
-            ),
-        )
-    return codec.encode_prefix(prefix.key, stamp, prefix.size_class, prefix.rules)
+def _delete(maps: Maps, keys: list[bytes]) -> None:
+    try:
+        maps.prefixes.delete_many(keys)
+    except OSError as error:
+        if error.errno != _ENOENT:
+            raise
+        # A batch ends at the first key that is not there.
+        for key in keys:
+            maps.prefixes.delete(key)
 
 
 def _make_room(maps: Maps, new: int) -> None:
@@ -296,28 +438,3 @@ def _make_room(maps: Maps, new: int) -> None:
     pairs = list(old.items())
     larger.update_many([key for key, _ in pairs], [value for _, value in pairs])
     maps.put_inner("prefixes", 0, larger)
-
-
-def _remove_elements(maps: Maps, removed: list[EditedPrefix], written: list[EditedPrefix]) -> None:
-    """Remove the elements of prefixes without rules, and port indexes of another size class."""
-    if removed:
-        maps.prefixes.delete_many([prefix.key for prefix in removed])
-    for prefix in removed + written:
-        if prefix.old_class not in (layout.SIZE_INLINE, prefix.size_class):
-            maps.ports(prefix.old_class).delete(prefix.key)
-
-
-def _undo(maps: Maps, single: Iterable[bytes], touched: list[EditedPrefix]) -> None:
-    """Put every prefix back as it was, then rebuild what follows from them."""
-    from zfw_py.firewall.rules.rebuild import rebuild
-
-    for key in single:
-        maps.prefixes.delete(key)
-    for prefix in touched:
-        if prefix.old is None:
-            maps.prefixes.delete(prefix.key)
-            continue
-        if prefix.old_ports is not None:
-            maps.ports(prefix.old_class).update(prefix.key, prefix.old_ports)
-        maps.prefixes.update(prefix.key, prefix.old)
-    rebuild(maps)

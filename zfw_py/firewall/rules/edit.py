@@ -76,10 +76,19 @@ class EditedPrefix:
 
     ``old`` is its element in ``prefixes``, None where there is none; ``old_ports`` that in the
     map of its size class. A commit sets ``intervals`` and ``size_class`` if there are several
-    rules.
+    rules, and ``union_class`` if it writes old and new rules together.
     """
 
-    __slots__ = ("intervals", "key", "old", "old_class", "old_ports", "rules", "size_class")
+    __slots__ = (
+        "intervals",
+        "key",
+        "old",
+        "old_class",
+        "old_ports",
+        "rules",
+        "size_class",
+        "union_class",
+    )
 
     def __init__(
         self,
@@ -95,6 +104,7 @@ class EditedPrefix:
         self.old_class = old_class
         self.old_ports = old_ports
         self.size_class = layout.SIZE_INLINE
+        self.union_class = layout.SIZE_INLINE
         self.intervals: list[Interval] = []
 
     def position_of(self, low_port: int) -> int | None:
@@ -182,6 +192,8 @@ class RuleEdit:
         # whether the last holder leaves it in place.
         self.held: list[Prefix] = []
         self.released: list[tuple[Prefix, bool]] = []
+        # By interface: settings to change together with the rules.
+        self.settings: dict[str, int] = {}
 
     def insert(self, rule: Rule, names: tuple[str, ...] = (), *, route: bool = False) -> Inserted:
         """Add a rule, or change the one with its key in place.
@@ -259,7 +271,7 @@ class RuleEdit:
 
     def is_empty(self) -> bool:
         """Whether a commit would write nothing."""
-        return not (self.prefixes or self.single)
+        return not (self.prefixes or self.single or self.settings)
 
     def prefix(self, key: bytes) -> EditedPrefix | None:
         """The prefix as this edit has left it so far; None if there is none."""

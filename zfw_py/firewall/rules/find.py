@@ -13,6 +13,17 @@ if TYPE_CHECKING:
     from zfw_py.firewall.maps import Maps
 
 
+def settled(rules: list[PortRule], progress: int) -> list[PortRule]:
+    """The rules that the next writer leaves of those that a killed one wrote (enum fw_progress)."""
+    if progress == layout.PROGRESS_NONE:
+        return rules
+    from zfw_py.firewall.rules.order import after, before, is_union
+
+    if not is_union(rules):
+        return rules
+    return after(rules) if progress == layout.PROGRESS_FORWARD else before(rules)
+
+
 def rules_of(maps: Maps, element: bytes) -> tuple[bytes, list[PortRule]]:
     """The key of a prefix's element, and its rules in order of entry."""
     key, size_class, rules = codec.decode_prefix(element)

@@ -1,16 +1,45 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Derive anew what follows from the prefixes; remove all rules, or those of one direction."""
+"""Settle what a killed writer left, derive anew what follows from the prefixes, remove rules."""
 
 from __future__ import annotations
 
 from zfw_py.firewall import codec, layout
-from zfw_py.firewall.rules.find import port_rules
+from zfw_py.firewall.port_index import resolve
+from zfw_py.firewall.rules.find import port_rules, settled
+from zfw_py.firewall.rules.order import is_union, levels
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from zfw_py.firewall.codec import State
     from zfw_py.firewall.maps import Maps
     from zfw_py.values.prefix import Prefix
+
+
+def settle(maps: Maps, state: State, members_of: Callable[[int], int]) -> None:
+    """Complete or undo an edit of several prefixes whose writer was killed.
+
+    ``state`` is the one that the writer left: it says which of the two.
+    """
+    unions = {key: rules for key, _, rules in port_rules(maps) if is_union(rules)}
+    # The writer wrote them the most specific first, or has begun to write new rules.
+    for level in levels(unions, most_specific_first=False):
+        for key in level:
+            rules = settled(unions[key], state.in_progress)
+            if not rules:
+                maps.prefixes.delete(key)
+                continue
+            state.stamp = state.stamp + 1 & 0xFFFFFFFF
+            maps.write_state(state)
+            intervals, _ = resolve(rules, members_of)
+            size_class = codec.size_class_of(len(rules), len(intervals))
+            if size_class is None:
+                continue  # cannot be: a writer has found room for these rules alone
+            if size_class != layout.SIZE_INLINE:
+                index = codec.encode_ports(key, state.stamp, size_class, rules, intervals)
+                maps.ports(size_class).update(key, index)
+            maps.prefixes.update(key, codec.encode_prefix(key, state.stamp, size_class, rules))
 
 
 def rebuild(maps: Maps) -> State:
@@ -54,7 +83,7 @@ def rebuild(maps: Maps) -> State:
             continue
         records.update(codec.u32(position), codec.encode_record("", state.free_slot))
         state.free_slot = slot
-    state.in_progress = 1
+    state.in_progress = layout.PROGRESS_BACK
     maps.write_state(state)
     return state
 
@@ -79,7 +108,8 @@ def clear(maps: Maps, direction: str | None) -> tuple[int, list[Prefix]]:
         # One pointer: every rule is gone at the same moment.
         maps.new_inner("prefixes")
     else:
-        maps.prefixes.delete_many(doomed)
+        in_order = levels(doomed, most_specific_first=False)
+        maps.prefixes.delete_many([key for level in in_order for key in level])
     rebuild(maps)
     return count, routed
 
