@@ -20,6 +20,7 @@ EXIT_CODES = {
     "Conflict": 6,
     "MapFull": 7,
     "LayoutMismatch": 8,
+    "OutputLost": 74,
     "Busy": 75,
     "PermissionDenied": 77,
     "KernelError": 1,
@@ -89,3 +90,12 @@ def test_a_rule_that_is_not_found_tells_whether_its_prefix_has_others() -> None:
     error = RuleNotFound(key, "no rule", is_prefix_known=True)
     assert isinstance(error, errors.NotFound)
     assert (error.exit_code, error.key, error.is_prefix_known) == (5, key, True)
+
+
+def test_a_message_keeps_the_begin_and_the_end_of_what_it_quotes() -> None:
+    error = errors.UsageError(f"port: not a number: {'7' * 10_000}x")
+    assert error.message.startswith("port: not a number: 777")
+    assert error.message.endswith("777x")
+    assert "[9421 characters]" in error.message
+    assert len(error.message) < 700
+    assert errors.shortened("short") == "short"

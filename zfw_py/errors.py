@@ -8,6 +8,7 @@ ZfwError                    1
 ├── Conflict                6   an object that zfw does not own is in the way
 ├── MapFull                 7   a limit of the tables is reached
 ├── LayoutMismatch          8   the pinned maps are of another version of zfw
+├── OutputLost             74   stdout cannot be written; what was changed stands
 ├── Busy                   75   another zfw process holds the lock for too long
 ├── PermissionDenied       77   needs root
 └── KernelError             1   a call into the kernel failed (also an OSError)
@@ -24,6 +25,17 @@ if TYPE_CHECKING:
 
 _EPERM, _EACCES = 1, 13
 
+# A message that quotes what the user gave keeps so many characters of its begin and its end.
+_BEGIN, _END = 400, 200
+
+
+def shortened(message: str) -> str:
+    """A message that is not longer than a few lines of a terminal."""
+    left_out = len(message) - _BEGIN - _END
+    if left_out <= 0:
+        return message
+    return f"{message[:_BEGIN]}[{left_out} characters]{message[-_END:]}"
+
 
 class ZfwError(Exception):
     """An expected failure: a message of one line, and perhaps a hint."""
@@ -31,6 +43,7 @@ class ZfwError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
+        message = shortened(message)
         super().__init__(message)
         self.message = message
         self.hint = hint
@@ -73,6 +86,12 @@ class LayoutMismatch(ZfwError):
     """The pinned maps were made by another version of zfw."""
 
     exit_code = 8
+
+
+class OutputLost(ZfwError):
+    """Standard output cannot be written; what the command changed stands."""
+
+    exit_code = 74
 
 
 class Busy(ZfwError):

@@ -67,7 +67,15 @@ def remove_namespaces(*namespaces: str) -> None:
 
 
 def check_machine() -> None:
-    """Say exactly what is missing where BPF programs cannot be loaded."""
+    """Say exactly what is missing where BPF programs cannot be loaded, or namespaces be made."""
+    # proc(5), mountinfo: the fifth field is the mount point, relative to this process's root.
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    if not any(line.split()[4] == "/" for line in mounts):
+        raise SystemExit(
+            "demo: / is not a mount point, as in a chroot into a plain directory: `ip netns`"
+            " cannot make namespaces here.\n"
+            "Outside, before chroot: mount --bind DIR DIR"
+        )
     probe = subprocess.run(
         ["/usr/sbin/bpftool", "prog", "show"], check=False, capture_output=True, text=True
     )

@@ -10,7 +10,6 @@ import gc
 import os
 import sys
 from importlib import import_module
-from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, cast
 
 import typer
@@ -79,7 +78,6 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         result = super().invoke(ctx)
-        # Here Typer still handles a closed stdout as no error.
         sys.stdout.flush()
         return result
 
@@ -113,9 +111,6 @@ def zfw() -> None:
 
 def main(argv: list[str]) -> int:
     """Run a command line, without the command's own name; return the exit code."""
-    if isinstance(sys.stdout, TextIOWrapper):
-        # A service id may have letters that the locale cannot encode.
-        sys.stdout.reconfigure(errors="backslashreplace")
     # A command creates its objects, prints them and ends: a listing or a batch of many rules
     # would spend a third of its time in the garbage collector.
     collects = gc.isenabled()
@@ -135,16 +130,20 @@ def _run(argv: list[str]) -> int:
         completion_init()
     try:
         # Typer returns the exit code where it ends a command itself, as on Ctrl-C.
-        return get_command(app).main(argv, prog_name="zfw", standalone_mode=False) or 0
+        code = get_command(app).main(argv, prog_name="zfw", standalone_mode=False) or 0
+        # A help text is still in the buffer.
+        sys.stdout.flush()
     except UsageError as error:
         output.error(f"{error.format_message()} Try '{_command_of(argv)} --help'.")
         return error.exit_code
     except ZfwError as error:
-        output.error(error.message, error.hint)
+        if error.message:
+            output.error(error.message, error.hint)
         return error.exit_code
     except SystemExit as done:
-        # Completion, or stdout was closed.
+        # Completion.
         return done.code if isinstance(done.code, int) else 1
+    return code
 
 
 def _command_of(argv: list[str]) -> str:

@@ -15,6 +15,8 @@ from itertools import islice
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from zfw_py.errors import shortened
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from typing import TextIO
@@ -89,7 +91,7 @@ class Events:
 
 def warning(text: str) -> None:
     """Print a warning on stderr."""
-    _tell(f"zfw: warning: {safe(text)}")
+    _tell(f"zfw: warning: {safe(shortened(text))}")
 
 
 def warnings(texts: Iterable[str]) -> None:
@@ -103,9 +105,9 @@ def warnings(texts: Iterable[str]) -> None:
 
 def error(text: str, hint: str | None = None) -> None:
     """Print an error, and perhaps a hint, on stderr."""
-    _tell(f"zfw: {safe(text)}")
+    _tell(f"zfw: {safe(shortened(text))}")
     if hint:
-        _tell(f"hint: {safe(hint)}")
+        _tell(f"hint: {safe(shortened(hint))}")
 
 
 def _tell(text: str) -> None:

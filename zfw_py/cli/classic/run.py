@@ -12,7 +12,7 @@ import sys
 
 from zfw_py.cli.classic import SETTINGS
 from zfw_py.cli.classic.grammar import ClassicUsage, Request, parse
-from zfw_py.errors import NotInstalled, PermissionDenied, ZfwError
+from zfw_py.errors import NotInstalled, OutputLost, PermissionDenied, ZfwError
 from zfw_py.firewall.interfaces import index_of, names_of
 from zfw_py.firewall.rules import RuleNotFound
 from zfw_py.firewall.service import Firewall
@@ -29,6 +29,18 @@ _OBJECT_NAMES = ("zfw_tc_ingress.o", "zfw_tc_outbound_track.o")
 
 def run(argv: list[str]) -> int:
     """Carry out a classic command line, and return the exit code."""
+    code = 1
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+    except OutputLost as error:
+        if error.message:
+            print(f"zfw: {error}", file=sys.stderr)
+        # After a change the code is that of the change, which the output only confirms.
+    return code
+
+
+def _run(argv: list[str]) -> int:
     try:
         request = parse(argv)
     except ClassicUsage as error:
@@ -41,6 +53,8 @@ def run(argv: list[str]) -> int:
         return _fail(error, argv)
     try:
         return _VERBS[request.verb](request)
+    except OutputLost:
+        raise
     except (NotInstalled, PermissionDenied) as error:
         print(NOT_ENABLED)
         return _fail(error, argv)
@@ -101,22 +115,27 @@ def _has_egress() -> bool:
     return any("egress" in interface.attachments for interface in Firewall().status().interfaces)
 
 
+def _print(text: str) -> int:
+    """Print what the caller asked for; an error where it cannot be written is the command's."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+    return 0
+
+
 def _list(request: Request) -> int:
     from zfw_py.cli.classic import listing
 
     firewall = Firewall()
     if request.what == "rules":
         rules = firewall.rules(request.direction or "ingress", request.destination, request.family)
-        sys.stdout.write(listing.rules_text(rules, request))
-        return 0
+        return _print(listing.rules_text(rules, request))
     # Cron runs these two because they bring addresses and interfaces up to date: what the follower
     # does at each change.
     firewall.follow()
     if request.what == "gc":
         firewall.expire_flows()
         return 0
-    sys.stdout.write(listing.settings_text(firewall.status().interfaces))
-    return 0
+    return _print(listing.settings_text(firewall.status().interfaces))
 
 
 def _attach(request: Request) -> int:
@@ -232,22 +251,19 @@ def _later(request: Request) -> int:
 def _version(request: Request) -> int:
     from zfw_py.version import __version__
 
-    print(__version__)
-    return 0
+    return _print(f"{__version__}\n")
 
 
 def _help(request: Request) -> int:
     from zfw_py.cli.classic.grammar import help_text
 
-    sys.stdout.write(help_text())
-    return 0
+    return _print(help_text())
 
 
 def _usage(request: Request) -> int:
     from zfw_py.cli.classic.grammar import usage_text
 
-    sys.stdout.write(usage_text())
-    return 0
+    return _print(usage_text())
 
 
 _VERBS = {
