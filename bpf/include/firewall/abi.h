@@ -132,7 +132,7 @@ enum fw_reason {
 	FW_REASON_RULE_INTERCEPT,
 	FW_REASON_NO_LISTENER,
 	FW_REASON_ASSIGN_FAILED,
-	/* A rule intercepts the packet, but its destination is not an address of this host. */
+	/* No longer counted: the kernel drops an intercepted packet that it would forward. */
 	FW_REASON_NOT_LOCAL,
 	FW_REASON_RULES_CHANGING,
 	FW_REASON_FLOW,

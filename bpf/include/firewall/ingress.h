@@ -18,38 +18,6 @@
 #include "firewall/rules.h"
 #include "firewall/sockets.h"
 
-/* One in so many intercepted datagrams is checked with fw_is_not_local(). */
-#define FW_LOCAL_CHECK_INTERVAL 32
-
-/*
- * Whether the kernel would forward this packet instead of delivering it to an assigned
- * socket. bpf_fib_lookup() knows only where the interface forwards and a route leads
- * elsewhere (87f5fc7e48dd); a missing route looks like a local one. A global function, so
- * that the caller's other calls do not pay for its frame.
- */
-__noinline int fw_is_not_local(struct __sk_buff *skb, struct packet *packet)
-{
-	struct bpf_fib_lookup route = {};
-	long result;
-
-	if (!packet)
-		return 0;
-	route.ifindex = skb->ifindex;
-	route.l4_protocol = packet->protocol;
-	if (packet->family == AF_INET) {
-		route.family = AF_INET;
-		route.ipv4_src = packet->source[3];
-		route.ipv4_dst = packet->destination[3];
-	} else {
-		route.family = AF_INET6;
-		__builtin_memcpy(route.ipv6_src, packet->source, 16);
-		__builtin_memcpy(route.ipv6_dst, packet->destination, 16);
-	}
-	result = bpf_fib_lookup(skb, &route, sizeof(route), 0);
-	return result >= 0 && result != BPF_FIB_LKUP_RET_NOT_FWDED &&
-	       result != BPF_FIB_LKUP_RET_FWD_DISABLED;
-}
-
 /* The port of a listener that is not mirrored yet, or 0. */
 struct fw_new_listener {
 	__u16 port;
@@ -102,14 +70,6 @@ fw_decide_ingress_rules(struct __sk_buff *skb, struct packet *packet,
 	 * to any other socket that is bound to its address. */
 	if (packet->fragment != PKT_FRAGMENT_NONE) {
 		fw_decide(decision, FW_VERDICT_DROP, FW_REASON_FRAGMENT_INTERCEPT);
-		return NULL;
-	}
-	/* The check takes 100 ns: every connection can afford it, but not every datagram. */
-	if ((packet->protocol == IPPROTO_TCP ?
-		     fw_is_only_syn(packet) :
-		     bpf_get_prandom_u32() % FW_LOCAL_CHECK_INTERVAL == 0) &&
-	    fw_is_not_local(skb, packet)) {
-		fw_decide(decision, FW_VERDICT_DROP, FW_REASON_NOT_LOCAL);
 		return NULL;
 	}
 	sk = fw_find_listener(skb, packet, rule.tproxy_port, &state);

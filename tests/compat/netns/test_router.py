@@ -604,17 +604,17 @@ def test_case_32_a_router_that_crashed_and_one_that_starts_again(
     assert gateway.rules() == []
 
 
-def test_case_33_a_destination_that_is_no_longer_local_is_counted_as_that(
+def test_case_33_a_destination_that_is_no_longer_local_is_not_forwarded(
     gateway: Gateway, router: Router
 ) -> None:
-    """Another service took the address of lo with it."""
+    """Another service took the address of lo with it. The kernel drops it, after the program."""
     service = ssh()
     router.add(service)
     gateway.gateway.sysctl(1, "ipv4/ip_forward")
     gateway.gateway.run("ip", "route", "add", "default", "via", "10.9.0.2")
     gateway.reaches(service.listeners["tcp"], "10.0.0.20", 22)
     gateway.gateway.run("ip", "address", "del", "10.0.0.16/28", "dev", "lo")
-    gateway.is_dropped("10.0.0.20", 22, "not_local")
+    gateway.is_dropped("10.0.0.20", 22, "rule_intercept")
     gateway.gateway.run("ip", "address", "add", "10.0.0.16/28", "dev", "lo", "scope", "host")
     gateway.reaches(service.listeners["tcp"], "10.0.0.20", 22)
 
@@ -622,7 +622,7 @@ def test_case_33_a_destination_that_is_no_longer_local_is_counted_as_that(
 def test_case_33_where_there_is_no_route_to_it_the_stack_refuses_it(
     gateway: Gateway, router: Router
 ) -> None:
-    """The kernel does not tell the program that from local; nor where nothing is forwarded."""
+    """Where it would be forwarded, the kernel drops it: it has a socket."""
     service = ssh()
     router.add(service)
     gateway.gateway.run("ip", "address", "del", "10.0.0.16/28", "dev", "lo")

@@ -13,6 +13,8 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
+from scapy.layers.inet import IP
+from scapy.layers.inet6 import IPv6
 
 from tests.firewall.support import frames
 from tests.firewall.support.frames import (
@@ -22,6 +24,7 @@ from tests.firewall.support.frames import (
     GATEWAY,
     PROTOCOLS,
     SERVICE,
+    Capture,
     Gateway,
     datagram,
     families,
@@ -30,6 +33,7 @@ from tests.firewall.support.frames import (
 )
 from tests.firewall.support.listeners import LOOPBACK
 from tests.support.kernels import needs_kernel
+from tests.support.waiting import wait_until
 from zfw_py import Prefix, Rule, RuleKey
 from zfw_py.firewall.maps import STORE
 from zfw_py.kernel import bpf_maps
@@ -149,6 +153,36 @@ def test_route_never_cuts_off_the_neighbours(gateway: Gateway, family: int) -> N
         inserted = gateway.firewall.insert(Rule(key, tproxy_port=listener.port), route=True)
         assert inserted.warnings()
         gateway.talks(listener, SERVICE[family], 22)
+
+
+OUTSIDE = {4: "203.0.113.5", 6: "2001:db8::5"}
+
+
+@families
+@protocols
+def test_what_is_not_local_is_not_forwarded(gateway: Gateway, protocol: str, family: int) -> None:
+    """The kernel drops a packet that it would forward and that has a socket."""
+    route = f"{OUTSIDE[family]} via {CLIENT[family]}"
+    gateway.gateway.sysctl(1, "ipv4/ip_forward", "ipv6/conf/all/forwarding")
+    gateway.gateway.ip(f"route add {route}")
+    try:
+        with Capture(gateway.client, "eth0") as captured, listening(protocol, family) as listener:
+
+            def is_forwarded() -> bool:
+                layer = (IP, IPv6)[family == 6]
+                return captured.has(lambda f: layer in f and f[layer].dst == OUTSIDE[family])
+
+            gateway.insert(OUTSIDE[family], protocol, 80)
+            gateway.attempt(protocol, OUTSIDE[family], 80).close()
+            assert wait_until(is_forwarded), "a pass rule lets it through"
+            gateway.insert(OUTSIDE[family], protocol, 80, to=listener.port)
+            with gateway.counts(rule_intercept=1):
+                gateway.attempt(protocol, OUTSIDE[family], 80).close()
+            assert is_silent(listener.socket)
+            assert not is_forwarded()
+    finally:
+        gateway.gateway.ip(f"route del {route}")
+        gateway.gateway.sysctl(0, "ipv4/ip_forward", "ipv6/conf/all/forwarding")
 
 
 # Large segments, both ways
