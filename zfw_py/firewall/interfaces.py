@@ -323,6 +323,7 @@ class Interfaces:
             name_id, bits, recorded, wanted = self._names[name]
             if is_away:
                 away.append(recorded)
+                self._keep_row_away(recorded)
                 continue
             if ifindex:
                 known[name] = ifindex
@@ -366,7 +367,9 @@ class Interfaces:
                 is_here = recorded in names
                 # A new name that is known itself has settings of its own.
                 if names.get(recorded) not in self._names:
-                    carries = self._is_attached(recorded, is_here=is_here)
+                    carries = bool(
+                        self._is_attached(recorded) if is_here else self._index_away(recorded)
+                    )
                 if carries and not ifindex:
                     is_away = not is_here
                     # Renamed: it keeps what its old name has.
@@ -410,11 +413,24 @@ class Interfaces:
             flags |= old[3] & layout.LINK_ATTACHED  # the program has set it
         return (ifindex, self._bits_now(name), name_id, _link_flags(device, ifindex) | flags)
 
-    def _is_attached(self, ifindex: int, *, is_here: bool = True) -> bool:
-        """Whether an interface of this namespace, or of another one, carries our program."""
+    def _is_attached(self, ifindex: int) -> bool:
+        """Whether an interface of this namespace carries our program."""
         from zfw_py.firewall.programs import is_attached
 
-        return is_attached(self._maps, ifindex, is_here=is_here)
+        return is_attached(self._maps, ifindex)
+
+    def _index_away(self, ifindex: int) -> int:
+        """The present index of an interface that was moved to another namespace, or 0."""
+        from zfw_py.firewall.programs import index_away
+
+        return index_away(self._maps, ifindex)
+
+    def _keep_row_away(self, recorded: int) -> None:
+        """Give an interface that got another index in another namespace the row that it had."""
+        row, ifindex = _row_of(self._maps, recorded), self._index_away(recorded)
+        if row and _owner_of_row(self._maps, ifindex) == 0:
+            new = codec.encode_interface(ifindex, *row[1:])
+            self._maps.map("interfaces").update(_row_key(ifindex), new)
 
     def _alternative_index(self, name: str) -> int:
         try:

@@ -31,6 +31,7 @@ from zfw_py.firewall.routes import held, obstacle_to
 from zfw_py.firewall.rules import Transaction
 from zfw_py.firewall.rules.reconcile import Reconciled, reconcile
 from zfw_py.firewall.settings import SETTINGS
+from zfw_py.firewall.wanted import detach_unwanted_away
 from zfw_py.kernel.signals import HeldSignals
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ def restore(maps: Maps, document: Document, on_progress: Callable[[int], None]) 
         for name, modes in _wanted(maps, document, interfaces):
             recorded.append((name, interfaces.want(name, modes)))
         moved = programs.reconcile(maps, places)
+        detach_unwanted_away(maps, interfaces)
 
     transaction = Transaction(maps, last=go_live)
     interfaces = transaction.interfaces

@@ -220,19 +220,35 @@ def _attached(maps: Maps, ifindex: int | None) -> list[tuple[Tcx | Clsact, Attac
     ]
 
 
-def is_attached(maps: Maps, ifindex: int, *, is_here: bool = True) -> bool:
-    """Whether an interface of this network namespace, or of another one, carries our program.
+def is_attached(maps: Maps, ifindex: int) -> bool:
+    """Whether an interface of this network namespace carries our program."""
+    return bool(attachments(maps, ifindex))
 
-    A filter does not survive a move to another namespace, a link does.
+
+def index_away(maps: Maps, ifindex: int) -> int:
+    """The present index of an interface that was moved to another namespace with our program.
+
+    ``ifindex`` is the index that it had here. 0 if there is none: a filter does not survive a
+    move, a link does.
     """
-    if is_here:
-        return bool(attachments(maps, ifindex))
-    return any(link.ifindex == ifindex for link in links_away(maps))
+    return next((link.ifindex for link in links_away(maps, ifindex)), 0)
 
 
-def links_away(maps: Maps) -> list[Tcx]:
-    """The links whose interface was moved to another network namespace."""
-    return [link for link in _pinned_links(maps.directory) if not _is_here(link)]
+def links_away(maps: Maps, ifindex: int | None = None) -> list[Tcx]:
+    """The links whose interface was moved to another network namespace.
+
+    ``ifindex``: of the interface that had this index here.
+    """
+    return [
+        link
+        for link in _pinned_links(maps.directory)
+        if ifindex in (None, index_before(link)) and not _is_here(link)
+    ]
+
+
+def index_before(link: Tcx) -> int:
+    """The index that a link's interface had here when it was attached: a part of the pin's name."""
+    return int(link.pin.rpartition("/")[2].removeprefix(kinds.PIN).split("_")[1])
 
 
 def missing(maps: Maps, interfaces: Interfaces) -> list[tuple[int, str, str, str]]:
@@ -380,10 +396,10 @@ def _detach(maps: Maps, attachment: Attachment) -> None:
 
 
 def detach_away(maps: Maps, ifindex: int, direction: str | None) -> list[Attachment]:
-    """Detach from an interface that was moved to another network namespace with this index."""
+    """Detach from an interface that had this index and was moved to another network namespace."""
     taken = []
-    for link in links_away(maps):
-        if link.ifindex == ifindex and direction in (None, link.direction):
+    for link in links_away(maps, ifindex):
+        if direction in (None, link.direction):
             taken.append(Attachment(ifindex, link.direction, "tcx", link.program_id() or 0))
             link.detach()
     return taken

@@ -95,6 +95,19 @@ def has_egress(maps: Maps, interfaces: Interfaces, name: str) -> bool:
     )
 
 
+def detach_unwanted_away(maps: Maps, interfaces: Interfaces) -> None:
+    """Detach from interfaces that were moved to another network namespace and are not wanted."""
+    indexes = interfaces.indexes()
+    wanted = {
+        (indexes[name], direction)
+        for name, modes in interfaces.wanted().items()
+        for direction in modes
+    }
+    for link in programs.links_away(maps):
+        if (programs.index_before(link), link.direction) not in wanted:
+            link.detach()
+
+
 def follow(maps: Maps, interfaces: Interfaces) -> Followed:
     """Bring rows and addresses up to date; attach what is wanted and not attached."""
     interfaces.refresh()
@@ -173,7 +186,7 @@ def differences(maps: Maps, interfaces: Interfaces, attached: list[Attachment]) 
 
 def _without_interface(maps: Maps, interfaces: Interfaces, name: str) -> Difference:
     recorded = interfaces.indexes()[name]
-    if recorded and programs.is_attached(maps, recorded, is_here=False):
+    if recorded and programs.index_away(maps, recorded):
         what = "it is in another network namespace, and is still filtered by this firewall"
     else:
         what = "there is no such interface; zfw follow attaches it when it appears"

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,6 +20,7 @@ from tests.firewall.support.attached import attached, use_object
 from tests.firewall.support.faults import is_killed_at
 from tests.firewall.support.following import SOON, Follower, connects, listener
 from tests.support.killed import killed_at
+from tests.support.netns import Namespace
 from tests.support.waiting import wait_until
 from zfw_py import Firewall, Prefix, Rule, RuleKey
 from zfw_py.cli.app import main
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.support.netns import Namespace, Network
+    from tests.support.netns import Network
 
 pytestmark = pytest.mark.kernel
 
@@ -321,6 +323,167 @@ def test_clsact_that_another_program_removed_comes_back(namespace: Namespace) ->
     with Follower(namespace):
         namespace.run("tc", "qdisc", "del", "dev", "d0", "clsact")
         assert is_attached("d0", "ingress", "egress")
+
+
+# Interfaces that are moved to another namespace, as into a container
+
+
+@pytest.fixture
+def elsewhere(_private_bpffs: None) -> Iterator[Namespace]:
+    with Namespace() as made:
+        yield made
+
+
+def is_answered(client: Namespace, address: str) -> bool:
+    """Whether an ICMP echo request is answered at once."""
+    # Type 8, code 0, checksum, identifier and sequence number 1.
+    request = bytes([8, 0, 0xF7, 0xFD, 0, 1, 0, 1])
+    with client.entered(), socket.socket(socket.AF_INET, socket.SOCK_RAW, 1) as probe:
+        probe.settimeout(0.2)
+        probe.sendto(request, (address, 0))
+        try:
+            return probe.recv(100)[20] == 0
+        except TimeoutError:
+            return False
+
+
+def move(network: Network, elsewhere: Namespace) -> None:
+    """Into the other namespace, where it gets its address and its state again."""
+    network.gateway.ip(f"link set gw0 netns {elsewhere.path}")
+    elsewhere.ip("address add 10.9.0.1/24 dev gw0", "link set gw0 up")
+
+
+def move_back(network: Network, elsewhere: Namespace) -> None:
+    elsewhere.ip(f"link set gw0 netns {network.gateway.path}")
+    network.gateway.ip("address add 10.9.0.1/24 dev gw0", "link set gw0 up")
+
+
+@pytest.mark.parametrize("is_followed", [True, False])
+def test_a_moved_interface_is_not_shut_by_what_is_written_where_it_was(
+    network: Network, elsewhere: Namespace, capsys: pytest.CaptureFixture[str], is_followed: bool
+) -> None:
+    """Its programs go along, and go on deciding by the settings that it had."""
+    Firewall().attach("gw0")
+    Firewall().set(["gw0"], "icmp_echo", True)
+    with ExitStack() as held:
+        if is_followed:
+            held.enter_context(Follower(network.gateway))
+        with elsewhere.entered():
+            ssh, web = held.enter_context(listener()), held.enter_context(listener(port=WEB))
+        move(network, elsewhere)
+        time.sleep(0.3)
+        if not is_followed:
+            Firewall().insert(Rule(RuleKey(Prefix.parse("192.0.2.1"), "tcp", 1)))
+        assert is_filtered(network, "10.9.0.1")
+        assert wait_until(lambda: is_answered(network.client, "10.9.0.1"), SOON)
+        assert status(capsys) == (
+            21,
+            [
+                "gw0: it is in another network namespace, and is still filtered by this firewall:"
+                " zfw detach gw0 if it shall not be attached"
+            ],
+        )
+        assert {e.interface for e in Firewall().save().attachments} == {"gw0"}
+        ssh.close()
+        web.close()
+        held.enter_context(listener())
+        held.enter_context(listener(port=WEB))
+        move_back(network, elsewhere)
+        if not is_followed:
+            assert status(capsys)[0] in (0, 21)
+            Firewall().refresh()
+        assert is_filtered(network, "10.9.0.1")
+        assert wait_until(lambda: status(capsys) == (0, []), SOON)
+
+
+def test_a_moved_interface_keeps_its_settings_under_another_index(
+    network: Network, elsewhere: Namespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a container, whose own interface has the same index."""
+    Firewall().attach("gw0")
+    Firewall().set(["gw0"], "icmp_echo", True)
+    elsewhere.ip(f"link add other0 index {socket.if_nametoindex('gw0')} type bridge")
+    with Follower(network.gateway):
+        move(network, elsewhere)
+        with elsewhere.entered(), listener(port=WEB):
+            assert wait_until(lambda: is_answered(network.client, "10.9.0.1"), SOON)
+            assert not connects(network.client, "10.9.0.1", WEB, patience=0.2)
+        move_back(network, elsewhere)
+        with listener(), listener(port=WEB):
+            assert is_filtered(network, "10.9.0.1")
+        assert wait_until(lambda: is_answered(network.client, "10.9.0.1"), SOON)
+        assert wait_until(lambda: status(capsys) == (0, []), SOON)
+
+
+@pytest.mark.parametrize("has_same_index", [True, False])
+def test_a_moved_interface_can_be_detached(
+    network: Network,
+    elsewhere: Namespace,
+    capsys: pytest.CaptureFixture[str],
+    has_same_index: bool,
+) -> None:
+    Firewall().attach("gw0")
+    if not has_same_index:
+        elsewhere.ip(f"link add other0 index {socket.if_nametoindex('gw0')} type bridge")
+    move(network, elsewhere)
+    with elsewhere.entered(), listener(port=WEB):
+        assert not connects(network.client, "10.9.0.1", WEB, patience=0.2)
+    capsys.readouterr()
+    assert main(["detach", "gw0"]) == 0
+    with elsewhere.entered(), listener(port=WEB):
+        assert connects(network.client, "10.9.0.1", WEB)
+    assert status(capsys) == (0, [])
+    assert main(["detach", "gw0"]) == 5
+
+
+def test_a_restore_detaches_a_moved_interface_that_the_document_does_not_have(
+    network: Network, elsewhere: Namespace
+) -> None:
+    Firewall().attach("gw0")
+    document = Firewall().save()
+    move(network, elsewhere)
+    assert Firewall().restore(document).missing == ["gw0"]
+    with elsewhere.entered(), listener(port=WEB):
+        assert not connects(network.client, "10.9.0.1", WEB, patience=0.2)
+        with network.gateway.entered():
+            Firewall().restore(Document(version=1))
+        assert connects(network.client, "10.9.0.1", WEB)
+
+
+def test_another_interface_with_the_index_and_the_name_of_a_moved_one(
+    network: Network, elsewhere: Namespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each has its programs: neither takes those of the other."""
+    Firewall().attach("gw0")
+    index = socket.if_nametoindex("gw0")
+    with Follower(network.gateway):
+        move(network, elsewhere)
+        network.gateway.ip(f"link add gw0 index {index} type bridge")
+        assert is_attached("gw0", "ingress", "egress")
+        with elsewhere.entered():
+            assert [each for each, _, _ in attached("gw0")] == ["ingress", "egress"]
+            with listener(), listener(port=WEB):
+                assert not connects(network.client, "10.9.0.1", WEB, patience=0.2)
+    assert status(capsys) == (0, [])
+    Firewall().detach_all()
+    with elsewhere.entered():
+        assert attached("gw0") == []
+
+
+def test_a_move_removes_clsact_and_the_follower_attaches_anew(
+    network: Network, elsewhere: Namespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There, the firewall does not filter: it says so. Back here, it is filtered at once."""
+    Firewall().attach("gw0", "ingress", "clsact")
+    with Follower(network.gateway), ExitStack() as held:
+        move(network, elsewhere)
+        assert status(capsys)[0] == 21
+        for port in (22, WEB):
+            held.enter_context(listener(port=port))
+        move_back(network, elsewhere)
+        assert is_attached("gw0", within=1)
+        assert is_filtered(network, "10.9.0.1")
+        assert status(capsys) == (0, [])
 
 
 # The follower itself
