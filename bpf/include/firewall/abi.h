@@ -424,6 +424,8 @@ enum fw_flow_flag {
 	FW_FLOW_FIN_0 = 8,
 	FW_FLOW_FIN_1 = 16,
 	FW_FLOW_RESET = 32,
+	/* TCP: the responder has sent a SYN of its own before it answered. */
+	FW_FLOW_CROSSED = 64,
 };
 
 enum fw_flow_stage {

@@ -13,7 +13,9 @@
  * The entry moves from the table of opening flows to that of open ones when the flow becomes
  * confirmed, and back when a new SYN is answered. Two marks override the state: a flow is
  * "closing" after both ends have sent FIN, and "reset" after an exact RST. A marked flow has a
- * shorter timeout. A bare SYN treats a marked flow like a flow whose timeout is over: as no entry.
+ * shorter timeout. Where the SYNs of both ends cross (RFC 9293, section 3.5), the responder may
+ * answer by any segment that acknowledges the initiator's. A bare SYN treats a marked flow like a
+ * flow whose timeout is over: as no entry.
  *
  * The tests named test_flow_states.py compare the reference model with this table, and the
  * program with the model, in each state with each kind of packet.
@@ -43,6 +45,7 @@ enum fw_flow_step {
 	FW_STEP_BEGIN_ANEW, /* writes a new entry of the same initiator: answered */
 	FW_STEP_ANSWER, /* as RENEW; then answered */
 	FW_STEP_CONFIRM, /* as RENEW; then confirmed */
+	FW_STEP_CROSS, /* marks the flow as crossed, the timeout goes on */
 };
 
 /* A row of the table: the step in each state. */
@@ -62,7 +65,7 @@ enum fw_flow_event {
 
 	/* The responder: a bare SYN; a SYN-ACK to the initiator's new SYN; proof; TCP without
 	 * proof. */
-	FW_EVENT_RESPONDER_SYN = FW_ROW(IGNORE,    IGNORE,  IGNORE,     IGNORE),
+	FW_EVENT_RESPONDER_SYN = FW_ROW(IGNORE,    CROSS,   IGNORE,     IGNORE),
 	FW_EVENT_NEW_ANSWER    = FW_ROW(IGNORE,    IGNORE,  BEGIN_ANEW, BEGIN_ANEW),
 	FW_EVENT_ANSWER        = FW_ROW(IGNORE,    ANSWER,  RENEW,      RENEW),
 	FW_EVENT_UNPROVEN      = FW_ROW(IGNORE,    IGNORE,  RENEW,      RENEW),

@@ -231,9 +231,21 @@ static __always_inline bool fw_is_plausible(const struct packet *packet,
 		       fw_is_near(packet->acknowledgment, match->other_next);
 	if (packet->tcp_flags & TCP_SYN)
 		return fw_acknowledges_syn(packet, match);
+	if (match->flags & FW_FLOW_CROSSED && fw_acknowledges_syn(packet, match))
+		return true;
 	/* The other end may still have an older connection. It answers the SYN with a bare
 	 * ACK, and the initiator ends that connection with a RST (RFC 5961, section 4). */
 	return fw_is_only_ack(packet) && packet->transport_length == packet->tcp_header;
+}
+
+/* Whether a bare SYN meets that of a flow that was let out: RFC 9293, section 3.5. */
+static __always_inline bool fw_crosses(struct packet *packet)
+{
+	struct fw_flow_match match = {};
+
+	return fw_is_only_syn(packet) && fw_find_flow(packet, &match) && !match.is_initiator &&
+	       match.stage == FW_FLOW_STARTED && match.flags & FW_FLOW_ADMITTED_OUT &&
+	       !(match.flags & FW_FLOW_ADOPTED) && !fw_is_closed(match.flags);
 }
 
 /* Whether the packet proves that its sender has received what the other end sent. */
@@ -249,7 +261,8 @@ static __always_inline bool fw_is_proof(const struct packet *packet,
 		return false;
 	if (match->flags & FW_FLOW_ADOPTED || match->stage != FW_FLOW_STARTED)
 		return fw_is_near(packet->acknowledgment, match->other_next);
-	return packet->tcp_flags & TCP_SYN && fw_acknowledges_syn(packet, match);
+	return (packet->tcp_flags & TCP_SYN || match->flags & FW_FLOW_CROSSED) &&
+	       fw_acknowledges_syn(packet, match);
 }
 
 /*
@@ -265,6 +278,9 @@ static __always_inline void fw_note_numbers(const struct packet *packet, struct 
 		     !!(packet->tcp_flags & TCP_FIN);
 	/* The responder has no numbers before its first packet. */
 	bool is_new = !match->is_initiator && match->stage == FW_FLOW_STARTED;
+	/* Until the answer, the number after its SYN is what the initiator has acknowledged. */
+	bool is_early = match->is_initiator && match->stage == FW_FLOW_STARTED &&
+			!(match->flags & FW_FLOW_ADOPTED);
 
 	if (packet->tcp_flags & TCP_RST) {
 		if (fw_is_exact_reset(packet, match))
@@ -276,7 +292,7 @@ static __always_inline void fw_note_numbers(const struct packet *packet, struct 
 	if (is_new ||
 	    (fw_sequence_distance(next, match->own_next) > 0 && fw_is_near(next, match->own_next)))
 		flow->next[end] = next;
-	if (packet->tcp_flags & TCP_ACK &&
+	if (packet->tcp_flags & TCP_ACK && !is_early &&
 	    (is_new || (fw_sequence_distance(packet->acknowledgment, match->own_acknowledged) > 0 &&
 			fw_is_near(packet->acknowledgment, match->own_acknowledged))))
 		flow->acknowledged[end] = packet->acknowledgment;
@@ -421,6 +437,10 @@ __noinline int fw_track_flow(struct packet *packet, __u32 track, __u32 admitted)
 		return match.stage != FW_FLOW_NO_ENTRY;
 	if (step == FW_STEP_REMEMBER) {
 		flow->syn = packet->sequence + packet->transport_length - packet->tcp_header + 1;
+		return 1;
+	}
+	if (step == FW_STEP_CROSS) {
+		flow->flags |= FW_FLOW_CROSSED;
 		return 1;
 	}
 	if (step == FW_STEP_BEGIN_ANEW) {

@@ -40,10 +40,14 @@ fw_decide_ingress_rules(struct __sk_buff *skb, struct packet *packet,
 		return NULL;
 	}
 	if (match != FW_MATCH_FOUND) {
-		if (interface->link_flags & FW_LINK_LOOPBACK)
+		if (interface->link_flags & FW_LINK_LOOPBACK) {
 			fw_decide(decision, FW_VERDICT_PASS, FW_REASON_LOOPBACK);
-		else
+		} else if (packet->protocol == IPPROTO_TCP && fw_crosses(packet)) {
+			fw_decide(decision, FW_VERDICT_PASS, FW_REASON_FLOW);
+			decision->track = FW_TRACK_RENEW;
+		} else {
 			fw_decide(decision, FW_VERDICT_DROP, FW_REASON_NO_RULE);
+		}
 		return NULL;
 	}
 

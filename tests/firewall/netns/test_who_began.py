@@ -7,11 +7,13 @@ Only the outside interface of the gateway has the firewall, in both directions.
 from __future__ import annotations
 
 import os
+import select
 import socket
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from scapy.layers.inet import TCP
 
 from tests.firewall.support.flow_tables import age_flows, clear_flows
 from tests.firewall.support.frames import (
@@ -29,16 +31,21 @@ from tests.firewall.support.routed import (
     OUTSIDE_GATEWAY,
     PORT,
     SERVER,
+    SILENT_CLIENT,
+    SILENT_SERVER,
     Wires,
     bound,
     conversation,
     hears_nothing,
+    segment,
     serving,
 )
 from zfw_py import Firewall, FlowLimits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.support.netns import Namespace
 
 pytestmark = pytest.mark.kernel
 
@@ -258,3 +265,81 @@ def test_a_syn_from_outside_lets_no_socket_out(outside: Outside, family: int) ->
             other.connect_ex((OUTSIDE_GATEWAY[family], port))
             hears_nothing(own)
         assert not heard.has(lambda frame: getattr(frame.payload.payload, "sport", 0) == port)
+
+
+# Both ends begin at once: RFC 9293, section 3.5
+
+
+@families
+@pytest.mark.parametrize("answer", ["SA", "A"])
+def test_crossing_syns_become_a_connection(outside: Outside, answer: str, family: int) -> None:
+    """The SYN from outside has no rule; that from inside has left, and is not answered yet."""
+    client, server = (SILENT_CLIENT[family], 4000), (SILENT_SERVER[family], 4001)
+    ours, theirs = 1000, 3 << 30
+    with outside.capture(outside.client) as inside, outside.counts(flow=3):
+        outside.send(outside.client, segment(client, server, "S", ours))
+        outside.send(outside.server, segment(server, client, "S", theirs))
+        outside.send(outside.client, segment(client, server, "SA", ours, theirs + 1))
+        outside.send(outside.server, segment(server, client, answer, theirs, ours + 1))
+        data = segment(server, client, "A", theirs + 1, ours + 1, b"data")
+        outside.send(outside.server, data)
+        assert [inside.next(TCP).flags for _ in range(3)] == ["S", answer, "A"]
+    with outside.counts(no_rule=2):
+        outside.send(outside.server, segment(server, client, "S", theirs + 7))
+        other = (SILENT_SERVER[family], 4002)
+        outside.send(outside.server, segment(other, client, "S", theirs))
+
+
+@families
+def test_a_crossing_syn_needs_the_others_number(outside: Outside, family: int) -> None:
+    """A SYN alone lets no segment in that does not acknowledge the one that left."""
+    client, server = (SILENT_CLIENT[family], 4000), (SILENT_SERVER[family], 4001)
+    outside.send(outside.client, segment(client, server, "S", 1000))
+    with outside.counts(flow=1, flow_invalid=2):
+        outside.send(outside.server, segment(server, client, "S", 7))
+        for acknowledged in (999, 5000):
+            data = segment(server, client, "A", 8, acknowledged, b"data")
+            outside.send(outside.server, data)
+
+
+@contextmanager
+def delayed(namespace: Namespace, interface: str, to: str) -> Iterator[None]:
+    """What leaves by the interface waits: a bucket that is empty at first fills slowly."""
+    shape = "tbf rate 8kbit burst 1600 limit 100000"
+    namespace.run(*f"tc qdisc add dev {interface} root {shape}".split())
+    with bound(namespace, "udp", 4) as filling:
+        filling.sendto(bytes(1472), (to, 9))
+    try:
+        yield
+    finally:
+        namespace.run(*f"tc qdisc del dev {interface} root".split())
+
+
+@families
+def test_two_gateways_let_crossing_syns_through(outside: Outside, family: int) -> None:
+    """Real sockets: the host outside has a firewall as well, and each SYN leaves first."""
+    with outside.server.entered():
+        far = Firewall()
+        far.attach("eth0")
+        far.set(["eth0"], "ipv6", True)
+    try:
+        with (
+            delayed(outside.server, "eth0", OUTSIDE_GATEWAY[4]),
+            delayed(outside.gateway, outside.outside, SERVER[4]),
+            bound(outside.gateway, "tcp", family, 4005) as own,
+            bound(outside.server, "tcp", family, 4006) as other,
+        ):
+            for each, to in (
+                (own, (SERVER[family], 4006)),
+                (other, (OUTSIDE_GATEWAY[family], 4005)),
+            ):
+                each.setblocking(False)
+                each.connect_ex(to)
+            own.settimeout(5)
+            other.settimeout(5)
+            select.select([], [own], [], 5)
+            own.send(b"across")
+            assert other.recv(100) == b"across"
+    finally:
+        with outside.server.entered():
+            far.detach_all()

@@ -42,14 +42,22 @@ def flows(protocol: int, seen: float) -> Iterator[TrackedFlow | None]:
     marks: tuple[tuple[bool, tuple[int, ...]], ...] = ((False, ()),)
     if tcp:
         marks += ((False, (0,)), (False, (1,)), (False, (0, 1)), (True, ()))
-    for stage, is_adopted, (is_reset, fins), again in product(
-        STATES[1:], (False, True) if tcp else (False,), marks, (0, AGAIN) if tcp else (0,)
+    crossings = (False, True) if tcp else (False,)
+    for stage, is_adopted, (is_reset, fins), again, is_crossed in product(
+        STATES[1:],
+        (False, True) if tcp else (False,),
+        marks,
+        (0, AGAIN) if tcp else (0,),
+        crossings,
     ):
+        if is_crossed and stage != "started":
+            continue
         flow = TrackedFlow(
             *(protocol, *ends(protocol), seen, stage),
             is_admitted_out=True,
             is_adopted=is_adopted,
             is_reset=is_reset,
+            is_crossed=is_crossed,
             again=again,
             fins=set(fins),
         )

@@ -57,6 +57,7 @@ def encode(flow: TrackedFlow) -> tuple[bytes, bytes]:
         | layout.FLOW_ADMITTED_OUT * flow.is_admitted_out
         | layout.FLOW_ADOPTED * flow.is_adopted
         | layout.FLOW_RESET * flow.is_reset
+        | layout.FLOW_CROSSED * flow.is_crossed
     )
     for fin in flow.fins:
         flags |= _FINS[initiator ^ fin]

@@ -850,6 +850,8 @@ def decide(
     if matched is None:
         if interface.is_loopback:
             return Decision("pass", "loopback")
+        if flow is not None and flow.crosses(segment):
+            return Decision("pass", "flow", track="renew")
         return Decision("drop", "no_rule")
     if matched.action == "deny":
         return Decision("drop", "rule_deny", matched)

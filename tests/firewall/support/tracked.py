@@ -97,6 +97,7 @@ class TrackedFlow:
     is_admitted_out: bool = False
     is_adopted: bool = False  # its beginning was not seen
     is_reset: bool = False
+    is_crossed: bool = False  # the responder has sent a SYN before its answer
     again: int = 0  # the number after a SYN of the initiator since it was answered
     fins: set[int] = field(default_factory=set)  # 0: the initiator has sent it, 1: the responder
     next: dict[End, int] = field(default_factory=dict)
@@ -183,6 +184,8 @@ class TrackedFlow:
             )
         if segment.flags & SYN:
             return self._answers_syn(segment)
+        if self.is_crossed and self._answers_syn(segment):
+            return True
         # An end that still has an older connection answers a SYN with a bare ACK: RFC 5961
         # section 4.
         return segment.is_bare_ack and segment.length == 0
@@ -197,7 +200,21 @@ class TrackedFlow:
             return False
         if self.is_adopted or self.stage != "started":
             return is_near(segment.acknowledgment, self.next[self._other(segment)])
-        return bool(segment.flags & SYN) and self._answers_syn(segment)
+        return (bool(segment.flags & SYN) or self.is_crossed) and self._answers_syn(segment)
+
+    def crosses(self, segment: Segment) -> bool:
+        """Is it the SYN of the responder, sent before that of the initiator reached it?
+
+        RFC 9293 section 3.5. The initiator's SYN was seen to leave, and not answered yet.
+        """
+        return (
+            segment.is_bare_syn
+            and not self.is_from_initiator(segment)
+            and self.stage == "started"
+            and self.is_admitted_out
+            and not self.is_adopted
+            and not self.is_closed
+        )
 
     # Changes by a packet.
 
@@ -214,7 +231,9 @@ class TrackedFlow:
             distance(segment.end, self.next[sender]) > 0 and is_near(segment.end, self.next[sender])
         ):
             self.next[sender] = segment.end
-        if segment.flags & ACK and (
+        # Before the answer this number of the initiator's is the one after its SYN.
+        is_early = from_initiator and self.stage == "started" and not self.is_adopted
+        if (segment.flags & ACK and not is_early) and (
             is_first
             or (
                 distance(segment.acknowledgment, self.acknowledged[sender]) > 0
@@ -266,6 +285,8 @@ class TrackedFlow:
             if segment.is_bare_syn:
                 if from_initiator:
                     self.again = segment.end
+                elif self.stage == "started":
+                    self.is_crossed = True
                 return
             is_answer = not from_initiator and self.stage == "started"
             if is_answer and not segment.is_reset and not is_proof:

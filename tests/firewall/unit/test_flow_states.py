@@ -21,7 +21,7 @@ from tests.firewall.support.tracked import ACK, FIN, ICMP, RST, SYN, TCP, UDP, S
 from zfw_py.firewall import layout
 
 HEADER = Path(__file__).parents[3] / "bpf" / "include" / "firewall" / "flow_states.h"
-STEPS = {"IGNORE", "RENEW", "BEGIN", "REMEMBER", "BEGIN_ANEW", "ANSWER", "CONFIRM"}
+STEPS = {"IGNORE", "RENEW", "BEGIN", "REMEMBER", "BEGIN_ANEW", "ANSWER", "CONFIRM", "CROSS"}
 TABLE = {
     event: dict(zip(STATES, re.findall(r"\w+", row), strict=True))
     for event, row in re.findall(r"FW_EVENT_(\w+) += FW_ROW\((.*)\),", HEADER.read_text())
@@ -90,7 +90,8 @@ def check(
             assert after.initiator == INITIATOR
         return
     assert before is not None
-    if step in ("IGNORE", "REMEMBER"):
+    assert after.is_crossed == (step == "CROSS" or before.is_crossed)
+    if step in ("IGNORE", "REMEMBER", "CROSS"):
         assert (after.seen, after.stage, after.fins) == (BEFORE, before.stage, before.fins)
         assert (after.next, after.acknowledged) == (before.next, before.acknowledged)
         assert after.is_reset == before.is_reset

@@ -199,7 +199,7 @@ def test_a_new_syn_on_an_open_flow_counts_once_it_is_answered() -> None:
         (answer("SA", 9, 1001), "pass flow"),
         (answer("SA", 9, 1000), "drop flow_invalid"),
         (answer("SA", 9, 1002), "drop flow_invalid"),
-        (answer("S", 9), "drop no_rule"),
+        (answer("S", 9), "pass flow"),
         (answer("RA", 0, 1001), "pass flow"),
         (answer("R", 1001), "drop flow_invalid"),
         (answer("A", 77, 88), "pass flow"),
