@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from zfw_py.guard.background import Background
     from zfw_py.guard.events import EventSink
     from zfw_py.guard.foreign_sockets import ForeignSocket
+    from zfw_py.guard.leaving import Leaver
     from zfw_py.guard.listeners import Listeners
     from zfw_py.guard.listing import GuardStatus
     from zfw_py.guard.maps import Manifest
@@ -50,14 +51,21 @@ class Guard:
 
     The object holds nothing open, and several processes may use the same guard at once.
     ``id``: eight hexadecimal digits. ``foreign_sockets``: sockets outside of the guard's reach
-    that processes of the cgroup held when ``attach`` or ``redirect`` created it. All methods need
+    that processes of the cgroup held when ``attach`` or ``redirect`` created it. ``leavers``:
+    processes that may move out of the cgroup. All methods need
     root and raise ZfwError; one that fails has changed nothing.
     """
 
-    def __init__(self, identifier: str, foreign_sockets: Sequence[ForeignSocket] = ()) -> None:
+    def __init__(
+        self,
+        identifier: str,
+        foreign_sockets: Sequence[ForeignSocket] = (),
+        leavers: Sequence[Leaver] = (),
+    ) -> None:
         """A guard that exists; the first method that is called raises NotFound if it does not."""
         self.id = identifier
         self.foreign_sockets = list(foreign_sockets)
+        self.leavers = list(leavers)
 
     # Creating
 
@@ -270,12 +278,14 @@ def _occupied(target: GuardTarget, manifest: Manifest) -> Guard:
         cgroups.move_tree(target.moved_pid, manifest.cgroup)
     # Imported here: pyroute2 takes 150 ms, which `run` does not need.
     from zfw_py.guard.foreign_sockets import foreign_sockets
+    from zfw_py.guard.leaving import leavers
 
     # Supervisors of nested guards hold sockets from other cgroups by design.
     supervisors = programs.supervisor_pids()
     pids = cgroup.processes(manifest.cgroup, is_recursive=True)
     pids = [pid for pid in pids if pid not in supervisors]
-    return Guard(manifest.id, foreign_sockets(pids, manifest.cgroup))
+    sockets = foreign_sockets(pids, manifest.cgroup)
+    return Guard(manifest.id, sockets, leavers(pids, manifest.cgroup))
 
 
 def _of_another_build(target: GuardTarget, policy: Policy) -> str | None:

@@ -155,6 +155,16 @@ def _status(pid: int) -> dict[str, str]:
         return dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
 
 
+def identity_of(pid: int) -> tuple[int, set[int]]:
+    """The user id and all group ids of a process, as the file system checks them.
+
+    Raises FileNotFoundError or ProcessLookupError if there is no such process.
+    """
+    status = _status(pid)
+    groups = {*status["Gid"].split()[3:], *status["Groups"].split()}
+    return int(status["Uid"].split()[3]), {int(each) for each in groups}
+
+
 def files_of(pid: int) -> dict[int, str]:
     """The path, or what the kernel shows instead, of each descriptor of a process.
 

@@ -229,6 +229,23 @@ def test_its_guard_is_beside_the_delegated_cgroup(world: World, delegated: Path)
     assert world.is_clean(), world.left()
 
 
+def test_attach_warns_of_a_process_that_may_leave(world: World, delegated: Path) -> None:
+    guarded = delegated / "app"
+    guarded.mkdir()
+    setpriv = ("setpriv", "--reuid", "nobody", "--regid", "nogroup", "--clear-groups")
+    command = (*setpriv, "sh", "-c", "echo in; exec sleep 1000")
+    process = world.start(*from_within(guarded, *command))
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "in\n"
+        warnings = world.attach(guarded).warnings
+    finally:
+        process.kill()
+        process.communicate()
+    assert warnings.startswith(f"zfw: warning: process {process.pid} (")
+    assert warnings.endswith(f" may leave: user {NOBODY} may write to {delegated}/cgroup.procs\n")
+
+
 def test_a_guard_around_the_caller_is_not_left(world: World, delegated: Path) -> None:
     outer = world.attach(delegated, "--allow", "both.example")
     done = world.run(*from_within(delegated, *RUN, "true"))

@@ -36,8 +36,10 @@ def command(**values: Any) -> None:
 
 
 def show(guard: Guard) -> None:
-    """Print a new guard's id, and warn of sockets that it does not guard."""
+    """Print a new guard's id, and warn of what it does not hold."""
     for foreign in guard.foreign_sockets:
         output.warning(f"{foreign}; it is not guarded")
+    for leaver in guard.leavers:
+        output.warning(str(leaver))
     output.line(guard.id)
     sys.stdout.flush()
