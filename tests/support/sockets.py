@@ -8,7 +8,10 @@ import errno
 import os
 import socket
 import struct
+import sys
 from typing import TYPE_CHECKING
+
+from tests.support.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,17 +37,23 @@ def error_of(action: Callable[[], object]) -> str:
 
 
 def udp_socket(family: int | str = 4) -> socket.socket:
-    """A UDP socket with a time-out of 5 s."""
+    """A UDP socket with a time-out for a busy machine."""
     made = socket.socket(FAMILY[family], socket.SOCK_DGRAM)
-    made.settimeout(5)
+    made.settimeout(PATIENCE)
     return made
 
 
 def tcp_socket(family: int | str = 4, protocol: int = 0) -> socket.socket:
-    """A TCP socket, or one of another protocol with streams, with a time-out of 5 s."""
+    """A TCP socket, or one of another protocol with streams, with a time-out for a busy machine."""
     made = socket.socket(FAMILY[family], socket.SOCK_STREAM, protocol)
-    made.settimeout(5)
+    made.settimeout(PATIENCE)
     return made
+
+
+def retransmissions(made: socket.socket) -> int:
+    """How many segments a TCP socket has sent again, SYNs too: struct tcp_info, since 4.2."""
+    info = made.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+    return int.from_bytes(info[100:104], sys.byteorder)
 
 
 def stream(made: socket.socket, data: bytes, address: str, port: int = 80) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from tests.firewall.support.listeners import tcp_listener
 from tests.support.command import ZFW
+from tests.support.waiting import PATIENCE
 from zfw_py import Firewall, NotInstalled, Prefix, Rule, RuleKey
 from zfw_py.compat import contents, install, places
 from zfw_py.compat.router_config import MODE
@@ -247,7 +248,7 @@ def test_case_41_the_routers_own_ports_are_open_and_no_others(machine: Machine) 
         tcp_listener(port=8444, address="0.0.0.0"),
         machine.network.client.entered(),
     ):
-        socket.create_connection(("10.9.0.1", 8443), timeout=3).close()
+        socket.create_connection(("10.9.0.1", 8443), timeout=PATIENCE).close()
         with pytest.raises(TimeoutError):
             socket.create_connection(("10.9.0.1", 8444), timeout=0.3)
 

@@ -17,6 +17,7 @@ from tests.compat.support.fake_router import SERVICE_ID, CommandLine
 from tests.firewall.support.listeners import Listener, tcp_listener, udp_listener
 from tests.support.command import ZFW
 from tests.support.netns import Network
+from tests.support.waiting import PATIENCE
 from zfw_py import Firewall
 from zfw_py.firewall import layout
 from zfw_py.firewall.maps import Maps
@@ -92,7 +93,7 @@ class Gateway(Network):
         with self.client.entered():
             client = socket.socket(family, socket.SOCK_STREAM)
         with client:
-            client.settimeout(5)
+            client.settimeout(PATIENCE)
             client.connect((address, port))
             with listener.accept() as accepted:
                 assert accepted.getsockname()[:2] == (address, port)
@@ -127,7 +128,7 @@ class Gateway(Network):
             else:
                 made = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
         with made:
-            made.settimeout(5)
+            made.settimeout(PATIENCE)
             made.connect((address, 0))
             # Identifier and number 1; the kernel fills in the checksum of ICMPv6.
             made.send(bytes.fromhex("8000000000010001" if ":" in address else "0800f7fd00010001"))

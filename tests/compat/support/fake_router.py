@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from tests.firewall.support.listeners import IP_RECVORIGDSTADDR, IP_TRANSPARENT, Listener
 from tests.support.command import ZFW
+from tests.support.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from tests.support.netns import Namespace
@@ -227,7 +228,7 @@ def multipath_listener() -> Listener:
         listener.socket.setsockopt(socket.SOL_IP, IP_RECVORIGDSTADDR, 1)
     except OSError:
         pass
-    listener.socket.settimeout(5)
+    listener.socket.settimeout(PATIENCE)
     listener.socket.bind(("127.0.0.1", 0))
     listener.socket.listen(8)
     listener.port = listener.socket.getsockname()[1]

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.firewall.support.frames import PATIENCE, SOCKET_FAMILY, families, is_silent
+from tests.firewall.support.frames import SOCKET_FAMILY, families, is_silent
 from tests.support.daemons import running
 from tests.support.netns import Network
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 from zfw_py import Firewall
 
 if TYPE_CHECKING:

@@ -15,7 +15,6 @@ from scapy.layers.inet import UDP
 from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
 
 from tests.firewall.support.frames import (
-    PATIENCE,
     PROTOCOLS,
     SOME,
     exchange,
@@ -41,7 +40,7 @@ from tests.firewall.support.routed import (
     serving,
     transfer,
 )
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -76,7 +75,7 @@ def test_bulk_data_passes_in_large_packets(
     ):
         client.connect((SERVER[family], PORT))
         with listener.accept()[0] as connection:
-            connection.settimeout(5)
+            connection.settimeout(PATIENCE)
             ends = [client, connection]
             if sender == "server":
                 ends.reverse()

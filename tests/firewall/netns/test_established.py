@@ -13,7 +13,6 @@ from tests.firewall.support.frames import (
     AFTERWARDS,
     CLIENT,
     GATEWAY,
-    PATIENCE,
     PROTOCOLS,
     SERVICE,
     SOCKET_FAMILY,
@@ -27,6 +26,7 @@ from tests.firewall.support.frames import (
     listening,
     transparent_socket,
 )
+from tests.support.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -41,7 +41,6 @@ from tests.firewall.support.frames import (
     CLIENT,
     FAMILIES,
     GATEWAY,
-    PATIENCE,
     SERVICE,
     SOCKET_FAMILY,
     SOCKET_KIND,
@@ -55,7 +54,7 @@ from tests.firewall.support.frames import (
     syn,
     transparent_socket,
 )
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -54,6 +54,7 @@ from tests.firewall.support.tracked import (
     End,
     TrackedFlows,
 )
+from tests.support.waiting import PATIENCE
 from zfw_py import Delete, Firewall, Prefix, Rule, RuleKey
 from zfw_py.firewall import layout
 from zfw_py.firewall.maps import Maps
@@ -577,7 +578,7 @@ def test_interception_of_udp_survives_the_proxys_answer(world: World, network: N
     """The answer is this host's, and begins no flow of its own."""
     with network.client.entered():
         client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    client.settimeout(5)
+    client.settimeout(PATIENCE)
     with udp_listener() as proxy, client:
         intercept = rule("100.72.0.4/32", "udp", 53, tproxy_port=proxy.port)
         world.firewall.insert(kernel_rule(intercept), route=True)
@@ -588,7 +589,6 @@ def test_interception_of_udp_survives_the_proxys_answer(world: World, network: N
             answering.socket.sendto(b"answer", source)
             assert client.recv(100) == b"answer"
         client.sendto(b"second", ("100.72.0.4", 53))
-        proxy.socket.settimeout(1)
         assert proxy.receive()[0] == b"second"
 
 

@@ -22,6 +22,7 @@ from tests.firewall.support.routed import (
     segment,
     serving,
 )
+from tests.support.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -350,7 +351,7 @@ def test_a_new_connection_from_the_same_port_works_at_once(
                         for each in (one, other):
                             each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, pack("ii", 0, 0))
                     one.close()
-                    other.settimeout(3)
+                    other.settimeout(PATIENCE)
                     try:
                         assert other.recv(1) == b""
                     except ConnectionResetError:

@@ -38,7 +38,6 @@ from tests.firewall.support.frames import (
     CLIENT,
     FAMILIES,
     GATEWAY,
-    PATIENCE,
     PROTOCOLS,
     SERVICE,
     Gateway,
@@ -50,6 +49,7 @@ from tests.firewall.support.frames import (
     syn,
     transparent_socket,
 )
+from tests.support.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,7 +12,7 @@ from scapy.layers.inet import ICMP
 from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6PacketTooBig, ICMPv6TimeExceeded
 from scapy.packet import Raw
 
-from tests.firewall.support.frames import FAMILIES, PATIENCE, PROTOCOLS, SOME, families
+from tests.firewall.support.frames import FAMILIES, PROTOCOLS, SOME, families
 from tests.firewall.support.routed import (
     ANYWHERE,
     CLIENT,
@@ -32,7 +32,7 @@ from tests.firewall.support.routed import (
     serving,
     transfer,
 )
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

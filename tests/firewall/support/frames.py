@@ -24,7 +24,7 @@ from tests.firewall.support.listeners import (
     udp_listener,
 )
 from tests.support.netns import Network
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 from zfw_py import Firewall, Prefix, Rule, RuleKey
 
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ SOCKET_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 SOCKET_KIND = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 TRANSPARENT = {4: (socket.SOL_IP, IP_TRANSPARENT), 6: (socket.IPPROTO_IPV6, IPV6_TRANSPARENT)}
 
-# Seconds to wait for an event that must happen, and for one that must not.
-PATIENCE = 3.0
+# Seconds to wait for an event that must not happen.
 SILENCE = 0.03
 
 _ETH_P_ALL = 3

@@ -8,6 +8,8 @@ import struct
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from tests.support.waiting import PATIENCE
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -31,16 +33,16 @@ class Listener:
         else:
             self.socket.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
             self.socket.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVORIGDSTADDR, 1)
-        self.socket.settimeout(5)
+        self.socket.settimeout(PATIENCE)
         self.socket.bind((address or LOOPBACK[family], port))
         if kind == socket.SOCK_STREAM:
             self.socket.listen(64)
         self.port: int = self.socket.getsockname()[1]
 
     def accept(self) -> socket.socket:
-        """Accept a connection; both sockets have a time-out of 5 s."""
+        """Accept a connection; both sockets have a time-out for a busy machine."""
         connection, _ = self.socket.accept()
-        connection.settimeout(5)
+        connection.settimeout(PATIENCE)
         return connection
 
     def receive(self) -> tuple[bytes, tuple[str, int], tuple[str, int]]:

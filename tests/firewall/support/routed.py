@@ -21,7 +21,6 @@ from tests.firewall.support import flow_tables
 from tests.firewall.support.frames import (
     DEFAULT_SETTINGS,
     FAMILIES,
-    PATIENCE,
     SILENCE,
     SOCKET_FAMILY,
     SOCKET_KIND,
@@ -30,6 +29,7 @@ from tests.firewall.support.frames import (
     family_of,
 )
 from tests.support.netns import Namespace, Namespaces, RoutedNetwork
+from tests.support.waiting import PATIENCE
 from zfw_py import Firewall, Flow, FlowLimits
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from tests.lifecycle.support import older
 from tests.steer.support.gateway import connected, datagrams, listen
 from tests.support.netns import Network
 from tests.support.sockets import udp_socket
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 from zfw_py import Firewall
 from zfw_py.docker_dns.service import DnsRedirect
 from zfw_py.firewall import programs as firewall_programs
@@ -84,8 +84,8 @@ def conversation(
     rounds = [0]
     with connected(client, address, port) as ours:
         theirs = listener.accept()[0]
-        ours.settimeout(5)
-        theirs.settimeout(5)
+        ours.settimeout(PATIENCE)
+        theirs.settimeout(PATIENCE)
 
         def talk() -> None:
             try:

@@ -7,7 +7,6 @@ import os
 import selectors
 import signal
 import socket
-import time
 import traceback
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
@@ -145,7 +144,6 @@ def _write(fd: int, text: str) -> None:
 
 def _lines(fd: int) -> Iterator[str]:
     rest = b""
-    deadline = time.monotonic() + PATIENCE
     with selectors.DefaultSelector() as selector:
         selector.register(fd, selectors.EVENT_READ)
         while True:
@@ -154,7 +152,7 @@ def _lines(fd: int) -> Iterator[str]:
                 rest = after
                 yield line.decode()
                 continue
-            if not selector.select(max(0, deadline - time.monotonic())):
+            if not selector.select(PATIENCE):
                 return
             data = os.read(fd, 4096)
             if not data:
