@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from zfw_py.guard.events import EventSink, GuardEvent, Lines
     from zfw_py.guard.takeover import Outputs
 
+# Seconds; and how many names are remembered.
+_PRINTED_AGAIN = 10.0
+_MOST_PRINTED = 4096
 _DONE = {"allow": "allowed", "deny": "denied", "redirect": "redirected"}
 
 
@@ -70,14 +73,38 @@ def sink_of(outputs: Outputs) -> EventSink:
     return _sink(log, events, has_all=outputs.lines == "all", has_time=False)
 
 
+class _Printed:
+    """The denied names of the last seconds, each printed once.
+
+    A resolver asks for the same name by several types, and of several servers.
+    """
+
+    def __init__(self) -> None:
+        self._until: dict[tuple[object, ...], float] = {}
+
+    def has(self, record: GuardEvent) -> bool:
+        """Whether a process's denied name was printed lately; from now on it was."""
+        key = (record.pid, record.cgroup, record.name, record.reason)
+        was_printed = record.time < self._until.get(key, 0)
+        if not was_printed:
+            if len(self._until) >= _MOST_PRINTED:
+                self._until.clear()
+            self._until[key] = record.time + _PRINTED_AGAIN
+        return was_printed
+
+
 def _sink(
     file: JsonLog | None, events: output.Events | None, *, has_all: bool, has_time: bool
 ) -> EventSink:
     from zfw_py.guard.events import EventSink
 
+    printed = _Printed()
+
     def emit(record: GuardEvent) -> None:
         if file is not None:
             file.write(as_object(record))
+        if record.hook == "dns" and record.verdict == "deny" and printed.has(record):
+            return
         if events is not None and (has_all or record.verdict == "deny"):
             prefix = clock_text(record.time) if has_time else "zfw guard:"
             events.write(f"{prefix} {line(record)}")

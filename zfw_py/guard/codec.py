@@ -178,6 +178,17 @@ def decision_counts(
     return counts
 
 
+def added_decision_key(hook: str, reason: str) -> bytes:
+    """Key of a counter in the map ``added_decisions``."""
+    place = layout.HOOKS.index(hook) * layout.MOST_REASONS + layout.REASONS.index(reason)
+    return _u32.pack(place)
+
+
+def increased(per_cpu: bytes, count: int) -> bytes:
+    """A per-CPU counter's value, increased for the first CPU."""
+    return _u64.pack(_u64.unpack_from(per_cpu)[0] + count) + per_cpu[_u64.size :]
+
+
 def total(per_cpu: bytes) -> int:
     """The sum of a counter over all CPUs."""
     return sum(value for (value,) in _u64.iter_unpack(per_cpu))

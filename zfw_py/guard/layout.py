@@ -30,6 +30,7 @@ HOOKS = (
     "sendmsg6",
     "egress",
     "setsockopt",
+    "dns",
 )
 
 VERDICTS = (
@@ -54,6 +55,9 @@ REASONS = (
     "malformed",
     "foreign_source",
     "expired",
+    "chain_blocked",
+    "unsupported",
+    "internal_error",
 )
 
 LOG_ONLY = 1

@@ -17,10 +17,12 @@ from zfw_py.guard.codec import (
     Client,
     Config,
     Proxy,
+    added_decision_key,
     client_key,
     decision_counts,
     decode_supervisor,
     encode_supervisor,
+    increased,
     index_of,
     netns_key,
     prefix_key,
@@ -222,6 +224,15 @@ class Maps(Pins):
         """Whether a guarded process sent a query from this source port; arguments as ``client``."""
         key = client_key(cookie, port, protocol, is_ipv6=is_ipv6)
         return self.map("askers").lookup(key) is not None
+
+    def count_dns(self, counts: Mapping[str, int]) -> None:
+        """Add to the counts of the DNS proxy's denials, by reason. The supervisor alone counts."""
+        elements = self.find("added_decisions")
+        if elements is None:
+            return  # a guard of an older build
+        for reason, count in counts.items():
+            key = added_decision_key("dns", reason)
+            elements.update(key, increased(elements.lookup(key) or b"", count))
 
     def decisions(self) -> dict[str, dict[str, int]]:
         """Counts of decisions, by hook and reason."""

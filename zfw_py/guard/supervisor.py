@@ -132,6 +132,7 @@ class _Supervisor:
         self._events = EventBuilder(context.manifest.cgroup, is_log_only=is_log_only)
         self._opened = opened
         self._namespaces: Namespaces | None = None
+        self._denied: dict[str, int] = {}
         self._bugs = 0
         self._next_bug_line = 0.0
         self._stop = asyncio.Event()
@@ -174,6 +175,7 @@ class _Supervisor:
                 loop.remove_reader(population.fileno())
                 await asyncio.gather(*tasks, return_exceptions=True)
             ring.consume(_BATCH)
+            self._count_denied()
             if self._namespaces is not None:
                 self._namespaces.close()
         if self._failure is not None:
@@ -228,6 +230,8 @@ class _Supervisor:
 
     def _on_query(self, query: AnsweredQuery) -> None:
         self._events.remember(query.name, query.addresses)
+        if query.verdict == "deny" or query.reason == "internal_error":
+            self._denied[query.reason] = self._denied.get(query.reason, 0) + 1
         if query.verdict == "allow" and not self._context.sink.wants_all:
             return
         # Keep the log in order: first the decisions that came before this query.
@@ -237,6 +241,12 @@ class _Supervisor:
         if self._namespaces is not None:
             client = self._namespaces.client(query.client, query.transport)
         self._context.sink.emit(self._events.from_query(query, client))
+
+    def _count_denied(self) -> None:
+        """Count the denials of the last second in the map."""
+        counts, self._denied = self._denied, {}
+        if counts:
+            self._context.maps.count_dns(counts)
 
     # The end
 
@@ -267,6 +277,7 @@ class _Supervisor:
             await asyncio.sleep(_CHECK_INTERVAL)
             # The removal of a guard, or of an empty cgroup, causes no event.
             self._guarded(self._check)(population)
+            self._guarded(self._count_denied)()
             if self._namespaces is not None and loop.time() - released >= _RELEASE_INTERVAL:
                 released = loop.time()
                 self._guarded(self._namespaces.release_unused)()

@@ -181,7 +181,8 @@ class Pins:
 
     def find(self, name: str) -> bpf_maps.Map | None:
         """As ``map``; None where the instance has to be upgraded before it has this map."""
-        return None if name in self.missing() else self.map(name)
+        # One that is open stays so when the directory gets its name, or goes.
+        return self.map(name) if name in self._maps or name not in self.missing() else None
 
     def missing(self) -> list[str]:
         """The maps that an upgrade of this instance adds."""

@@ -48,6 +48,7 @@ enum guard_hook {
 	GUARD_HOOK_SENDMSG6,
 	GUARD_HOOK_EGRESS,
 	GUARD_HOOK_SETSOCKOPT,
+	GUARD_HOOK_DNS, /* the DNS proxy, which counts its denials itself */
 	GUARD_HOOKS,
 };
 
@@ -74,6 +75,9 @@ enum guard_reason {
 	GUARD_REASON_MALFORMED, /* deny: no complete IP header */
 	GUARD_REASON_FOREIGN_SOURCE, /* deny: answers would go to a forbidden address */
 	GUARD_REASON_EXPIRED, /* deny: an address of an allowed name, for too long */
+	GUARD_REASON_CHAIN_BLOCKED, /* deny: DNS: an answer leads to a blocked name */
+	GUARD_REASON_UNSUPPORTED, /* deny: DNS: a zone transfer, another class or EDNS version */
+	GUARD_REASON_INTERNAL_ERROR, /* deny: DNS: an error in zfw */
 	GUARD_REASONS,
 };
 
