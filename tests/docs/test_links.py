@@ -100,7 +100,7 @@ def test_tests_that_a_document_names_exist(document: Path) -> None:
     if not named:
         return
     sources = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
-    defined = set(re.findall(r"^def (test_\w+)\(", sources, re.MULTILINE))
+    defined = set(re.findall(r"^ *def (test_\w+)\(", sources, re.MULTILINE))
     assert sorted(set(named) - defined) == []
 
 
