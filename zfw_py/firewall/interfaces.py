@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _EMPTY_ROW = bytes(layout.INTERFACE_SIZE)
 
+_MOST_ADDRESSES = layout.MAPS["addresses"][3]
+
 _LOOPBACK_IFINDEX = 1  # lo comes first in every network namespace
 
 
@@ -134,6 +136,7 @@ class Interfaces:
             self._take_over(name)
         if name in self._names:
             return self._names[name][0]
+        self.check_room(name)
         free = self._free_name_id()
         if free is None:
             self._collect()
@@ -142,6 +145,20 @@ class Interfaces:
             raise MapFull(f"interface {name}: {layout.MAX_INTERFACE_NAMES} names are known already")
         self._write(name, free, 0, 0, codec.NOT_WANTED)
         return free
+
+    def check_room(self, *more: str) -> None:
+        """Before anything is written: whether the addresses fit, also those of ``more`` names.
+
+        Raises MapFull.
+        """
+        found = interface_addresses()
+        if sum(map(len, found.values())) <= _MOST_ADDRESSES:
+            return
+        names = dict(if_nameindex())
+        known = {names.get(ifindex) for ifindex, _, _ in self._places(names).values()}
+        count = sum(len(found.get(name, ())) for name in {*known, *more} if name)
+        if count > _MOST_ADDRESSES:
+            raise _too_many(count)
 
     def _take_over(self, name: str) -> None:
         """Give a renamed interface's new name what the old name has."""
@@ -451,10 +468,13 @@ class Interfaces:
         present = {key for key, _ in table.items()}
         if away:
             wanted |= {key for key in present if codec.decode_address(key)[0] in away}
-        for key in wanted - present:
-            table.update(key, codec.u32(1))
+        if len(wanted) > _MOST_ADDRESSES:
+            raise _too_many(len(wanted))
+        # First those that are no addresses any more: the table may be full.
         for key in present - wanted:
             table.delete(key)
+        for key in wanted - present:
+            table.update(key, codec.u32(1))
 
 
 def note_detached(maps: Maps, attached: Iterable[int]) -> None:
@@ -465,6 +485,13 @@ def note_detached(maps: Maps, attached: Iterable[int]) -> None:
         if row and row[3] & layout.LINK_ATTACHED:
             cleared = (*row[:3], row[3] & ~layout.LINK_ATTACHED)
             table.update(_row_key(ifindex), codec.encode_interface(*cleared))
+
+
+def _too_many(count: int) -> MapFull:
+    return MapFull(
+        f"the interfaces that the firewall knows have {count} addresses, and"
+        f" {_MOST_ADDRESSES} fit into its table"
+    )
 
 
 def settings_of(bits: int) -> dict[str, bool]:

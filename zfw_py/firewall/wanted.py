@@ -11,7 +11,7 @@ from __future__ import annotations
 from socket import if_indextoname
 from typing import TYPE_CHECKING, NamedTuple
 
-from zfw_py.errors import NotFound, ZfwError
+from zfw_py.errors import MapFull, NotFound, ZfwError
 from zfw_py.firewall import programs
 from zfw_py.firewall.interfaces import Interfaces, index_of
 
@@ -48,6 +48,7 @@ def attach(
     maps: Maps, interfaces: Interfaces, name: str, directions: Iterable[str], mode: str
 ) -> list[Attachment]:
     """Record and attach: all of these directions, or on an error none anew."""
+    interfaces.check_room(name)
     interfaces.add(name)
     interfaces.refresh()
     ifindex = index_of(name)
@@ -110,9 +111,12 @@ def detach_unwanted_away(maps: Maps, interfaces: Interfaces) -> None:
 
 def follow(maps: Maps, interfaces: Interfaces) -> Followed:
     """Bring rows and addresses up to date; attach what is wanted and not attached."""
-    interfaces.refresh()
     attached = []
     errors = []
+    try:
+        interfaces.refresh()
+    except MapFull as error:
+        errors.append(error.message)
     for ifindex, name, direction, mode in programs.missing(maps, interfaces):
         try:
             mode = programs.resolved(maps, ifindex, direction, mode)

@@ -23,6 +23,7 @@ from tests.firewall.support.contents import (
 )
 from tests.support.netns import Namespace
 from zfw_py import Firewall, Insert, MapFull, Prefix, Rule, RuleKey
+from zfw_py.cli.app import main
 from zfw_py.firewall import layout
 
 if TYPE_CHECKING:
@@ -246,3 +247,44 @@ def test_one_port_takes_as_many_candidates_as_there_is_room_for(interfaces: list
     assert firewall.explain(datagram(300), first_without).reason == "no_rule"
     for name in (last, first_without):
         firewall.set([name], "per_interface_rules", False)
+
+
+@pytest.mark.timeout(300)
+def test_more_addresses_than_fit_are_refused_before_anything_is_written(
+    namespace: Namespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every command that would write them, with one line; the firewall goes on as it was."""
+    namespace.add_veth("few0", "few1")
+    namespace.add_veth("many0", "many1")
+    room = layout.MAPS["addresses"][3]
+    Firewall().attach("few0")
+    batch = [f"address add 10.{n >> 16}.{n >> 8 & 255}.{n & 255}/32 dev many0" for n in range(room)]
+    namespace.run("ip", "-batch", "-", input="\n".join(batch))
+    Firewall().insert(Rule(RuleKey(Prefix.parse("192.0.2.1"), "tcp", 1)))
+    namespace.ip("address add 172.16.0.1/32 dev few0")
+    before = Firewall().save()
+    refused = (
+        f"zfw: the interfaces that the firewall knows have {room + 1} addresses, and {room} fit"
+        " into its table\n"
+    )
+    insert = ["insert", "-c", "192.0.2.2", "-p", "tcp", "-l", "1"]
+    for command in (
+        ["attach", "many0"],
+        ["set", "many0", "--ipv6", "on"],
+        [*insert, "-N", "many0"],
+    ):
+        capsys.readouterr()
+        assert main(command) == 7
+        assert capsys.readouterr() == ("", refused)
+        assert Firewall().save() == before
+    assert main(insert) == 0, "of interfaces that the firewall does not know, any number"
+    namespace.ip("address del 172.16.0.1/32 dev few0")
+    assert main(["attach", "many0"]) == 0
+    namespace.ip("address add 172.16.0.1/32 dev few0")
+    before = Firewall().save()
+    for command in (["delete", *insert[1:]], ["flush", "--yes"], ["set", "few0", "--ssh", "off"]):
+        capsys.readouterr()
+        assert main(command) == 7
+        assert capsys.readouterr() == ("", refused)
+        assert Firewall().save() == before
+    assert main(["detach", "many0"]) == 0

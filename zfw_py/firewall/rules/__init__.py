@@ -60,7 +60,8 @@ class Transaction:
         self.interfaces = Interfaces(maps)
 
     def __enter__(self) -> RuleEdit:
-        """Heal what a killed writer left. Raises what the kernel answers."""
+        """Heal what a killed writer left. Raises MapFull, and what the kernel answers."""
+        self.interfaces.check_room()
         maps = self._maps
         state = maps.state()
         if state.in_progress or self.interfaces.is_changing():
