@@ -84,7 +84,8 @@ def _new_tcx(directory: str, direction: str, ifindex: int) -> Tcx:
     while Tcx(directory, direction, ifindex, direction, name).target:
         number += 1
         name = f"{base}_{number}"
-    return Tcx(directory, direction, ifindex, direction, name)
+    # A program in front of ours could end the chain, and its packets would pass unseen.
+    return Tcx(directory, direction, ifindex, direction, name, is_first=True)
 
 
 def _clsact(directory: str, direction: str, ifindex: int) -> Clsact:
@@ -249,6 +250,19 @@ def links_away(maps: Maps, ifindex: int | None = None) -> list[Tcx]:
 def index_before(link: Tcx) -> int:
     """The index that a link's interface had here when it was attached: a part of the pin's name."""
     return int(link.pin.rpartition("/")[2].removeprefix(kinds.PIN).split("_")[1])
+
+
+def in_front(attachment: Attachment) -> list[int]:
+    """The ids of TCX programs that run before ours where ours is attached."""
+    attach_type = bpf_links.TCX_INGRESS
+    if attachment.direction == "egress":
+        attach_type = bpf_links.TCX_EGRESS
+    found = [
+        number for number, _ in bpf_links.attached_to_interface(attachment.ifindex, attach_type)
+    ]
+    if attachment.program_id in found:
+        return found[: found.index(attachment.program_id)]
+    return found  # TCX programs run before all filters
 
 
 def missing(maps: Maps, interfaces: Interfaces) -> list[tuple[int, str, str, str]]:

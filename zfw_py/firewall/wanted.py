@@ -175,6 +175,17 @@ def differences(maps: Maps, interfaces: Interfaces, attached: list[Attachment]) 
         what = f"{direction} is attached, and not recorded as wanted"
         command = f"{_attach(name, [direction], 'auto')}, or zfw detach {name}"
         found.append(Difference(name, what, command))
+    for each in attached:
+        if others := programs.in_front(each):
+            what = (
+                f"{each.direction}: TCX program {', '.join(map(str, others))} runs before the"
+                " firewall's, and may pass packets past it"
+            )
+            name = _name_of(each.ifindex)
+            command = f"zfw detach {name}, then {_attach(name, [each.direction], each.mode)}"
+            if each.mode == "clsact":
+                command = f"zfw attach {name} --direction {each.direction} --mode tcx"
+            found.append(Difference(name, what, command))
     has_program = {each.ifindex for each in attached if each.direction == "egress"}
     for name, settings in interfaces.settings().items():
         is_wanted = "egress" in interfaces.wanted().get(name, {})

@@ -46,13 +46,19 @@ ALLOW_MULTI = 2
 _u32 = Struct("=I")
 
 
-def create_link(program_fd: int, target: int, attach_type: int) -> int:
+# BPF_F_BEFORE of TCX links (6.6, 053c8e1f235d): without a relative, before all others.
+_BEFORE = 8
+
+
+def create_link(program_fd: int, target: int, attach_type: int, *, is_first: bool = False) -> int:
     """Attach a program by a link; the descriptor of the link, which the caller closes.
 
     ``target`` is an interface's index for TCX, the descriptor of a cgroup's directory, or
     that of a network namespace for SK_LOOKUP. Programs that are attached already stay.
+    ``is_first``, for TCX alone: the program runs before them, not after.
     """
-    data = Struct("=IIII32x").pack(program_fd, target, attach_type, 0)
+    flags = _BEFORE if is_first else 0
+    data = Struct("=IIII32x").pack(program_fd, target, attach_type, flags)
     return bpf_maps.bpf(_LINK_CREATE, bpf_maps.attribute(data))
 
 

@@ -137,9 +137,15 @@ class Tcx(_PinnedLink):
         direction: str,
         name: str | None = None,
         call: Callable[[Callable[[], None]], None] = here,
+        *,
+        is_first: bool = False,
     ) -> None:
-        """``call`` calls a function from within the interface's network namespace."""
+        """``call`` calls a function from within the interface's network namespace.
+
+        ``is_first``: attached before the programs that are there, not after them.
+        """
         super().__init__(directory, program, name)
+        self._is_first = is_first
         self.ifindex = ifindex
         self.direction = direction
         self.attach_type = _TCX_TYPES[direction]
@@ -151,7 +157,11 @@ class Tcx(_PinnedLink):
     def attach(self, program: int) -> None:
         """Attach a program."""
         self._call(
-            lambda: self._keep(bpf_links.create_link(program, self.ifindex, self.attach_type))
+            lambda: self._keep(
+                bpf_links.create_link(
+                    program, self.ifindex, self.attach_type, is_first=self._is_first
+                )
+            )
         )
 
 

@@ -65,12 +65,42 @@ def test_others_tcx_programs_stay(
 ) -> None:
     with foreign_link(stand_in_object, INTERFACE, direction) as foreign:
         Firewall().attach(INTERFACE, direction, "tcx")
-        assert tcx_programs(INTERFACE, direction) == [foreign, our_program(direction)]
+        # A program in front could end the chain: ours never saw the packet.
+        assert tcx_programs(INTERFACE, direction) == [our_program(direction), foreign]
         if detach_everything:
             Firewall().detach_all()
         else:
             Firewall().detach(INTERFACE)
         assert wait_until(lambda: tcx_programs(INTERFACE, direction) == [foreign])
+
+
+@pytest.mark.parametrize("mode", ["tcx", "clsact"])
+@pytest.mark.parametrize("direction", ["ingress", "egress"])
+def test_the_status_says_which_program_runs_before_ours(
+    machine: Network, stand_in_object: Path, direction: str, mode: str
+) -> None:
+    Firewall().attach(INTERFACE, direction, mode)
+    assert Firewall().status().differences == []
+    attach_type = {"ingress": bpf_links.TCX_INGRESS, "egress": bpf_links.TCX_EGRESS}[direction]
+    with BpfObject(stand_in_object) as loaded:
+        loaded.load()
+        program = loaded.programs()[direction]
+        index = socket.if_nametoindex(INTERFACE)
+        link = bpf_links.create_link(program, index, attach_type, is_first=True)
+        number = bpf_maps.object_id(program)
+        (found,) = Firewall().status().differences
+        os.close(link)
+    assert (found.interface, found.what) == (
+        INTERFACE,
+        f"{direction}: TCX program {number} runs before the firewall's, and may pass packets"
+        " past it",
+    )
+    assert found.command == (
+        f"zfw detach {INTERFACE}, then zfw attach {INTERFACE} --direction {direction}"
+        if mode == "tcx"
+        else f"zfw attach {INTERFACE} --direction {direction} --mode tcx"
+    )
+    assert wait_until(lambda: Firewall().status().differences == [])
 
 
 @pytest.mark.parametrize("detach_everything", [False, True])
