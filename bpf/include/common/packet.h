@@ -35,6 +35,8 @@
 #define PKT_IPV4_MORE_FRAGMENTS 0x2000
 #define PKT_IPV6_FRAGMENT_OFFSET 0xfff8
 #define PKT_IPV6_MORE_FRAGMENTS 0x0001
+/* The bytes of a TCP header without options. */
+#define PKT_TCP_HEADER 20
 
 enum pkt_parsed {
 	PKT_PARSED_IP,
@@ -66,7 +68,7 @@ struct packet {
 	__u8 is_echo_request; /* ICMP, either version */
 	__u8 is_source_routed; /* an option or a routing header sends it on from its destination */
 	__u8 header_protocol; /* of the IPv4 header: AH may stand before the protocol's */
-	__u8 pad[2];
+	__u16 fragment_offset; /* bytes */
 	__u32 transport_length; /* bytes, according to the IP header */
 	__u32 sequence; /* TCP, host order */
 	__u32 acknowledgment;
@@ -205,6 +207,7 @@ static __always_inline enum pkt_parsed parse_ipv4(struct __sk_buff *skb, __u32 o
 		packet->fragment = fragment & PKT_IPV4_FRAGMENT_OFFSET ? PKT_FRAGMENT_LATER :
 									 PKT_FRAGMENT_FIRST;
 		packet->identification = ip.id;
+		packet->fragment_offset = (fragment & PKT_IPV4_FRAGMENT_OFFSET) * 8;
 	}
 	if (header > sizeof(ip))
 		packet->is_source_routed = has_ipv4_source_route(skb, offset, header);
@@ -306,6 +309,7 @@ static __always_inline enum pkt_parsed parse_ipv6(struct __sk_buff *skb, __u32 o
 						   PKT_FRAGMENT_LATER :
 						   PKT_FRAGMENT_FIRST;
 			packet->identification = chain.identification;
+			packet->fragment_offset = chain.fragment & PKT_IPV6_FRAGMENT_OFFSET;
 		}
 	}
 	packet->protocol = chain.next;
@@ -390,6 +394,11 @@ __noinline int parse_packet(struct __sk_buff *skb, int has_ethernet, struct pack
 		       protocol == bpf_htons(ETH_P_PAE) ? PKT_PARSED_EAPOL :
 							  PKT_PARSED_NON_IP;
 
+	/* No link has so small an MTU that a TCP header is cut. Such a fragment would overwrite the
+	 * flags of the first one at a host that lets it (RFC 3128). */
+	if (parsed == PKT_PARSED_IP && packet->fragment == PKT_FRAGMENT_LATER &&
+	    packet->protocol == IPPROTO_TCP && packet->fragment_offset < PKT_TCP_HEADER)
+		return PKT_PARSED_MALFORMED;
 	if (parsed == PKT_PARSED_IP && packet->fragment != PKT_FRAGMENT_LATER &&
 	    (packet->protocol == IPPROTO_TCP || packet->protocol == IPPROTO_UDP) &&
 	    !parse_transport(skb, packet))

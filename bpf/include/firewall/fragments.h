@@ -2,6 +2,10 @@
 /*
  * Fragments: only the first one has ports, so its verdict is remembered and holds for those
  * that follow. fw_decide_later_fragment() looks it up, fw_remember_fragment() writes it.
+ *
+ * Bonds and equal-cost routes let a later fragment overtake the first one. To an own address it
+ * passes: the stack delivers nothing before the first one has passed as well. To another address it
+ * is dropped.
  */
 #ifndef FIREWALL_FRAGMENTS_H
 #define FIREWALL_FRAGMENTS_H
@@ -14,6 +18,7 @@
 #include "common/packet.h"
 #include "common/time.h"
 #include "firewall/abi.h"
+#include "firewall/exceptions.h"
 #include "firewall/maps.h"
 #include "firewall/verdict.h"
 
@@ -43,12 +48,17 @@ static __always_inline void fw_decide_later_fragment(const struct __sk_buff *skb
 
 	fw_set_fragment_key(skb, packet, is_leaving, &key);
 	first = bpf_map_lookup_elem(&fragments, &key);
-	if (!first || first->expires < bpf_ktime_get_ns())
-		fw_decide(decision, FW_VERDICT_DROP, FW_REASON_FRAGMENT_ORPHAN);
-	else if (first->verdict == FW_VERDICT_PASS)
+	if (!first || first->expires < bpf_ktime_get_ns()) {
+		if (!is_leaving &&
+		    fw_is_own_address(skb->ifindex, packet->family, packet->destination))
+			fw_decide(decision, FW_VERDICT_PASS, FW_REASON_FRAGMENT_PASSED);
+		else
+			fw_decide(decision, FW_VERDICT_DROP, FW_REASON_FRAGMENT_ORPHAN);
+	} else if (first->verdict == FW_VERDICT_PASS) {
 		fw_decide(decision, FW_VERDICT_PASS, FW_REASON_FRAGMENT_PASSED);
-	else
+	} else {
 		fw_decide(decision, FW_VERDICT_DROP, FW_REASON_FRAGMENT_DROPPED);
+	}
 }
 
 static __always_inline void fw_remember_fragment(const struct __sk_buff *skb,

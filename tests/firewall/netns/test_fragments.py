@@ -187,6 +187,29 @@ def test_the_order_of_later_fragments_does_not_matter(gateway: Gateway, family: 
         assert service.recv(65535) == LARGE
 
 
+@families
+def test_the_first_fragment_may_come_last(gateway: Gateway, family: int) -> None:
+    """To an own address, as a bond or equal-cost routes deliver them."""
+    gateway.insert(GATEWAY[family], "udp", 5000)
+    with transparent_socket((GATEWAY[family], 5000)) as service:
+        with gateway.counts(rule_pass=1, fragment_passed=3):
+            gateway.send(
+                *reversed(in_fragments(datagram(GATEWAY[family], 5000, LARGE), next(numbers)))
+            )
+        assert service.recv(65535) == LARGE
+
+
+@families
+def test_later_fragments_alone_deliver_nothing(gateway: Gateway, family: int) -> None:
+    """The last of them is the first fragment, and has no rule."""
+    with transparent_socket((GATEWAY[family], 5001)) as service:
+        with gateway.counts(no_rule=1, fragment_passed=3):
+            gateway.send(
+                *reversed(in_fragments(datagram(GATEWAY[family], 5001, LARGE), next(numbers)))
+            )
+        assert is_silent(service)
+
+
 def test_an_ipv6_fragment_header_behind_others_is_found(gateway: Gateway) -> None:
     gateway.insert(GATEWAY[6], "udp", 5000)
     options = IPv6ExtHdrDestOpt(options=[PadN(optdata=bytes(4))])
@@ -237,7 +260,9 @@ def test_a_payload_that_looks_like_ports_is_not_one(
             gateway.insert(GATEWAY[family], name, 80)
         header = struct.pack("!HHHH", 40000, 80, 16, 0) + bytes(24)
         fields = {"protocol": protocol, "offset": offset, "more": more}
-        with gateway.counts(fragment_orphan=2):
+        is_tiny = protocol == TCP_NUMBER and offset < 3
+        expected = {"malformed": 2} if is_tiny else {"fragment_orphan": 1, "fragment_passed": 1}
+        with gateway.counts(**expected):
             gateway.send(
                 later_fragment(SERVICE[family], header, next(numbers), **fields),
                 later_fragment(GATEWAY[family], header, next(numbers), **fields),
@@ -253,7 +278,7 @@ def test_a_later_fragment_of_whatever_is_an_orphan(
 ) -> None:
     gateway.firewall.set(["gw0"], "icmp_echo", True)
     with gateway.counts(fragment_orphan=1):
-        gateway.send(later_fragment(GATEWAY[family], bytes(16), next(numbers), protocol=protocol))
+        gateway.send(later_fragment(SERVICE[family], bytes(16), next(numbers), protocol=protocol))
 
 
 @families
@@ -262,10 +287,10 @@ def test_no_exception_is_for_a_later_fragment(
     gateway: Gateway, source_port: int, destination_port: int, family: int
 ) -> None:
     header = struct.pack("!HHHH", source_port, destination_port, 16, 0) + bytes(24)
-    with gateway.counts(fragment_orphan=2):
+    with gateway.counts(fragment_passed=2):
         gateway.send(
             later_fragment(GATEWAY[family], header, next(numbers)),
-            later_fragment(GATEWAY[family], header, next(numbers), protocol=TCP_NUMBER),
+            later_fragment(GATEWAY[family], header, next(numbers), protocol=TCP_NUMBER, offset=3),
         )
 
 
@@ -274,26 +299,27 @@ def test_no_exception_is_for_a_later_fragment(
 def test_a_fragment_of_another_datagram_is_an_orphan(
     gateway: Gateway, field: str, family: int
 ) -> None:
-    gateway.insert(GATEWAY[family], "udp", 5000)
+    another = {4: "100.72.0.5", 6: "fd72::5"}[family]
+    gateway.insert(another, "udp", 5000)
     gateway.insert(SERVICE[family], "udp", 5000)
     number = next(numbers)
     other = {
         "source": {"source": {4: "10.9.0.3", 6: "fd09::3"}[family]},
-        "destination": {"destination": SERVICE[family]},
+        "destination": {"destination": another},
         "identification": {"identification": next(numbers)},
     }[field]
-    fields = {"destination": GATEWAY[family], "identification": number} | other
-    first = in_fragments(datagram(GATEWAY[family], 5000, LARGE), number)[0]
+    fields = {"destination": SERVICE[family], "identification": number} | other
+    first = in_fragments(datagram(SERVICE[family], 5000, LARGE), number)[0]
     with gateway.counts(rule_pass=1, fragment_orphan=1):
         gateway.send(first, later_fragment(payload=bytes(16), offset=125, **fields))
 
 
 def test_an_ipv4_fragment_of_another_protocol_is_an_orphan(gateway: Gateway) -> None:
     """RFC 791 counts the protocol in to what names a datagram; RFC 8200 does not."""
-    gateway.insert(GATEWAY[4], "udp", 5000)
+    gateway.insert(SERVICE[4], "udp", 5000)
     number = next(numbers)
-    first = in_fragments(datagram(GATEWAY[4], 5000, LARGE), number)[0]
-    other = later_fragment(GATEWAY[4], bytes(16), number, protocol=TCP_NUMBER, offset=125)
+    first = in_fragments(datagram(SERVICE[4], 5000, LARGE), number)[0]
+    other = later_fragment(SERVICE[4], bytes(16), number, protocol=TCP_NUMBER, offset=125)
     with gateway.counts(rule_pass=1, fragment_orphan=1):
         gateway.send(first, other)
 
@@ -301,9 +327,9 @@ def test_an_ipv4_fragment_of_another_protocol_is_an_orphan(gateway: Gateway) -> 
 @families
 def test_a_fragment_from_another_interface_is_an_orphan(gateway: Gateway, family: int) -> None:
     """Who was let in by one interface is not let in by all."""
-    gateway.insert(GATEWAY[family], "udp", 5000)
+    gateway.insert(SERVICE[family], "udp", 5000)
     with gateway.second_wire() as wire:
-        first, second, *_ = in_fragments(datagram(GATEWAY[family], 5000, LARGE), next(numbers))
+        first, second, *_ = in_fragments(datagram(SERVICE[family], 5000, LARGE), next(numbers))
         with gateway.counts(rule_pass=1, fragment_orphan=1):
             gateway.send(first)
             wire(second)

@@ -376,6 +376,8 @@ def _parse_ipv4(frame: bytes, start: int) -> Packet:
     more_fragments = bool(ip[6] & 0x20)
     fragment_offset = _number(ip, 6, 2) & 0x1FFF
     protocol, used = ip[9], header_length
+    if protocol == TCP and 0 < fragment_offset * 8 < 20:
+        raise Malformed("a fragment within the TCP header")  # RFC 3128
     if protocol == AUTHENTICATION and not fragment_offset:
         if total_length < used + 8:
             raise Malformed("AH cut off")
@@ -456,6 +458,8 @@ def _walk_chain(protocol: int, payload: bytes, start: int) -> _Chain:
             more_fragments = header[3] & 1
             identification = _number(header, 4, 4)
             if fragment_offset:
+                if header[0] == TCP and fragment_offset * 8 < 20:
+                    raise Malformed("a fragment within the TCP header")  # RFC 3128
                 # A later fragment: its payload starts in the middle of the datagram's.
                 return _Chain(header[0], position + 8, "later", identification, is_source_routed)
             if more_fragments:
@@ -764,6 +768,9 @@ def _later_fragment(
     packet: Packet, interface: Interface, fragments: Fragments, direction: str
 ) -> Decision:
     first = fragments.get((direction, interface.name, *packet.datagram))
+    if first is None and direction == "ingress" and packet.destination in interface.addresses:
+        # The stack needs the first fragment as well, for which a rule decides.
+        return Decision("pass", "fragment_passed")
     if first is None:
         return Decision("drop", "fragment_orphan")
     if first == "pass":

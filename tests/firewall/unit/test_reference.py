@@ -231,6 +231,13 @@ def test_a_first_fragment_is_decided_by_its_ports() -> None:
     assert asked(first6 / SYN) == ("drop", "fragment_intercept")
 
 
+def test_a_fragment_within_the_tcp_header_is_malformed() -> None:
+    """RFC 3128: it would overwrite the first fragment's flags."""
+    for units in (1, 2):
+        assert reason(replace_fragment(frag=units) / Raw(b"x" * 16)) == "malformed"
+        assert reason(IPV6 / IPv6ExtHdrFragment(offset=units, nh=6) / Raw(b"x" * 16)) == "malformed"
+
+
 def replace_fragment(flags: str = "", frag: int = 0, id: int = 7) -> Packet:
     return IP(src="10.0.0.1", dst="100.72.0.4", flags=flags, frag=frag, id=id, proto=6)
 
@@ -238,9 +245,9 @@ def replace_fragment(flags: str = "", frag: int = 0, id: int = 7) -> Packet:
 @pytest.mark.parametrize(
     "later",
     [
-        replace_fragment(frag=1),
+        replace_fragment(frag=3),
         replace_fragment(flags="MF", frag=185),
-        IPV6 / IPv6ExtHdrFragment(m=0, offset=1, nh=6),
+        IPV6 / IPv6ExtHdrFragment(m=0, offset=3, nh=6),
         IPV6 / IPv6ExtHdrDestOpt() / IPv6ExtHdrFragment(m=1, offset=8191, nh=6),
     ],
 )
