@@ -7,6 +7,7 @@ import errno
 import os
 import stat
 import syslog
+import time
 from datetime import UTC, datetime
 from json import dumps
 from typing import TYPE_CHECKING
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from zfw_py.values.endpoint import Endpoint
 
 # O_NOFOLLOW: users who can write to the directory could link the name to another file.
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+# How often the name of the file is looked at, in seconds.
+_LOOK_INTERVAL = 1.0
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -39,31 +43,46 @@ def clock_text(time: float) -> str:
 
 
 class JsonLog:
-    """The file of an option ``--log``. One write a line: lines of several processes stay whole."""
+    """The file of an option ``--log``. One write a line: lines of several processes stay whole.
+
+    Where the file was renamed or removed, as by logrotate(8), a new one is created within a second,
+    in the directory of the first: a link that is put in its path later leads nowhere.
+    """
 
     def __init__(self, path: str, command: str) -> None:
         """``command`` is the command's name for syslog.
 
         Raises UsageError if the path is not a file, NotFound, PermissionDenied, KernelError.
         """
+        directory = -1
         try:
-            fd = os.open(path, _APPEND, 0o600)
+            directory = os.open(os.path.dirname(path) or ".", _DIRECTORY)
+            fd = os.open(os.path.basename(path), _APPEND, 0o600, dir_fd=directory)
         except OSError as error:
+            if directory >= 0:
+                os.close(directory)
             raise _not_opened(path, error) from None
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
+            os.close(directory)
             raise UsageError(f"--log {path}: not a file")
-        self._begin(fd, path, command)
+        self._begin(fd, directory, path, command)
 
     @classmethod
     def of(cls, fd: int, path: str, command: str) -> JsonLog:
         """One that another process has opened, by a descriptor of it."""
         made = cls.__new__(cls)
-        made._begin(os.dup(fd), path, command)
+        try:
+            directory = os.open(os.path.dirname(path), _DIRECTORY)
+        except OSError:
+            directory = -1  # removed since: the file is kept as it is
+        made._begin(os.dup(fd), directory, path, command)
         return made
 
-    def _begin(self, fd: int, path: str, command: str) -> None:
+    def _begin(self, fd: int, directory: int, path: str, command: str) -> None:
         self._fd = fd
+        self._directory = directory
+        self._next_look = 0.0
         self._path = path
         self._command = command
         self._is_failing = False
@@ -71,6 +90,7 @@ class JsonLog:
 
     def write(self, record: Mapping[str, object]) -> None:
         """Append an object. A failure is reported once, and the next object is tried again."""
+        self._follow()
         data = f"{dumps(record)}\n".encode()
         if self._is_torn:
             data = b"\n" + data
@@ -85,6 +105,35 @@ class JsonLog:
             self._complain(errno.ENOSPC)
         else:
             self._is_failing = False
+
+    def _follow(self) -> None:
+        """Open the file again where its name is another file's, or no file's any more."""
+        now = time.monotonic()
+        if now < self._next_look or self._directory < 0:
+            return
+        self._next_look = now + _LOOK_INTERVAL
+        name = os.path.basename(self._path)
+        try:
+            if os.path.samestat(
+                os.stat(name, dir_fd=self._directory, follow_symlinks=False), os.fstat(self._fd)
+            ):
+                return
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            self._complain(error.errno or 0)
+            return
+        try:
+            fd = os.open(name, _APPEND, 0o600, dir_fd=self._directory)
+        except OSError as error:
+            # No file can be created in a directory that was removed: the old file stays.
+            if error.errno != errno.ENOENT:
+                self._complain(error.errno or 0)
+            return
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            fd, self._fd = self._fd, fd
+            self._is_torn = False
+        os.close(fd)
 
     def _complain(self, number: int) -> None:
         if self._is_failing:
