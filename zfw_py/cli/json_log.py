@@ -57,7 +57,7 @@ class JsonLog:
         directory = -1
         try:
             directory = os.open(os.path.dirname(path) or ".", _DIRECTORY)
-            fd = os.open(os.path.basename(path), _APPEND, 0o600, dir_fd=directory)
+            fd = os.open(os.path.basename(path) or ".", _APPEND, 0o600, dir_fd=directory)
         except OSError as error:
             if directory >= 0:
                 os.close(directory)
