@@ -95,8 +95,8 @@ class Guard:
     ) -> None:
         """Guard a cgroup, with the calling process as the supervisor, until a signal.
 
-        SIGINT, SIGTERM and SIGHUP remove the guard. ``on_ready`` is called once it is in force.
-        Raises as ``attach``.
+        SIGINT, SIGTERM and SIGHUP remove the guard. ``on_ready`` is called once it is in force; an
+        error afterwards leaves the guard without DNS. Raises as ``attach``.
         """
         upstreams = upstreams_of(policy)
         manifest = new_manifest("attach", target, upstreams, policy)
@@ -110,9 +110,25 @@ class Guard:
                     at_end.callback(each.close)
                 return opened
 
+            failure: BaseException | None = None
             with instance.created(manifest, policy, upstreams, sink, start) as (context, opened):
                 guard = _occupied(target, context.manifest)
-                supervisor.supervise(context, opened, lambda: on_ready(guard), _end_signals())
+                is_ready = False
+
+                def ready() -> None:
+                    nonlocal is_ready
+                    on_ready(guard)
+                    is_ready = True
+
+                try:
+                    supervisor.supervise(context, opened, ready, _end_signals())
+                except BaseException as error:
+                    if not is_ready:
+                        raise
+                    failure = error
+            # A guard that was in force stays, without DNS: its processes must not run unguarded.
+            if failure is not None:
+                raise failure
             remove_if_there(manifest.id)
 
     @classmethod
@@ -192,9 +208,10 @@ class Guard:
     def upgrade(self, sink_of: Callable[[Outputs], EventSink] = lambda _: NO_EVENTS) -> bool:
         """Exchange programs and supervisor of another build for this build's, while in use.
 
-        False if they are this build's. Policy, counters and resolved addresses stay. ``sink_of``
-        is called in the new supervisor with the outputs of the old one. Raises NotFound,
-        LayoutMismatch, Conflict for a guard in the foreground, KernelError, VerifierError.
+        False if they are this build's; a supervisor that has died is replaced all the same. Policy,
+        counters and resolved addresses stay. ``sink_of`` is called in the new supervisor with the
+        outputs of the old one. Raises NotFound, LayoutMismatch, Conflict for a guard in the
+        foreground, KernelError, VerifierError.
         """
         return take_over(self.id, sink_of)
 

@@ -73,6 +73,8 @@ class Outputs(NamedTuple):
 def take_over(identifier: str, sink_of: Callable[[Outputs], EventSink]) -> bool:
     """Exchange a guard's supervisor and programs for this build's; False if they are already.
 
+    A guard of this build whose supervisor has died gets a new one.
+
     ``sink_of`` is called in the new supervisor. Raises NotFound, LayoutMismatch, Conflict for a
     guard in the foreground, KernelError, VerifierError.
     """
@@ -93,7 +95,8 @@ def _take_over(identifier: str, sink_of: Callable[[Outputs], EventSink], lock: L
     maps = Maps(STORE.directory(identifier))
     maps.config()
     manifest, old = maps.manifest(), maps.supervisor()
-    if manifest.digest == digest_of(programs.SYSTEM):
+    is_current = manifest.digest == digest_of(programs.SYSTEM)
+    if is_current and (manifest.kind == "redirect" or old.is_alive()):
         return False
     if manifest.kind != "redirect":
         if old.is_alive() and not ignores(old.pid, _IGNORED):
@@ -103,7 +106,7 @@ def _take_over(identifier: str, sink_of: Callable[[Outputs], EventSink], lock: L
             )
         maps.open_all()
         _exchange_supervisor(maps, old, sink_of, lock)
-    return upgrade(programs.SYSTEM, identifier)
+    return is_current or upgrade(programs.SYSTEM, identifier)
 
 
 def _exchange_supervisor(

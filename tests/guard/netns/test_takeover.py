@@ -15,15 +15,15 @@ import pytest
 from tests.guard.support.world import UPSTREAM
 from tests.support.waiting import wait_until
 from zfw_py.errors import UsageError
-from zfw_py.guard import takeover
-from zfw_py.guard.events import EventSink
+from zfw_py.guard import supervisor, takeover
+from zfw_py.guard.events import NO_EVENTS, EventSink
 from zfw_py.guard.model import Policy
 from zfw_py.guard.service import Guard
 from zfw_py.guard.target import GuardTarget
 from zfw_py.lifecycle import programs as lifecycle
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tests.guard.support.world import World
 
@@ -109,3 +109,36 @@ def test_the_new_supervisor_has_what_the_old_one_had(world: World, guard: Guard)
     limits = Path(f"/proc/{after}/limits").read_text()
     (row,) = [line.split() for line in limits.splitlines() if line.startswith("Max open files")]
     assert row[3] == row[4]
+
+
+def test_a_supervisor_that_has_died_is_replaced(world: World, guard: Guard) -> None:
+    """Of the same build: no programs are exchanged."""
+    before = guard.status().supervisor_pid
+    assert before is not None
+    os.kill(before, signal.SIGKILL)
+    assert wait_until(lambda: guard.status().supervisor_pid is None)
+    assert not resolves(world)
+    with world.inside.entered():
+        assert guard.upgrade()
+        assert not guard.upgrade()
+    assert guard.status().supervisor_pid not in (before, None)
+    assert resolves(world)
+
+
+def test_an_error_in_the_foreground_leaves_the_guard_in_force(world: World) -> None:
+    """Its processes would run unguarded otherwise."""
+    made = world.new_cgroup()
+    target = GuardTarget.of_cgroup(str(made))
+    policy = Policy.parse(allow=["both.example"], dns_upstreams=[UPSTREAM])
+    ready: list[Guard] = []
+
+    def fail(_context: object, _opened: object, on_ready: Callable[[], None], *_: object) -> None:
+        on_ready()
+        raise RuntimeError("a bug")
+
+    with patch.object(supervisor, "supervise", fail), pytest.raises(RuntimeError, match="a bug"):
+        Guard.attach_in_foreground(target, policy, NO_EVENTS, ready.append)
+    try:
+        assert ready[0].status().manifest.cgroup == str(made)
+    finally:
+        ready[0].detach()

@@ -21,7 +21,8 @@ def command(
     """Upgrade guards that an older version attached.
 
     Replaces the programs and the DNS process of one guard, or of every guard of the
-    machine, while they are in use. Policies, counters and resolved addresses stay.
+    machine, while they are in use. Policies, counters and resolved addresses stay. A guard
+    whose DNS process has died gets a new one.
     """
     from zfw_py.guard.maps import STORE
     from zfw_py.guard.service import Guard
