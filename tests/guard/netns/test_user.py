@@ -420,3 +420,13 @@ def test_denials_are_lines_of_the_terminal(
     at.type(f"{RUN_LINE} sh -c 'getent hosts other.example; sleep 1; echo e''nd'\n")
     at.expect("other.example: not allowed\r\n")
     at.expect("end\r\n")
+
+
+def test_all_of_a_long_output_arrives(
+    world: World, shell: tuple[Terminal, subprocess.Popen[str]]
+) -> None:
+    at, _ = shell
+    at.type(f"{RUN_LINE} seq 1 50000\n")
+    at.expect("\r\n1\r\n")
+    numbers = at.expect("PROMPT ").split()
+    assert numbers == [str(number) for number in range(2, 50001)]
