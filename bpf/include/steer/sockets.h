@@ -73,6 +73,12 @@ static __always_inline void steer_note_client(const struct steer_wanted *wanted,
 	}
 	if (!found && is_same_address(bound, wanted->address))
 		return;
+	/* An update takes a lock, and another element. */
+	found = bpf_map_lookup_elem(&flows, &key);
+	if (found && is_same_address(found->local, wanted->address)) {
+		found->seen = flow.seen;
+		return;
+	}
 	copy_address(flow.local, wanted->address);
 	if (bpf_map_update_elem(&flows, &key, &flow, BPF_ANY))
 		steer_note_trouble(STEER_TROUBLE_FLOWS);
