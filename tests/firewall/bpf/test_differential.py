@@ -220,7 +220,7 @@ class _World:
         with Maps(is_writer=False) as maps:
             for prefix, _, rules in port_rules(maps):
                 direction, protocol, destination, source = decode_prefix_key(prefix)
-                for low, _, _, _, slot, _, _ in rules:
+                for low, _, _, _, slot, *_ in rules:
                     assert slot not in self.keys
                     networks = ip_network(str(destination)), ip_network(str(source))
                     self.keys[slot] = (direction, protocol, *networks, low)

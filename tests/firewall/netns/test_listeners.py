@@ -417,14 +417,16 @@ def test_a_source_port_in_time_wait_connects_at_once(
     gateway: Gateway, timestamps: str, family: int
 ) -> None:
     """The stack looks a listener up for the SYN, by its own addresses: "deliver" has ours."""
-    address = (SERVICE[family], 80)
+    # A port of its own: connections of other tests that are ending still hold theirs.
+    port = 8080
+    address = (SERVICE[family], port)
     with (
         listening("tcp", family) as listener,
-        plain_socket("tcp", family, ANY[family], 80) as service,
+        plain_socket("tcp", family, ANY[family], port) as service,
         sysctl(gateway.client, "ipv4/tcp_timestamps", timestamps),
     ):
         service.listen()
-        gateway.insert(SERVICE[family], "tcp", 80, to=listener.port)
+        gateway.insert(SERVICE[family], "tcp", port, to=listener.port)
         with gateway.client_socket("tcp", family) as client:
             client.connect(address)
             source = client.getsockname()
