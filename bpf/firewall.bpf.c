@@ -107,11 +107,13 @@ int ingress(struct __sk_buff *skb)
 SEC("sk_lookup")
 int deliver(struct bpf_sk_lookup *ctx)
 {
-	struct fw_decision decision = { .reason = FW_REASONS };
+	struct fw_decision decision;
 	int verdict;
 
-	if (!bpf_core_field_exists(ctx->ingress_ifindex))
+	if (!bpf_core_field_exists(ctx->ingress_ifindex) || !fw_has_been_seen(ctx->ingress_ifindex))
 		return SK_PASS;
+	__builtin_memset(&decision, 0, sizeof(decision));
+	decision.reason = FW_REASONS;
 	verdict = fw_deliver(ctx, &decision);
 	if (decision.reason != FW_REASONS)
 		fw_count_reason(decision.reason, 0);

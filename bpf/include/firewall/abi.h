@@ -374,8 +374,9 @@ struct fw_route {
 /* What a CPU's programs share. */
 struct fw_cpu {
 	__u64 socket; /* address of a socket whose fields are about to be read */
+	__u64 looked_up; /* ns, bpf_ktime_get_coarse_ns(): when a UDP listener was looked up */
+	__u32 listener; /* which one: its port and family */
 	__u32 is_deciding;
-	__u32 pad;
 };
 
 /* A listener that intercepted packets go to. */

@@ -62,10 +62,26 @@ static __always_inline bool fw_is_exempt(struct packet *packet,
 	       !match.is_initiator && match.flags & FW_FLOW_ADMITTED_OUT;
 }
 
-/* Returns SK_PASS, perhaps with a socket selected, or SK_DROP. */
-static __always_inline int fw_deliver(struct bpf_sk_lookup *ctx, struct fw_decision *decision)
+/* Whether this look-up is of a packet that "ingress" has seen. Most are its own, of every packet.
+ */
+static __always_inline bool fw_has_been_seen(__u32 ifindex)
 {
 	struct fw_cpu *cpu = only_element(&cpus);
+	__u32 row = ifindex % FW_INTERFACE_ROWS;
+	struct fw_interface *known;
+
+	if (!cpu || cpu->is_deciding)
+		return false;
+	known = bpf_map_lookup_elem(&interfaces, &row);
+	return known && known->ifindex == ifindex && known->link_flags & FW_LINK_ATTACHED;
+}
+
+/*
+ * Returns SK_PASS, perhaps with a socket selected, or SK_DROP, and the reason if there is one in
+ * *decision. A function of its own: its frame is set up only where fw_has_been_seen().
+ */
+static __noinline int fw_deliver(struct bpf_sk_lookup *ctx, struct fw_decision *decision)
+{
 	struct fw_interface interface = {};
 	struct fw_listener_key key = {};
 	struct fw_port_rule rule = {};
@@ -74,11 +90,7 @@ static __always_inline int fw_deliver(struct bpf_sk_lookup *ctx, struct fw_decis
 	long error;
 	int match;
 
-	if (!cpu || cpu->is_deciding)
-		return SK_PASS;
 	fw_read_interface(ctx->ingress_ifindex, &interface);
-	if (!(interface.link_flags & FW_LINK_ATTACHED))
-		return SK_PASS;
 	fw_read_lookup(ctx, &packet);
 	if (fw_is_exempt(&packet, &interface))
 		return SK_PASS;

@@ -106,6 +106,29 @@ static __always_inline bool fw_is_privileged(const struct bpf_sock *sk, bool is_
 	return is_transparent || (is_on_loopback && !uid);
 }
 
+static __always_inline bool fw_is_listening(const struct bpf_sock *sk, __u8 protocol)
+{
+	__u32 state = READ_ONCE(sk->state);
+
+	return protocol == IPPROTO_TCP ? state == BPF_TCP_LISTEN : state != BPF_TCP_ESTABLISHED;
+}
+
+/* Whether this CPU has looked this UDP listener up in the same tick; notes that it is about to. */
+static __always_inline bool fw_is_just_looked_up(__u8 family, __u16 port)
+{
+	struct fw_cpu *cpu = only_element(&cpus);
+	__u64 now = bpf_ktime_get_coarse_ns();
+	__u32 listener = (__u32)port << 16 | family;
+
+	if (!cpu)
+		return false;
+	if (cpu->listener == listener && cpu->looked_up == now)
+		return true;
+	cpu->listener = listener;
+	cpu->looked_up = now;
+	return false;
+}
+
 /*
  * The transparent proxy's socket on 127.0.0.1 or ::1 and this port, referenced, or NULL. TCP: in
  * LISTEN; UDP: not connected. Its family has to fit the packet: a dual-stack AF_INET6 socket takes
@@ -116,8 +139,9 @@ static __always_inline bool fw_is_privileged(const struct bpf_sock *sk, bool is_
  * SO_REUSEPORT group still share packets by their real ports, because the kernel chooses the member
  * when it takes the assigned socket (9c02bec95954).
  *
- * *state says what was found. The socket is looked up for each packet, since another one may have
- * been bound meanwhile; its owner is looked at once, before it is mirrored.
+ * *state says what was found. A socket's owner is looked at once, before it is mirrored. A mirrored
+ * one on exactly loopback need not be looked up: of TCP it alone listens there. Of UDP the newest
+ * of several sockets has the datagrams, so that a CPU looks it up once in a tick of the clock.
  */
 static __always_inline struct bpf_sock *fw_find_listener(struct __sk_buff *skb,
 							 const struct packet *packet, __u16 port,
@@ -127,9 +151,20 @@ static __always_inline struct bpf_sock *fw_find_listener(struct __sk_buff *skb,
 	struct bpf_sock_tuple tuple = {};
 	struct bpf_sock *sk, *known;
 	bool is_known = false;
-	__u32 tcp_state;
 
 	*state = FW_LISTENER_NONE;
+	fw_set_listener_key(packet->family, packet->protocol, port, &key);
+	if (packet->protocol == IPPROTO_TCP || fw_is_just_looked_up(packet->family, port)) {
+		known = bpf_map_lookup_elem(&listeners, &key);
+		if (known) {
+			if (fw_is_listening(known, packet->protocol) && known->src_port == port &&
+			    fw_is_on_loopback(known, packet->family)) {
+				*state = FW_LISTENER_KNOWN;
+				return known;
+			}
+			bpf_sk_release(known);
+		}
+	}
 	set_tuple(packet, &tuple);
 	if (packet->family == AF_INET) {
 		tuple.ipv4.daddr = bpf_htonl(INADDR_LOOPBACK);
@@ -147,13 +182,10 @@ static __always_inline struct bpf_sock *fw_find_listener(struct __sk_buff *skb,
 		sk = look_up_udp(skb, &tuple, packet->family);
 	if (!sk)
 		return NULL;
-	tcp_state = sk->state;
 	/* A program of sk_lookup may have chosen a socket of another port. */
-	if ((packet->protocol == IPPROTO_TCP ? tcp_state != BPF_TCP_LISTEN :
-					       tcp_state == BPF_TCP_ESTABLISHED) ||
+	if (!fw_is_listening(sk, packet->protocol) ||
 	    (packet->family == AF_INET6 && sk->family != AF_INET6) || sk->src_port != port)
 		goto release;
-	fw_set_listener_key(packet->family, packet->protocol, port, &key);
 	known = bpf_map_lookup_elem(&listeners, &key);
 	if (known) {
 		is_known = known == sk;

@@ -11,6 +11,7 @@ import os
 import select
 import socket
 import struct
+import time
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -171,6 +172,7 @@ def test_the_newest_of_two_sockets_has_the_datagrams(gateway: Gateway, family: i
         gateway.insert(SERVICE[family], "udp", 80, to=old.port)
         gateway.talks(old, SERVICE[family], 80)
         with listening("udp", family, old.port) as new:
+            time.sleep(0.02)  # from the next tick of the clock on
             gateway.talks(new, SERVICE[family], 80)
             assert is_silent(old.socket)
         old.socket.setblocking(True)
