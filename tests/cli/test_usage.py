@@ -110,3 +110,29 @@ def test_deny_takes_no_port(zfw: Zfw) -> None:
 )
 def test_bad_input(zfw: Zfw, words: tuple[str, ...], message: str) -> None:
     assert zfw(*words) == (2, "", f"zfw: {message}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "likely"),
+    [(("attachh", "eth0"), "attach"), (("guard", "lst"), "list"), (("stats",), "status")],
+)
+def test_a_command_with_a_typing_error_is_guessed(
+    zfw: Zfw, words: tuple[str, ...], likely: str
+) -> None:
+    code, _, errors = zfw(*words)
+    assert code == 2
+    assert f"Did you mean {likely}?" in errors
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (("guard", "run", "--allow", "--", "true"), "--allow"),
+        (("insert", "-c", "--", "-p", "tcp", "-l", "1"), "--destination"),
+        (("restore", "x.toml", "--format", "--"), "--format"),
+    ],
+)
+def test_the_end_of_options_is_no_value(zfw: Zfw, words: tuple[str, ...], option: str) -> None:
+    code, _, errors = zfw(*words)
+    assert code == 2
+    assert f"{option}" in errors

@@ -9,12 +9,13 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
 import typer
 from typer._click.exceptions import UsageError
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 from typer.main import get_command
 
 from zfw_py.cli import output
@@ -76,19 +77,40 @@ class _Commands(TyperGroup):
             self.commands[cmd_name] = _made_of(cmd_name, module)
         return self.commands[cmd_name]
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except UsageError as error:
+            # Typer looks among the commands that are imported, which are none.
+            if args and (likely := get_close_matches(args[0], self.names, n=1)):
+                error.message = f"{error.message} Did you mean {likely[0]}?"
+            raise
+
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         result = super().invoke(ctx)
         sys.stdout.flush()
         return result
 
 
+class _Command(TyperCommand):
+    """A command that does not take ``--``, the end of options, for the value of an option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        left = super().parse_args(ctx, args)
+        for parameter in self.params:
+            value = ctx.params.get(parameter.name)
+            values = value if isinstance(value, list | tuple) else [value]
+            if isinstance(parameter, TyperOption) and "--" in values:
+                raise UsageError(f"Option '{parameter.opts[-1]}' requires an argument.", ctx)
+        return left
+
+
 def _made_of(name: str, module: ModuleType) -> Command:
     """The command or the group of commands of a module."""
     if not hasattr(module, "COMMANDS"):
         single = typer.Typer(**_PLAIN)
-        single.command(name, context_settings=getattr(module, "CONTEXT_SETTINGS", None))(
-            module.command
-        )
+        settings = getattr(module, "CONTEXT_SETTINGS", None)
+        single.command(name, cls=_Command, context_settings=settings)(module.command)
         return get_command(single)
     several = typer.Typer(cls=_Commands, name=name, **_PLAIN)
     several.callback()(module.command)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 from hashlib import sha256
+from pathlib import Path
 from stat import S_IMODE
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zfw_py.compat import contents, places
 from zfw_py.compat.tree import Tree, changeable_by_others
-from zfw_py.errors import Conflict, NotFound, ZfwError
+from zfw_py.errors import Conflict, NotFound, UsageError, ZfwError
 from zfw_py.kernel import subprocesses
 from zfw_py.version import __version__
 
@@ -59,14 +60,18 @@ class Outcome(NamedTuple):
 
 
 def install(prefix: str) -> Outcome:
-    """Install everything below a prefix, or update it.
+    """Install everything below a prefix, which is made if it is missing, or update it.
 
     Raises Conflict, with nothing changed, if another file is in the way. An installed file
     that was edited since is left unchanged.
     """
-    tree = Tree(prefix)
     wanted = contents.entries()
     _probe()
+    try:
+        Path(prefix).mkdir(mode=0o755, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--prefix: {prefix}: {error.strerror}") from None
+    tree = Tree(prefix)
     # Check without the lock first: its file would be a change already.
     _check(tree, wanted, _read_manifest(tree))
     directories = _make_directories(tree, [MANIFEST])

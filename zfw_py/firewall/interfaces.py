@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterable
 
     from zfw_py.firewall.maps import Maps
+    from zfw_py.firewall.model import Rule
+    from zfw_py.values.prefix import Prefix
 
 _EMPTY_ROW = bytes(layout.INTERFACE_SIZE)
 
@@ -80,6 +82,8 @@ class Interfaces:
             if next_bits:
                 self._next[name] = next_bits & ~layout.SETTING_CHANGING
         self._sets: list[int] | None = None
+        # By interface index: its addresses, once they were read.
+        self._own: dict[int, list[bytes]] | None = None
         self._shown_names: dict[str, str] | None = None
 
     # Names
@@ -209,6 +213,33 @@ class Interfaces:
             bits & layout.SETTING_OUTBOUND_FILTER
             and (wanted == codec.NOT_WANTED or "egress" in codec.decode_wanted(wanted))
             for _, bits, _, wanted in self._names.values()
+        )
+
+    def with_ssh_to(self, destination: Prefix) -> list[str]:
+        """The interfaces with programs that pass SSH to an own address within a prefix."""
+        network, length = destination.mapped
+        if self._own is None:
+            self._own = addresses_by_index(self._maps)
+        own = self._own
+        shift = 128 - length
+        wanted = int.from_bytes(network, "big") >> shift
+        return sorted(
+            name
+            for name, (_, bits, ifindex, wanted_modes) in self._names.items()
+            if wanted_modes != codec.NOT_WANTED
+            and not bits & layout.SETTING_SSH_OFF
+            and any(int.from_bytes(a, "big") >> shift == wanted for a in own.get(ifindex, ()))
+        )
+
+    def without_lists(self, names: Container[str]) -> list[str]:
+        """Other interfaces with programs, on which rules count whatever interfaces they name."""
+        return sorted(
+            name
+            for name, (_, bits, ifindex, wanted) in self._names.items()
+            if ifindex
+            and name not in names
+            and wanted != codec.NOT_WANTED
+            and not bits & layout.SETTING_PER_INTERFACE_RULES
         )
 
     def want(self, name: str, modes: dict[str, str]) -> dict[str, str]:
@@ -492,6 +523,31 @@ def _too_many(count: int) -> MapFull:
         f"the interfaces that the firewall knows have {count} addresses, and"
         f" {_MOST_ADDRESSES} fit into its table"
     )
+
+
+def warnings_of(interfaces: Interfaces, rule: Rule, names: tuple[str, ...]) -> list[str]:
+    """What keeps a rule from acting as its text says, with what to type; a line each.
+
+    ``names`` are the own names of its interfaces.
+    """
+    found = []
+    if (
+        rule.action == "deny"
+        and (rule.key.direction, rule.key.protocol) == ("ingress", "tcp")
+        and rule.key.low_port <= 22 <= rule.high_port
+    ):
+        for name in interfaces.with_ssh_to(rule.key.destination):
+            found.append(
+                f"TCP port 22 of {name}'s own addresses passes before all rules:"
+                f" zfw set {name} --ssh off"
+            )
+    if names:
+        for name in interfaces.without_lists(names):
+            found.append(
+                f"rule {rule} counts on {name} too, which does not look at the interfaces of"
+                f" rules: zfw set {name} --per-interface-rules on"
+            )
+    return found
 
 
 def settings_of(bits: int) -> dict[str, bool]:

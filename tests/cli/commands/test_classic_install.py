@@ -471,11 +471,20 @@ def test_only_one_at_a_time(zfw: Zfw, laid_out: Path) -> None:
     assert everything(laid_out) == before
 
 
+def test_a_prefix_is_made_if_it_is_missing(zfw: Zfw, tmp_path: Path) -> None:
+    missing = tmp_path / "image" / "root"
+    assert zfw("classic", "install", "--prefix", str(missing)).code == 0
+    assert missing.stat().st_mode & 0o777 == 0o755
+    assert any(path.is_file() for path in missing.rglob("zfw"))
+
+
 def test_a_prefix_that_is_no_directory(zfw: Zfw, tmp_path: Path) -> None:
     missing, file = tmp_path / "missing", tmp_path / "file"
     file.touch()
-    result = zfw("classic", "install", "--prefix", str(missing))
+    result = zfw("classic", "remove", "--prefix", str(missing))
     assert result == (5, "", f"zfw: --prefix: no such directory: {missing}\n")
+    result = zfw("classic", "install", "--prefix", str(file))
+    assert result == (2, "", f"zfw: --prefix: {file}: File exists\n")
     result = zfw("classic", "remove", "--prefix", str(file))
     assert result == (2, "", f"zfw: --prefix: {file}: Not a directory\n")
     assert zfw("classic", "upgrade").code == 2

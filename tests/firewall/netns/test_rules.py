@@ -22,6 +22,7 @@ from tests.firewall.support.frames import (
     ip,
     listening,
 )
+from tests.support.netns import Network
 from zfw_py import Insert, Prefix, Rule, RuleKey, RuleNotFound
 
 if TYPE_CHECKING:
@@ -464,3 +465,39 @@ def test_an_egress_rule_lets_nothing_in(gateway: Gateway, family: int) -> None:
     key = RuleKey(Prefix.parse(EVERYWHERE[family]), "udp", 0, direction="egress")
     gateway.firewall.insert(Rule(key, 65535))
     gateway.is_dropped("udp", SERVICE[family], 80, "no_rule")
+
+
+def test_a_deny_that_the_ssh_exception_stands_before_says_what_to_type(gateway: Gateway) -> None:
+    firewall = gateway.firewall
+    own, other = Prefix.parse(GATEWAY[4]), Prefix.parse("198.51.100.7")
+    warning = (
+        f"TCP port 22 of {Network.interface}'s own addresses passes before all rules:"
+        f" zfw set {Network.interface} --ssh off"
+    )
+    for prefix, low, high in ((own, 22, 22), (own, 1, 1024), (Prefix.parse("0.0.0.0/0"), 0, 65535)):
+        denied = Rule(RuleKey(prefix, "tcp", low), high, deny=True)
+        assert firewall.insert(denied).warnings() == [warning]
+    for silent in (
+        Rule(RuleKey(other, "tcp", 22), deny=True),
+        Rule(RuleKey(own, "tcp", 2000), 3000, deny=True),
+        Rule(RuleKey(own, "udp", 22), deny=True),
+        Rule(RuleKey(own, "tcp", 22)),
+    ):
+        assert firewall.insert(silent).warnings() == []
+    firewall.set([Network.interface], "ssh", False)
+    assert firewall.insert(Rule(RuleKey(own, "tcp", 22), deny=True)).warnings() == []
+    firewall.set([Network.interface], "ssh", True)
+
+
+def test_a_rule_that_names_interfaces_says_where_it_counts_all_the_same(gateway: Gateway) -> None:
+    firewall = gateway.firewall
+    key = RuleKey(Prefix.parse("198.51.100.7"), "tcp", 80)
+    (warning,) = firewall.insert(Rule(key, interfaces=("lo",))).warnings()
+    assert warning == (
+        f"rule {key} pass counts on {Network.interface} too, which does not look at the interfaces"
+        f" of rules: zfw set {Network.interface} --per-interface-rules on"
+    )
+    firewall.set([Network.interface], "per_interface_rules", True)
+    assert firewall.insert(Rule(key, interfaces=("lo",))).warnings() == []
+    firewall.set([Network.interface], "per_interface_rules", False)
+    assert firewall.insert(Rule(key, interfaces=(Network.interface,))).warnings() == []

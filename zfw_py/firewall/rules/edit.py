@@ -6,6 +6,7 @@ from __future__ import annotations
 from zfw_py.errors import MapFull, NotFound
 from zfw_py.firewall import codec, layout
 from zfw_py.firewall.codec import PortRule
+from zfw_py.firewall.interfaces import warnings_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,9 +32,18 @@ class Inserted:
     ``route_obstacle``: why no local route was made although one was asked for.
     ``is_shadowed``, known once the edit is committed: earlier rules cover the whole rule.
     ``is_idle``: it is an egress rule, and no interface has the outbound filter.
+    ``limits``: what else keeps the rule from acting as its text says, a line each.
     """
 
-    __slots__ = ("is_idle", "is_replaced", "is_shadowed", "route_obstacle", "rule", "slot")
+    __slots__ = (
+        "is_idle",
+        "is_replaced",
+        "is_shadowed",
+        "limits",
+        "route_obstacle",
+        "rule",
+        "slot",
+    )
 
     def __init__(
         self, rule: Rule, slot: int, *, is_replaced: bool, route_obstacle: str | None = None
@@ -44,6 +54,7 @@ class Inserted:
         self.is_replaced = is_replaced
         self.is_shadowed = False
         self.is_idle = False
+        self.limits: list[str] = []
         self.route_obstacle = route_obstacle
 
     def warnings(self) -> list[str]:
@@ -58,6 +69,8 @@ class Inserted:
                 f"rule {self.rule} has no effect: no interface with an egress program has the"
                 " outbound filter: zfw set IFACE --outbound-filter on"
             )
+        if not self.is_shadowed:
+            found += self.limits
         return found
 
 
@@ -230,6 +243,8 @@ class RuleEdit:
         if is_newly_routed:
             self.held.append(rule.key.destination)
         inserted = Inserted(rule, slot, is_replaced=position is not None, route_obstacle=obstacle)
+        if names or rule.action == "deny":
+            inserted.limits = warnings_of(self.interfaces, rule, names)
         self.inserted.append(inserted)
         return inserted
 
