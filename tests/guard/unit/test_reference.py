@@ -211,9 +211,11 @@ def test_a_later_fragment_has_no_port_and_a_first_one_its_whole_header() -> None
     assert reason(cut, PORT_443) == "malformed"
     assert reason(IP(dst=TO4, proto=17) / Raw(bytes(7))) == "malformed"
     assert reason(IP(dst=TO4, proto=6, **later) / Raw(bytes(SYN)), PORT_443) == "not_allowed"
+    # Within a TCP header, which it would overwrite (RFC 3128).
+    assert reason(IP(dst=TO4, proto=6, frag=2) / Raw(bytes(SYN)), PORT_443) == "malformed"
     assert reason(IP(dst=TO4, proto=17, **later) / Raw(bytes(UDP(dport=53)))) == "prefix"
     assert reason(IPV6 / IPv6ExtHdrFragment(m=1) / SYN, PORT_443) == "prefix"
-    assert reason(IPV6 / IPv6ExtHdrFragment(offset=1) / SYN, PORT_443) == "not_allowed"
+    assert reason(IPV6 / IPv6ExtHdrFragment(offset=3) / SYN, PORT_443) == "not_allowed"
 
 
 @pytest.mark.parametrize(
@@ -325,7 +327,7 @@ def test_a_socket_goes_on_to_where_it_was_let_to_last() -> None:
     assert reason(IPV4 / SYN, given, used=used) == "socket"
     assert reason(IPV4 / TCP(dport=80), given, used=used) == "not_allowed"
     assert reason(IPV4 / SYN, given, used=used) == "socket"
-    assert reason(IP(dst=TO4, proto=6, frag=1) / SYN, given, used=used) == "not_allowed"
+    assert reason(IP(dst=TO4, proto=6, frag=3) / SYN, given, used=used) == "not_allowed"
     assert reason(IP(dst="10.0.0.2") / SYN, given, used=used) == "name"
     assert reason(IPV4 / SYN, given, used=used) == "expired"
 
