@@ -77,22 +77,14 @@ int ingress(struct __sk_buff *skb)
 {
 	struct packet packet = {};
 	struct fw_decision decision = {};
-	struct fw_new_listener new = {};
-	struct fw_cpu *cpu = only_element(&cpus);
 	struct bpf_sock *sk;
 
-	if (!cpu)
-		return TC_ACT_SHOT; /* never: the verifier demands it */
 	fw_note_attached(skb->ifindex);
-	/* A look-up of a socket runs "deliver", which has nothing to do with it. */
-	WRITE_ONCE(cpu->is_deciding, 1);
-	sk = fw_decide_ingress(skb, &packet, &decision, &new);
-	WRITE_ONCE(cpu->is_deciding, 0);
+	sk = fw_decide_ingress(skb, &packet, &decision);
 	if (sk) {
 		long error = bpf_sk_assign(skb, sk, 0);
 
-		if (new.port)
-			fw_mirror_listener(sk, &packet, new.port);
+		fw_mirror_new_listener(sk, &packet);
 		bpf_sk_release(sk);
 		/* Without its socket the packet would go to any other listener on its address. */
 		if (error)
@@ -146,8 +138,7 @@ int explain_ingress(struct __sk_buff *skb)
 {
 	struct packet packet = {};
 	struct fw_decision decision = {};
-	struct fw_new_listener new = {};
-	struct bpf_sock *sk = fw_decide_ingress(skb, &packet, &decision, &new);
+	struct bpf_sock *sk = fw_decide_ingress(skb, &packet, &decision);
 
 	if (sk)
 		bpf_sk_release(sk);

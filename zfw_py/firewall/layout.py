@@ -91,8 +91,8 @@ REASONS = (
     "egress",
     "egress_no_rule",
     "listener_not_transparent",
-    "net_intercept",
-    "net_no_listener",
+    "deliver_intercept",
+    "deliver_no_listener",
     "source_route",
 )
 
@@ -190,8 +190,8 @@ ROUTE_KEY = "=16sB3x"
 ROUTE_KEY_SIZE = 20
 ROUTE = "=III"
 ROUTE_SIZE = 12
-CPU = "=QQII"
-CPU_SIZE = 24
+CPU = "=QQIII4x"
+CPU_SIZE = 32
 LISTENER_KEY = "=BBH"
 LISTENER_KEY_SIZE = 4
 FRAGMENT_KEY = "=16s16sIIBB2x"
@@ -212,7 +212,7 @@ DECISION_SIZE = 16
 MAPS = {
     "added_reasons": (6, 4, 16, 64, 0),
     "addresses": (1, 20, 4, 16384, 1),
-    "cpus": (6, 4, 24, 1, 0),
+    "cpus": (6, 4, 32, 1, 0),
     "flow_limits": (2, 4, 24, 1, 0),
     "flows": (12, 4, 4, 3, 0),
     "fragments": (9, 44, 16, 4096, 0),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.errors import KernelError, ZfwError
-from zfw_py.firewall import net
+from zfw_py.firewall import delivery
 from zfw_py.firewall.codec import State
 from zfw_py.firewall.flow_limits import FlowLimits
 from zfw_py.firewall.flows import drop_tables, make_tables, write_limits
@@ -114,13 +114,13 @@ def _found(
 def _hooks(directory: str) -> list[kinds.Attachment]:
     """All that is ours, also on interfaces that were moved to another network namespace."""
     found = _found(directory, _pinned_links(directory))
-    return [*(hook for hook, _ in found), *net.attached(directory)]
+    return [*(hook for hook, _ in found), *delivery.attached(directory)]
 
 
 def _additions(directory: str) -> Iterator[kinds.Attachment]:
-    """The net, where an earlier version attached ``ingress`` alone."""
+    """``deliver``, where an earlier version attached ``ingress`` alone."""
     if any(hook.direction == "ingress" for hook, _ in _found(directory, _links_here(directory))):
-        yield from net.missing(directory)
+        yield from delivery.missing(directory)
 
 
 def _digest(directory: str) -> str:
@@ -155,9 +155,9 @@ SYSTEM = System(
     digest=_digest,
     record=_record,
     abandoned=_abandoned,
-    pinned=("ingress", "egress", "explain_ingress", "explain_egress", net.PROGRAM),
+    pinned=("ingress", "egress", "explain_ingress", "explain_egress", delivery.PROGRAM),
     prefix="",
-    added=(net.PROGRAM,),
+    added=(delivery.PROGRAM,),
     additions=_additions,
 )
 
@@ -386,8 +386,8 @@ def attach_anew(maps: Maps, ifindex: int, name: str, direction: str, mode: str) 
     with _opened_program(maps, direction) as program:
         programs.attach(hook, program, f"to {name} ({direction})")
     if direction == "ingress":
-        with _opened_program(maps, net.PROGRAM) as program:
-            net.attach(maps.directory, program)
+        with _opened_program(maps, delivery.PROGRAM) as program:
+            delivery.attach(maps.directory, program)
 
 
 @contextmanager
@@ -433,14 +433,14 @@ def detach(maps: Maps, ifindex: int | None, direction: str | None) -> list[Attac
 
 
 def _forget(maps: Maps) -> None:
-    """What no program is left for: the tables of flows, kept by ``egress``, and the net."""
+    """What no program is left for: the tables of flows, kept by ``egress``, and ``deliver``."""
     left = attachments(maps)
     if not any(attachment.direction == "egress" for attachment in left):
         drop_tables(maps)
     covered = [attachment.ifindex for attachment in left if attachment.direction == "ingress"]
     note_detached(maps, covered)
     if not covered:
-        net.detach(maps.directory)
+        delivery.detach(maps.directory)
 
 
 def uninstall(maps: Maps) -> None:

@@ -147,8 +147,8 @@ enum fw_reason {
 	/* A packet that a rule intercepts came to the kernel's own look-up, since it had lost its
 	 * socket: "deliver" gave it back, or had none to give. "ingress" has counted it before, as
 	 * FW_REASON_RULE_INTERCEPT, or a SYN for TIME_WAIT as FW_REASON_ESTABLISHED. */
-	FW_REASON_NET_INTERCEPT,
-	FW_REASON_NET_NO_LISTENER,
+	FW_REASON_DELIVER_INTERCEPT,
+	FW_REASON_DELIVER_NO_LISTENER,
 	FW_REASON_SOURCE_ROUTE,
 	FW_REASONS,
 };
@@ -376,7 +376,9 @@ struct fw_cpu {
 	__u64 socket; /* address of a socket whose fields are about to be read */
 	__u64 looked_up; /* ns, bpf_ktime_get_coarse_ns(): when a UDP listener was looked up */
 	__u32 listener; /* which one: its port and family */
-	__u32 is_deciding;
+	__u32 is_looking_up; /* a look-up of a socket by a program: "deliver" passes */
+	__u32 new_port; /* of a listener that is not mirrored yet, or 0 */
+	__u32 pad;
 };
 
 /* A listener that intercepted packets go to. */

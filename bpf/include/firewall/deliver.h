@@ -70,7 +70,7 @@ static __always_inline bool fw_has_been_seen(__u32 ifindex)
 	__u32 row = ifindex % FW_INTERFACE_ROWS;
 	struct fw_interface *known;
 
-	if (!cpu || cpu->is_deciding)
+	if (!cpu || cpu->is_looking_up)
 		return false;
 	known = bpf_map_lookup_elem(&interfaces, &row);
 	return known && known->ifindex == ifindex && known->link_flags & FW_LINK_ATTACHED;
@@ -104,17 +104,17 @@ static __noinline int fw_deliver(struct bpf_sk_lookup *ctx, struct fw_decision *
 	fw_set_listener_key(packet.family, packet.protocol, rule.tproxy_port, &key);
 	sk = bpf_map_lookup_elem(&listeners, &key);
 	if (!sk) {
-		fw_decide(decision, FW_VERDICT_DROP, FW_REASON_NET_NO_LISTENER);
+		fw_decide(decision, FW_VERDICT_DROP, FW_REASON_DELIVER_NO_LISTENER);
 		return SK_DROP;
 	}
 	/* In the place of a socket that another program of sk_lookup chose. */
 	error = bpf_sk_assign(ctx, sk, BPF_SK_LOOKUP_F_REPLACE);
 	bpf_sk_release(sk);
 	if (error) {
-		fw_decide(decision, FW_VERDICT_DROP, FW_REASON_NET_NO_LISTENER);
+		fw_decide(decision, FW_VERDICT_DROP, FW_REASON_DELIVER_NO_LISTENER);
 		return SK_DROP;
 	}
-	fw_decide(decision, FW_VERDICT_ASSIGN, FW_REASON_NET_INTERCEPT);
+	fw_decide(decision, FW_VERDICT_ASSIGN, FW_REASON_DELIVER_INTERCEPT);
 	return SK_PASS;
 }
 

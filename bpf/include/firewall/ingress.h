@@ -18,16 +18,10 @@
 #include "firewall/rules.h"
 #include "firewall/sockets.h"
 
-/* The port of a listener that is not mirrored yet, or 0. */
-struct fw_new_listener {
-	__u16 port;
-};
-
 /* Returns the socket to assign the packet to, referenced, or NULL. */
 static __always_inline struct bpf_sock *
 fw_decide_ingress_rules(struct __sk_buff *skb, struct packet *packet,
-			const struct fw_interface *interface, struct fw_decision *decision,
-			struct fw_new_listener *new)
+			const struct fw_interface *interface, struct fw_decision *decision)
 {
 	struct fw_port_rule rule = {};
 	enum fw_track track;
@@ -83,21 +77,17 @@ fw_decide_ingress_rules(struct __sk_buff *skb, struct packet *packet,
 							 FW_REASON_NO_LISTENER);
 		return NULL;
 	}
-	if (state == FW_LISTENER_NEW)
-		new->port = rule.tproxy_port;
 	fw_decide(decision, FW_VERDICT_ASSIGN, FW_REASON_RULE_INTERCEPT);
 	decision->track = track;
 	return sk;
 }
 
 /*
- * Fills packet, decision and new; the caller zeroes them. With FW_VERDICT_ASSIGN it returns the
+ * Fills packet and decision; the caller zeroes both. With FW_VERDICT_ASSIGN it returns the
  * socket to assign the packet to, referenced, else NULL.
  */
-static __always_inline struct bpf_sock *fw_decide_ingress(struct __sk_buff *skb,
-							  struct packet *packet,
-							  struct fw_decision *decision,
-							  struct fw_new_listener *new)
+static __always_inline struct bpf_sock *
+fw_decide_ingress(struct __sk_buff *skb, struct packet *packet, struct fw_decision *decision)
 {
 	struct fw_interface interface = {};
 	enum fw_flow_socket socket;
@@ -131,7 +121,7 @@ static __always_inline struct bpf_sock *fw_decide_ingress(struct __sk_buff *skb,
 	}
 	if (fw_decide_flow(skb, packet, false, decision))
 		return NULL;
-	return fw_decide_ingress_rules(skb, packet, &interface, decision, new);
+	return fw_decide_ingress_rules(skb, packet, &interface, decision);
 }
 
 #endif

@@ -19,6 +19,7 @@
 #include "common/verifier.h"
 #include "firewall/abi.h"
 #include "firewall/maps.h"
+#include "firewall/sockets.h"
 
 /* include/net/inet_sock.h, since Linux 6.6 (c274af224269) */
 #define INET_FLAGS_TRANSPARENT 15
@@ -51,8 +52,7 @@ enum fw_listener_state {
 	FW_LISTENER_NONE,
 	/* A socket that nobody with privilege opened for this. */
 	FW_LISTENER_REFUSED,
-	FW_LISTENER_NEW,
-	FW_LISTENER_KNOWN,
+	FW_LISTENER_FOUND,
 };
 
 static __always_inline void fw_set_listener_key(__u8 family, __u8 protocol, __u16 port,
@@ -129,6 +129,15 @@ static __always_inline bool fw_is_just_looked_up(__u8 family, __u16 port)
 	return false;
 }
 
+/* Notes for fw_mirror_new_listener() whether the listener that was found is mirrored: port is 0. */
+static __always_inline void fw_note_new_listener(__u16 port)
+{
+	struct fw_cpu *cpu = only_element(&cpus);
+
+	if (cpu)
+		cpu->new_port = port;
+}
+
 /*
  * The transparent proxy's socket on 127.0.0.1 or ::1 and this port, referenced, or NULL. TCP: in
  * LISTEN; UDP: not connected. Its family has to fit the packet: a dual-stack AF_INET6 socket takes
@@ -151,6 +160,7 @@ static __always_inline struct bpf_sock *fw_find_listener(struct __sk_buff *skb,
 	struct bpf_sock_tuple tuple = {};
 	struct bpf_sock *sk, *known;
 	bool is_known = false;
+	struct fw_cpu *cpu;
 
 	*state = FW_LISTENER_NONE;
 	fw_set_listener_key(packet->family, packet->protocol, port, &key);
@@ -159,7 +169,8 @@ static __always_inline struct bpf_sock *fw_find_listener(struct __sk_buff *skb,
 		if (known) {
 			if (fw_is_listening(known, packet->protocol) && known->src_port == port &&
 			    fw_is_on_loopback(known, packet->family)) {
-				*state = FW_LISTENER_KNOWN;
+				*state = FW_LISTENER_FOUND;
+				fw_note_new_listener(0);
 				return known;
 			}
 			bpf_sk_release(known);
@@ -176,10 +187,12 @@ static __always_inline struct bpf_sock *fw_find_listener(struct __sk_buff *skb,
 		tuple.ipv6.dport = bpf_htons(port);
 		tuple.ipv6.sport = 0;
 	}
+	cpu = fw_begin_look_up();
 	if (packet->protocol == IPPROTO_TCP)
 		sk = look_up_tcp_listener(skb, &tuple, packet->family);
 	else
 		sk = look_up_udp(skb, &tuple, packet->family);
+	fw_end_look_up(cpu);
 	if (!sk)
 		return NULL;
 	/* A program of sk_lookup may have chosen a socket of another port. */
@@ -191,12 +204,9 @@ static __always_inline struct bpf_sock *fw_find_listener(struct __sk_buff *skb,
 		is_known = known == sk;
 		bpf_sk_release(known);
 	}
-	if (is_known) {
-		*state = FW_LISTENER_KNOWN;
-		return sk;
-	}
-	if (fw_is_privileged(sk, fw_is_on_loopback(sk, packet->family))) {
-		*state = FW_LISTENER_NEW;
+	if (is_known || fw_is_privileged(sk, fw_is_on_loopback(sk, packet->family))) {
+		*state = FW_LISTENER_FOUND;
+		fw_note_new_listener(is_known ? 0 : port);
 		return sk;
 	}
 	*state = FW_LISTENER_REFUSED;
@@ -206,16 +216,18 @@ release:
 }
 
 /*
- * Mirrors a listener. One that is bound to a device is not the listener of every interface, and of
- * an MPTCP one the kernel takes no reference: without an entry, "deliver" drops what has lost its
- * socket.
+ * Mirrors the listener that fw_find_listener() found, if it is new. One that is bound to a device
+ * is not the listener of every interface, and of an MPTCP one the kernel takes no reference:
+ * without an entry, "deliver" drops what has lost its socket.
  */
-static __always_inline void fw_mirror_listener(struct bpf_sock *sk, const struct packet *packet,
-					       __u16 port)
+static __always_inline void fw_mirror_new_listener(struct bpf_sock *sk, const struct packet *packet)
 {
+	struct fw_cpu *cpu = only_element(&cpus);
 	struct fw_listener_key key = {};
 
-	fw_set_listener_key(packet->family, packet->protocol, port, &key);
+	if (!cpu || !cpu->new_port)
+		return;
+	fw_set_listener_key(packet->family, packet->protocol, cpu->new_port, &key);
 	if (!sk->bound_dev_if)
 		bpf_map_update_elem(&listeners, &key, sk, BPF_ANY);
 }

@@ -8,8 +8,12 @@
 #include <linux/in.h>
 #include <bpf/bpf_helpers.h>
 
+#include "common/maps.h"
 #include "common/packet.h"
 #include "common/sockets.h"
+#include "common/verifier.h"
+#include "firewall/abi.h"
+#include "firewall/maps.h"
 
 /* State of the local socket that a flow belongs to. */
 enum fw_flow_socket {
@@ -22,6 +26,25 @@ enum fw_flow_socket {
 	FW_SOCKET_UNSETTLED,
 	FW_SOCKET_SETTLED,
 };
+
+/*
+ * Surround a look-up of a socket: it runs "deliver", which has nothing to do with a packet that is
+ * not decided yet, or is only explained. Programs of TC are not preempted on their CPU.
+ */
+static __always_inline struct fw_cpu *fw_begin_look_up(void)
+{
+	struct fw_cpu *cpu = only_element(&cpus);
+
+	if (cpu)
+		WRITE_ONCE(cpu->is_looking_up, 1);
+	return cpu;
+}
+
+static __always_inline void fw_end_look_up(struct fw_cpu *cpu)
+{
+	if (cpu)
+		WRITE_ONCE(cpu->is_looking_up, 0);
+}
 
 /*
  * Whether the other end has acknowledged something of a TCP socket. One that is closed after SYNs
@@ -43,12 +66,15 @@ static __always_inline enum fw_flow_socket fw_find_socket(struct __sk_buff *skb,
 							  const struct packet *packet)
 {
 	struct bpf_sock_tuple tuple = {};
+	struct fw_cpu *cpu;
 	struct bpf_sock *sk;
 	__u32 state, is_bound;
 
 	set_tuple(packet, &tuple);
+	cpu = fw_begin_look_up();
 	if (packet->protocol == IPPROTO_TCP) {
 		sk = look_up_tcp(skb, &tuple, packet->family);
+		fw_end_look_up(cpu);
 		if (!sk)
 			return FW_SOCKET_NONE;
 		state = sk->state;
@@ -63,6 +89,7 @@ static __always_inline enum fw_flow_socket fw_find_socket(struct __sk_buff *skb,
 			       FW_SOCKET_SETTLED;
 	}
 	sk = look_up_udp(skb, &tuple, packet->family);
+	fw_end_look_up(cpu);
 	if (!sk)
 		return FW_SOCKET_NONE;
 	state = sk->state;

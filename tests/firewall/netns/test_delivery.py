@@ -99,7 +99,7 @@ def bystander(protocol: str, family: int, port: int) -> Iterator[socket.socket]:
 
 def net_counts(protocol: str, packets: int = 1) -> dict[str, object]:
     """What is counted for packets that lost their socket and got it back."""
-    return {"rule_intercept": packets, "net_intercept": packets, **AFTERWARDS[protocol]}
+    return {"rule_intercept": packets, "deliver_intercept": packets, **AFTERWARDS[protocol]}
 
 
 # Packet sockets
@@ -130,8 +130,8 @@ def test_beside_a_packet_socket_the_listener_has_every_packet(
     after = gateway.firewall.status().reasons
     counted = {name: after[name][0] - before[name][0] for name in after}
     assert counted["rule_intercept"] == 20
-    assert counted["net_intercept"] in ((0, 20) if kind in SHARING else (0,))
-    assert counted["net_no_listener"] == 0
+    assert counted["deliver_intercept"] in ((0, 20) if kind in SHARING else (0,))
+    assert counted["deliver_no_listener"] == 0
 
 
 @families
@@ -264,7 +264,7 @@ def test_what_the_net_has_no_listener_for_reaches_no_socket(gateway: Gateway, fa
         with (
             tapped(family),
             gateway.client_socket("tcp", family) as client,
-            gateway.counts(rule_intercept=1, net_no_listener=1),
+            gateway.counts(rule_intercept=1, deliver_no_listener=1),
         ):
             knock(client, SERVICE[family], port)
         assert is_silent(service, listener)
@@ -277,7 +277,7 @@ def test_syn_cookies_work(gateway: Gateway, family: int) -> None:
     try:
         with listening("tcp", family) as listener, tapped(family):
             gateway.insert(SERVICE[family], "tcp", 80, to=listener.port)
-            with gateway.counts(rule_intercept=2, net_intercept=2, established=SOME):
+            with gateway.counts(rule_intercept=2, deliver_intercept=2, established=SOME):
                 gateway.talks(listener, SERVICE[family], 80)
     finally:
         gateway.gateway.sysctl(1, "ipv4/tcp_syncookies")

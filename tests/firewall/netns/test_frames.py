@@ -419,7 +419,7 @@ def _read_packet(fd: int, kind: type[Packet]) -> Packet:
 
 @families
 @protocols
-def test_an_interface_without_ethernet_intercepts(
+def test_an_interface_without_etherdeliver_intercepts(
     gateway: Gateway, protocol: str, family: int
 ) -> None:
     _, peer = TUNNELLED[family]

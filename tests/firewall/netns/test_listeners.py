@@ -436,7 +436,7 @@ def test_a_source_port_in_time_wait_connects_at_once(
         assert wait_until(lambda: in_time_wait(family, source[1]))
         with (
             gateway.client_socket("tcp", family) as again,
-            gateway.counts(net_intercept=1, established=SOME),
+            gateway.counts(deliver_intercept=1, established=SOME),
         ):
             again.bind(source)
             again.connect(address)

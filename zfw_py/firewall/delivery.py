@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The net below the programs on interfaces: ``deliver``, on the network namespace.
+"""The program ``deliver`` on the network namespace: what has lost its listener gets it back.
 
-The kernel runs it for a packet that has no socket. It is attached as long as ``ingress`` is
-attached to some interface.
+It is attached as long as ``ingress`` is attached to some interface.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import os
 from typing import TYPE_CHECKING
 
 from zfw_py.kernel import bpf_links
+from zfw_py.kernel.namespaces import hold
 from zfw_py.lifecycle import programs
 from zfw_py.lifecycle.attachment import NetnsHook
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PROGRAM = "deliver"
 
 
-class Net(NetnsHook):
+class Deliver(NetnsHook):
     """Its pin has no name of a link: earlier versions take these for interfaces."""
 
     def __init__(self, directory: str, netns: int = -1) -> None:
@@ -29,37 +29,37 @@ class Net(NetnsHook):
         self.pin = f"{directory}/{PROGRAM}_link"
 
 
-class _Here(Net):
+class _Here(Deliver):
     """To be attached to the network namespace of the caller."""
 
     def attach(self, program: int) -> None:
         """Attach a program."""
-        self._netns = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self._netns = hold()
         try:
             super().attach(program)
         finally:
             os.close(self._netns)
 
 
-def attached(directory: str) -> Iterator[Net]:
-    """The net, if it is attached."""
-    net = Net(directory)
-    if net.program_id() is not None:
-        yield net
+def attached(directory: str) -> Iterator[Deliver]:
+    """The attachment, if there is one."""
+    hook = Deliver(directory)
+    if hook.program_id() is not None:
+        yield hook
 
 
-def missing(directory: str) -> Iterator[Net]:
-    """The net, to be attached here, if it is not."""
-    if Net(directory).program_id() is None:
+def missing(directory: str) -> Iterator[Deliver]:
+    """The attachment to make in the caller's network namespace, if there is none."""
+    if Deliver(directory).program_id() is None:
         yield _Here(directory)
 
 
 def attach(directory: str, program: int) -> None:
     """Attach it, unless it is attached. Raises KernelError."""
-    for net in missing(directory):
-        programs.attach(net, program)
+    for hook in missing(directory):
+        programs.attach(hook, program)
 
 
 def detach(directory: str) -> None:
     """Detach it, if it is attached."""
-    Net(directory).detach()
+    Deliver(directory).detach()
