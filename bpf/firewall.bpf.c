@@ -53,9 +53,14 @@ static __always_inline void fw_count(const struct __sk_buff *skb,
  * TC_ACT_UNSPEC lets filters behind this one see the packet, with clsact as with TCX (where the
  * same number is called TCX_NEXT).
  */
-static __always_inline int fw_finish(const struct __sk_buff *skb, const struct packet *packet,
+static __always_inline int fw_finish(struct __sk_buff *skb, const struct packet *packet,
 				     bool is_leaving, const struct fw_decision *decision)
 {
+	/* A clone without its socket, or a packet of a connection whose local route is gone, could
+	 * be forwarded to the destination that the listener stands for: "egress" drops it. */
+	if (!is_leaving && (decision->reason == FW_REASON_RULE_INTERCEPT ||
+			    decision->reason == FW_REASON_ESTABLISHED))
+		skb->tc_index = FW_OWN_PACKET;
 	if (packet->fragment == PKT_FRAGMENT_FIRST)
 		fw_remember_fragment(skb, packet, is_leaving, decision);
 	fw_count(skb, decision);

@@ -32,6 +32,7 @@ LATE_ANSWER = 600
 FIRST_REASONS = 36
 ADDED_REASONS = 64
 LISTENERS = 16384
+OWN_PACKET = 31334
 
 TABLE_INGRESS = 0
 TABLE_EGRESS = 4
@@ -94,6 +95,7 @@ REASONS = (
     "deliver_intercept",
     "deliver_no_listener",
     "source_route",
+    "misrouted",
 )
 
 SETTING_ICMP_ECHO = 1

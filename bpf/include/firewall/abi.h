@@ -64,6 +64,9 @@ enum fw_limit {
 	FW_ADDED_REASONS = 64,
 	/* Listeners that the programs know: by protocol, family and port. */
 	FW_LISTENERS = 16384,
+	/* tc_index of a packet that belongs to a socket of this host. The kernel copies it to
+	 * clones, and the socket not. */
+	FW_OWN_PACKET = 0x7a66,
 };
 
 /*
@@ -150,6 +153,8 @@ enum fw_reason {
 	FW_REASON_DELIVER_INTERCEPT,
 	FW_REASON_DELIVER_NO_LISTENER,
 	FW_REASON_SOURCE_ROUTE,
+	/* The kernel forwards a packet that belongs to a socket of this host. */
+	FW_REASON_MISROUTED,
 	FW_REASONS,
 };
 

@@ -93,6 +93,11 @@ static __always_inline void fw_decide_egress(struct __sk_buff *skb, struct packe
 		return;
 	}
 	parsed = parse_packet(skb, !(interface.link_flags & FW_LINK_NO_ETHERNET), packet);
+	/* "ingress" has marked it, so it was forwarded. */
+	if (skb->tc_index == FW_OWN_PACKET && skb->ingress_ifindex) {
+		fw_decide(decision, FW_VERDICT_DROP, FW_REASON_MISROUTED);
+		return;
+	}
 	if (!(interface.settings & FW_SETTING_OUTBOUND_FILTER)) {
 		fw_decide_unfiltered(skb, packet, parsed, decision);
 		return;

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -10,7 +12,7 @@ import pytest
 from scapy.contrib.ospf import OSPF_Hdr, OSPF_Hello, OSPFv3_Hdr, OSPFv3_Hello
 from scapy.layers.inet import ICMP
 
-from tests.firewall.support.frames import PROTOCOLS, SOME, families, is_silent
+from tests.firewall.support.frames import PROTOCOLS, SOME, families, is_silent, listening
 from tests.firewall.support.routed import (
     CLIENT,
     ECHO_REPLY,
@@ -32,7 +34,8 @@ from tests.firewall.support.routed import (
     serving,
 )
 from tests.support.netns import RoutedNetwork
-from zfw_py import Firewall
+from tests.support.waiting import PATIENCE
+from zfw_py import Firewall, Prefix, Rule, RuleKey
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,6 +63,57 @@ def test_a_client_is_answered(router: Router, protocol: str, family: int) -> Non
         # What a rule admits is remembered, so that its answer begins no flow.
         assert (flow.is_admitted_in, flow.is_admitted_out) == (True, True)
         assert flow.state == {"tcp": "open", "udp": "answered"}[protocol]
+
+
+@families
+@protocols
+def test_what_is_intercepted_is_not_forwarded_beside_a_packet_socket(
+    router: Router, protocol: str, family: int
+) -> None:
+    """The destination is not local. The clone for the stack has no socket, so it is forwarded."""
+    start = {
+        "tcp": segment((SILENT_CLIENT[family], 1), (SILENT_SERVER[family], 80), "S", 1),
+        "udp": datagram((SILENT_CLIENT[family], 1), (SILENT_SERVER[family], 80)),
+    }[protocol]
+    ethertype = {4: 0x0800, 6: 0x86DD}[family]
+    with (
+        listening(protocol, family) as listener,
+        router.gateway.packet_socket(router.inside, ethertype),
+        router.capture(router.server) as heard,
+    ):
+        router.insert(f"{SILENT_SERVER[family]}", protocol, 80, to=listener.port)
+        with router.counts(rule_intercept=1, misrouted=1):
+            router.send(router.client, start)
+        layer = type(start)
+        assert not heard.has(lambda f: layer in f and f[layer].dst == SILENT_SERVER[family])
+
+
+@families
+def test_a_connection_whose_local_route_is_gone_is_not_forwarded(
+    router: Router, family: int
+) -> None:
+    """Without early demux the kernel routes each segment before it looks the socket up."""
+    address = {4: "203.0.113.5", 6: "2001:db8::5"}[family]
+    key = RuleKey(Prefix.parse(address), "tcp", 80)
+    route = f"{address} via {SERVER[family]}"
+    router.gateway.ip(f"route add {route}")
+    router.gateway.sysctl(0, "ipv4/ip_early_demux", "ipv4/tcp_early_demux")
+    try:
+        with listening("tcp", family) as listener, router.capture(router.server) as heard:
+            router.firewall.insert(Rule(key, tproxy_port=listener.port), route=True)
+            with router.client.entered():
+                client = socket.create_connection((address, 80), PATIENCE)
+            with client, listener.accept() as accepted:
+                for each in (client, accepted):
+                    # A RST ends both: no FIN is sent again during later tests.
+                    each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                router.firewall.delete(key)
+                with router.counts(misrouted=SOME, established=SOME):
+                    client.send(b"secret")
+                assert not heard.has(lambda f: b"secret" in bytes(f))
+    finally:
+        router.gateway.sysctl(1, "ipv4/ip_early_demux", "ipv4/tcp_early_demux")
+        router.gateway.ip(f"route del {route}")
 
 
 @families
