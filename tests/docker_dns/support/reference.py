@@ -105,6 +105,8 @@ def parse(frame: bytes) -> Packet | None:
         return None
     identification, fragment = struct.unpack("!HH", ip[4:8])
     is_later, is_fragment = fragment & 0x1FFF != 0, fragment & 0x3FFF != 0
+    if protocol == TCP and 0 < (fragment & 0x1FFF) * 8 < 20:
+        return None  # it would begin within the TCP header (RFC 3128)
     ends = Ends(IPv4Address(ip[12:16]), IPv4Address(ip[16:20]))
     flags, offered, message, is_truncated = 0, 0, None, False
     if not is_later:
