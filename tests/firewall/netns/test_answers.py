@@ -329,11 +329,15 @@ def a_refused_datagram(world: World, family: int) -> bool:
 # Clients behind the gateway
 
 
-def tcp_of(place: str) -> Callable[[World, int], bool]:
+def tcp_of(place: str, patience: float = 60.0) -> Callable[[World, int], bool]:
+    """A connection of a namespace's; where it is expected to fail, with less patience."""
+
     def happens(world: World, family: int) -> bool:
         initiator: Namespace = getattr(world, place)
         try:
-            with conversation("tcp", initiator, world.server, SERVER[family], world.port()) as talk:
+            with conversation(
+                "tcp", initiator, world.server, SERVER[family], world.port(), patience=patience
+            ) as talk:
                 talk.talks()
         except TimeoutError:
             return False
@@ -543,7 +547,7 @@ KINDS = {
     "TCP service, outbound filter": Kind(a_service, (("tcp", 8443),), is_filtered=True),
     "UDP service, outbound filter": Kind(a_datagram_service, (("udp", 8444),), is_filtered=True),
     "same ports again": Kind(the_same_ports_again),
-    "TCP of a client, filtered": Kind(tcp_of("client"), is_filtered=True),
+    "TCP of a client, filtered": Kind(tcp_of("client", PATIENCE), is_filtered=True),
     "UDP of the gateway, filtered": Kind(udp_of("gateway"), is_filtered=True),
 }
 # Neither firewall lets in what nothing asked for.

@@ -218,7 +218,9 @@ def raw_socket(namespace: Namespace, family: int, protocol: int) -> socket.socke
     return made
 
 
-def bound(namespace: Namespace, protocol: str, family: int, port: int = 0) -> socket.socket:
+def bound(
+    namespace: Namespace, protocol: str, family: int, port: int = 0, patience: float = PATIENCE
+) -> socket.socket:
     """A socket in a namespace, bound to a port of all addresses, with a time-out."""
     with namespace.entered():
         made = socket.socket(SOCKET_FAMILY[family], SOCKET_KIND[protocol])
@@ -228,7 +230,7 @@ def bound(namespace: Namespace, protocol: str, family: int, port: int = 0) -> so
     if protocol == "tcp":
         # close(2) sends a RST. A FIN could be retransmitted during later tests.
         made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, pack("ii", 1, 0))
-    made.settimeout(PATIENCE)
+    made.settimeout(patience)
     made.bind(("", port))
     return made
 
@@ -296,14 +298,19 @@ def conversation(
     port: int = PORT,
     *,
     source_port: int = 0,
+    patience: float = PATIENCE,
 ) -> Iterator[Conversation]:
-    """A conversation that has carried a question and an answer."""
+    """A conversation that has carried a question and an answer.
+
+    ``patience`` is for the beginning: less where it is expected to fail.
+    """
     family = family_of(address)
     with (
         serving(responder, protocol, family, port) as server,
-        bound(initiator, protocol, family, source_port) as client,
+        bound(initiator, protocol, family, source_port, patience) as client,
     ):
         client.connect((address, port))
+        server.settimeout(patience)
         if protocol == "udp":
             made = Conversation(client, server)
             made.talks()
