@@ -178,7 +178,8 @@ static __always_inline bool fw_decide_early(struct __sk_buff *skb, struct packet
 		fw_decide(decision, FW_VERDICT_PASS, FW_REASON_MULTICAST_LISTENER);
 	else if (packet->protocol != IPPROTO_TCP && packet->protocol != IPPROTO_UDP)
 		fw_decide_protocol(packet, settings, decision);
-	else if (is_leaving ? fw_is_dhcp_request(skb->ifindex, packet) :
+	else if (is_leaving ? fw_is_dhcp_request(skb->ifindex, packet) ||
+				      fw_is_dhcp_answer(skb->ifindex, packet) :
 			      fw_is_dhcp_reply(skb->ifindex, packet))
 		fw_decide(decision, FW_VERDICT_PASS, FW_REASON_DHCP);
 	else if (!(settings & FW_SETTING_SSH_OFF) &&

@@ -70,6 +70,25 @@ static __always_inline bool fw_is_dhcp_request(__u32 ifindex, const struct packe
 	       packet->destination[3] == bpf_htonl(0x00010002);
 }
 
+/*
+ * A DHCP server's answer from this host: to a client that has no address yet, or to all, so that it
+ * belongs to no flow. Ports below 1024 are those of privileged processes. IPv4: from an own address
+ * (RFC 2131, section 4.1). IPv6: from a link-local address, as the client's (RFC 8415,
+ * section 18.3).
+ */
+static __always_inline bool fw_is_dhcp_answer(__u32 ifindex, const struct packet *packet)
+{
+	if (packet->protocol != IPPROTO_UDP)
+		return false;
+	if (packet->family == AF_INET)
+		return packet->source_port == bpf_htons(DHCP_SERVER_PORT) &&
+		       packet->destination_port == bpf_htons(DHCP_CLIENT_PORT) &&
+		       fw_is_own_address(ifindex, packet->family, packet->source);
+	return packet->source_port == bpf_htons(DHCPV6_SERVER_PORT) &&
+	       packet->destination_port == bpf_htons(DHCPV6_CLIENT_PORT) &&
+	       is_link_local(packet->source);
+}
+
 static __always_inline bool fw_is_ssh(__u32 ifindex, const struct packet *packet)
 {
 	return packet->protocol == IPPROTO_TCP && packet->destination_port == bpf_htons(SSH_PORT) &&

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Debian's DHCP client and SSH server on a gateway that denies everything, in both directions."""
+"""DHCP, and Debian's SSH server, on a gateway that denies everything, in both directions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.firewall.support.frames import SOCKET_FAMILY, families, is_silent
 from tests.support.daemons import running
 from tests.support.netns import Network
 from tests.support.waiting import PATIENCE, wait_until
-from zfw_py import Firewall
+from zfw_py import Firewall, Prefix, Rule, RuleKey
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,8 +57,8 @@ def counted(firewall: Firewall) -> dict[str, int]:
     return {reason: packets for reason, (packets, _) in reasons.items() if packets}
 
 
-def has_address(namespace: Namespace, address: str) -> bool:
-    shown = namespace.run("ip", "-o", "address", "show", "dev", INTERFACE).stdout
+def has_address(namespace: Namespace, address: str, interface: str = INTERFACE) -> bool:
+    shown = namespace.run("ip", "-o", "address", "show", "dev", interface).stdout
     return f" {address}/" in shown
 
 
@@ -66,10 +66,12 @@ def has_address(namespace: Namespace, address: str) -> bool:
 
 
 @contextmanager
-def dhcp_server(network: Network, directory: Path, *options: str) -> Iterator[None]:
-    """Dnsmasq on the client's side of the wire, for both families."""
+def dhcp_server(
+    namespace: Namespace, interface: str, directory: Path, *options: str
+) -> Iterator[None]:
+    """Dnsmasq on one side of the wire, for both families."""
     with running(
-        network.client,
+        namespace,
         directory / "dnsmasq.log",
         "/usr/sbin/dnsmasq",
         "--keep-in-foreground",
@@ -77,7 +79,7 @@ def dhcp_server(network: Network, directory: Path, *options: str) -> Iterator[No
         "--user=root",
         "--group=root",
         "--port=0",
-        "--interface=eth0",
+        f"--interface={interface}",
         "--bind-interfaces",
         "--log-facility=-",
         "--log-dhcp",
@@ -90,24 +92,24 @@ def dhcp_server(network: Network, directory: Path, *options: str) -> Iterator[No
         *options,
     ):
         assert wait_until(
-            lambda: all(
-                port in network.client.run("ss", "-Huln").stdout for port in (":67 ", ":547 ")
-            ),
+            lambda: all(port in namespace.run("ss", "-Huln").stdout for port in (":67 ", ":547 ")),
             LONG,
         ), (directory / "dnsmasq.log").read_text()
         yield
 
 
 @contextmanager
-def dhcp_client(network: Network, directory: Path, family: int) -> Iterator[None]:
-    """Dhclient on the gateway, with files of its own, until the address is there."""
+def dhcp_client(
+    namespace: Namespace, interface: str, directory: Path, family: int
+) -> Iterator[None]:
+    """Dhclient on one side, with files of its own, until the address is there."""
     script = directory / "dhclient-script"
     script.write_text(SCRIPT)
     script.chmod(0o755)
     configuration = directory / "dhclient.conf"
     configuration.write_text("timeout 60;\nretry 1;\nbackoff-cutoff 2;\ninitial-interval 1;\n")
     with running(
-        network.gateway,
+        namespace,
         directory / "dhclient.log",
         "/usr/sbin/dhclient",
         f"-{family}",
@@ -121,9 +123,9 @@ def dhcp_client(network: Network, directory: Path, family: int) -> Iterator[None
         f"{directory}/dhclient.leases",
         "-pf",
         f"{directory}/dhclient.pid",
-        INTERFACE,
+        interface,
     ):
-        if not wait_until(lambda: has_address(network.gateway, LEASES[family]), LONG):
+        if not wait_until(lambda: has_address(namespace, LEASES[family], interface), LONG):
             logs = ((directory / name).read_text() for name in ("dhclient.log", "dnsmasq.log"))
             raise AssertionError("\n".join(("no lease", *logs)))
         yield
@@ -140,8 +142,8 @@ def test_a_lease_is_got_where_everything_is_denied(
     # A packet of IPv6's own may have come before IPv6 was on.
     before = counted(denying)
     with (
-        dhcp_server(network, tmp_path, "--dhcp-broadcast"),
-        dhcp_client(network, tmp_path, family),
+        dhcp_server(network.client, "eth0", tmp_path, "--dhcp-broadcast"),
+        dhcp_client(network.gateway, INTERFACE, tmp_path, family),
     ):
         reasons = {
             reason: packets - before.get(reason, 0)
@@ -160,7 +162,10 @@ def test_a_lease_is_got_by_answers_to_the_address_that_is_offered(
 ) -> None:
     """Not to all. The stack could not take them either: a client reads them from the wire."""
     network.gateway.run("ip", "-4", "address", "flush", "dev", INTERFACE)
-    with dhcp_server(network, tmp_path), dhcp_client(network, tmp_path, 4):
+    with (
+        dhcp_server(network.client, "eth0", tmp_path),
+        dhcp_client(network.gateway, INTERFACE, tmp_path, 4),
+    ):
         reasons = counted(denying)
         assert reasons["dhcp"] >= 2
         assert reasons["no_rule"] >= 2
@@ -172,7 +177,10 @@ def test_a_lease_is_renewed_with_the_server_itself(
 ) -> None:
     """Not to all, but from address to address (RFC 2131, section 4.4.5), once that is known."""
     network.gateway.run("ip", "-4", "address", "flush", "dev", INTERFACE)
-    with dhcp_server(network, tmp_path), dhcp_client(network, tmp_path, 4):
+    with (
+        dhcp_server(network.client, "eth0", tmp_path),
+        dhcp_client(network.gateway, INTERFACE, tmp_path, 4),
+    ):
         pass
     denying.refresh()
     with (
@@ -192,8 +200,32 @@ def test_a_lease_is_renewed_with_the_server_itself(
             assert counted(denying)["dhcp"] == before + 2
 
 
+@pytest.mark.parametrize(
+    ("family", "options"), [(4, ()), (4, ("--dhcp-broadcast",)), (6, ())], ids=str
+)
+def test_a_server_behind_the_filter_gives_a_lease(
+    network: Network, denying: Firewall, tmp_path: Path, family: int, options: tuple[str, ...]
+) -> None:
+    """Its answers go to a client without an address, or to all: they belong to no flow."""
+    for destination, port in (("0.0.0.0/0", 67), ("ff02::1:2", 547)):
+        denying.insert(Rule(RuleKey(Prefix.parse(destination), "udp", port)))
+    if family == 4:
+        network.client.run("ip", "-4", "address", "flush", "dev", "eth0")
+    try:
+        with (
+            dhcp_server(network.gateway, INTERFACE, tmp_path, *options),
+            dhcp_client(network.client, "eth0", tmp_path, family),
+        ):
+            assert counted(denying)["dhcp"] >= 2
+            assert "egress_no_rule" not in counted(denying)
+    finally:
+        if family == 4:
+            network.client.run("ip", "-4", "address", "flush", "dev", "eth0")
+            network.client.run("ip", "address", "add", f"{Network.client_ipv4}/24", "dev", "eth0")
+
+
 def test_another_port_is_no_dhcp(network: Network, denying: Firewall) -> None:
-    for own, other in ((67, 68), (68, 69), (69, 67)):
+    for own, other in ((67, 69), (68, 69), (69, 67)):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
             client.bind((GATEWAY[4], own))
             client.sendto(b"?", (Network.client_ipv4, other))

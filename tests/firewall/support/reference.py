@@ -717,6 +717,15 @@ def _is_dhcp_request(packet: Packet, ports: tuple[int, int], interface: Interfac
     )
 
 
+def _is_dhcp_answer(packet: Packet, ports: tuple[int, int], interface: Interface) -> bool:
+    """Is it the answer of a server on this host?"""
+    if packet.protocol != UDP:
+        return False
+    if packet.family == 4:
+        return ports == (67, 68) and packet.source in interface.addresses
+    return ports == (547, 546) and packet.source in LINK_LOCAL
+
+
 def _is_ssh(packet: Packet, ports: tuple[int, int], interface: Interface) -> bool:
     return (
         interface.ssh
@@ -911,7 +920,7 @@ def decide_egress(
     segment = segment_of(packet)
     assert segment is not None
     ports = (segment.source[1], segment.destination[1])
-    if _is_dhcp_request(packet, ports, interface):
+    if _is_dhcp_request(packet, ports, interface) or _is_dhcp_answer(packet, ports, interface):
         return Decision("pass", "dhcp")
     if _is_ssh_answer(packet, ports, interface):
         return Decision("pass", "ssh")
