@@ -56,6 +56,17 @@ def interfaces() -> list[str]:
         return [str(message.get_attr("IFLA_IFNAME")) for message in route.get_links()]
 
 
+def bridge_of(ifindex: int) -> str | None:
+    """The bridge that an interface is a port of, if it is one. Raises KernelError."""
+    with session(f"look at interface {ifindex}") as route:
+        (message,) = route.get_links(ifindex)
+        kind = message.get_nested("IFLA_LINKINFO", "IFLA_INFO_SLAVE_KIND")
+        if kind != "bridge":
+            return None
+        (master,) = route.get_links(message.get_attr("IFLA_MASTER"))
+        return str(master.get_attr("IFLA_IFNAME"))
+
+
 def interface(name: str) -> Interface:
     """The interface of this name. Raises NotFound, KernelError."""
     with session(f"look at interface {name}") as route:

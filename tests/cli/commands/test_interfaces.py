@@ -51,6 +51,20 @@ def test_a_missing_interface_does_not_stop_the_others(zfw: Zfw, network: Network
     assert "gw0" in [interface.name for interface in Firewall().status().interfaces]
 
 
+def test_a_bridge_port_is_attached_with_a_warning(zfw: Zfw, network: Network) -> None:
+    network.gateway.add_bridge("br0", "gw0")
+    try:
+        found = zfw("attach", "gw0")
+        assert (found.code, found.out.count("attached gw0")) == (0, 2)
+        assert found.err == (
+            "zfw: warning: gw0 is a port of br0: frames that br0 sends on to another port are"
+            " counted, and not intercepted; attach to br0\n"
+        )
+        assert zfw("attach", "gw0", "--direction", "egress").err == zfw("attach", "br0").err == ""
+    finally:
+        network.gateway.run("ip", "link", "del", "br0")
+
+
 def test_set(zfw: Zfw, firewall: Firewall) -> None:
     assert zfw("set", "gw0", "--ssh", "off", "--per-interface-rules", "on") == (
         0,

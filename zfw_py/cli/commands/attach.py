@@ -34,14 +34,22 @@ def command(
     From then on it drops every packet that no rule and no setting allows.
     Interfaces that do not exist are reported and skipped; the command then exits
     with code 5. What is attached already stays, except that programs of an older
-    version are replaced, without a gap.
+    version are replaced, without a gap. Attach to a bridge, not to its ports: a
+    warning says where.
     """
 
     def attach(name: str) -> None:
+        from zfw_py.kernel.routing import bridge_of
+
         for attachment in Firewall().attach(name, direction, mode):
             output.line(
                 f"attached {name} {attachment.direction} by {attachment.mode}"
                 f" (program {attachment.program_id})"
+            )
+        if direction != "egress" and (bridge := bridge_of(attachment.ifindex)):
+            output.warning(
+                f"{name} is a port of {bridge}: frames that {bridge} sends on to another port are"
+                f" counted, and not intercepted; attach to {bridge}"
             )
 
     each(interfaces, attach)
