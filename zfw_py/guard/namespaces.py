@@ -196,7 +196,7 @@ class Namespaces:
             self.serve(opened)
 
     def release_unused(self) -> None:
-        """Leave namespaces that no guarded process is in, and from which nobody asked lately."""
+        """Leave namespaces that no guarded process is in, and from which no query came lately."""
         others = [each for cookie, each in self._served.items() if cookie != self._cookie]
         before = asyncio.get_running_loop().time() - GRACE
         idle = [each for each in others if each.last_used < before]

@@ -182,4 +182,4 @@ def _is_in_front() -> bool:
     try:
         return os.tcgetpgrp(0) == os.getpgrp()
     except OSError:
-        return True  # not the terminal of this session: nobody controls jobs there
+        return True  # not the terminal of this session: no shell controls jobs there

@@ -47,10 +47,10 @@ struct inet_sock___bits {
 
 #pragma clang attribute pop
 
-/* What user space shares: whether a socket is known, and is a listener's. */
+/* What fw_find_listener() found. */
 enum fw_listener_state {
 	FW_LISTENER_NONE,
-	/* A socket that nobody with privilege opened for this. */
+	/* A socket that an unprivileged user may have opened. */
 	FW_LISTENER_REFUSED,
 	FW_LISTENER_FOUND,
 };
