@@ -444,8 +444,9 @@ def test_a_reader_that_does_not_read_stops_nobody(world: World) -> None:
 
 
 def test_what_was_left_out_is_said(world: World) -> None:
-    names = " ".join(f"{'x' * 60}.{number}.example" for number in range(300))
-    asking = f"for name in {names}; do getent hosts $name; done"
+    # More than a pipe holds: each name is printed once.
+    names = [f"{'x' * 60}.{number}.example" for number in range(1000)]
+    asking = f"for name in {' '.join(names)}; do getent hosts $name; done"
     (world.folder / "script").write_text(f"{asking}; echo now; read line; getent hosts last")
     log = world.folder / "log"
     policy = ("--dns-upstream", UPSTREAM, "--log", str(log))
@@ -455,13 +456,13 @@ def test_what_was_left_out_is_said(world: World) -> None:
     os.close(write_end)
     assert process.stdout is not None
     assert process.stdout.readline() == "now\n"
-    denials = log.read_text().count('"deny"')
+    assert log.read_text().count('"deny"') >= len(names)
     with os.fdopen(read_end, "rb", buffering=0) as file:
         seen = file.read(1 << 20).splitlines()
         process.communicate("\n", timeout=60)
         first, second, *_ = file.read(1 << 20).decode().splitlines()
-    assert first == f"zfw: {denials - len(seen)} lines left out"
-    assert denials > len(seen) > 0
+    assert first == f"zfw: {len(names) - len(seen)} lines left out"
+    assert len(names) > len(seen) > 0
     assert " last: not allowed" in second
 
 
