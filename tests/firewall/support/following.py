@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from tests.support.command import ZFW
+from tests.support.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from tests.support.netns import Namespace
 
-# What the right state may take, on a busy machine.
-SOON = 2.0
+# What the right state may take on a busy machine. It takes a second on a quiet one.
+SOON = PATIENCE
 SSH = 22
 
 

@@ -303,6 +303,9 @@ def test_connects_and_scans_at_once_leave_what_is_true(programs: Steered) -> Non
         for pid in running:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+    # As a scan of zfw does: an iterator may have returned a socket whose end a hook saw before.
+    for cookie in programs.listening().keys() - {cookie_of(stays)}:
+        assert bpf_run.call(programs.programs["forget"], codec.cookie_key(cookie))[0] == 0
     assert programs.listeners() == {}
     assert list(programs.listening()) == [cookie_of(stays)]
     stays.connect(("127.0.0.5", 9))
