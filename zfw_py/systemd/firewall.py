@@ -7,6 +7,8 @@ changed since the boot would go.
 
 from __future__ import annotations
 
+from zfw_py.systemd.sandbox import sandbox
+
 UNIT = "zfw-restore.service"
 FOLLOW_UNIT = "zfw-follow.service"
 FILE = "/etc/zfw/zfw.toml"
@@ -15,24 +17,8 @@ FILE = "/etc/zfw/zfw.toml"
 # CAP_NET_ADMIN attaches and makes local routes.
 CAPABILITIES = ("CAP_NET_ADMIN", "CAP_SYS_ADMIN")
 
-# Without ProtectKernelTunables, which makes /sys read-only, and with it bpffs.
-_SANDBOX = f"""\
-UMask=0077
-CapabilityBoundingSet={" ".join(CAPABILITIES)}
-NoNewPrivileges=yes
-ProtectSystem=strict
-ProtectHome=read-only
-ProtectControlGroups=yes
-ProtectKernelLogs=yes
-ProtectHostname=yes
-RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
-RestrictNamespaces=net
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-LockPersonality=yes
-SystemCallArchitectures=native
-SystemCallFilter=@system-service bpf
-
+_END = f"""\
+{sandbox(CAPABILITIES)}
 [Install]
 WantedBy=sysinit.target
 """
@@ -78,9 +64,9 @@ RestartSec=5
 
 def text(program: str, file: str) -> str:
     """The text of the unit that restores, without its first line; both paths are escaped."""
-    return _RESTORE.format(program=program, file=file) + _SANDBOX
+    return _RESTORE.format(program=program, file=file) + _END
 
 
 def follow_text(program: str) -> str:
     """The text of the unit that follows, without its first line; the path is escaped."""
-    return _FOLLOW.format(program=program) + _SANDBOX
+    return _FOLLOW.format(program=program) + _END

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from zfw_py.systemd.sandbox import sandbox
+
 UNIT = "zfw-steer.service"
 FILE = "/etc/zfw/steer.json"
 
@@ -17,8 +19,7 @@ CAPABILITIES = (
     "CAP_SYS_PTRACE",
 )
 
-# Without ProtectKernelTunables, which makes /sys read-only, and with it bpffs, and without
-# ProtectProc, which hides the daemons.
+# Without ProtectProc, which hides the daemons.
 _TEMPLATE = """\
 [Unit]
 Description=zfw: steer connections to daemons
@@ -33,22 +34,7 @@ ExecStartPre={program} steer apply {file}
 ExecStart={program} steer run
 ExecReload={program} steer apply {file}
 Restart=on-failure
-UMask=0077
-CapabilityBoundingSet={capabilities}
-NoNewPrivileges=yes
-ProtectSystem=strict
-ProtectHome=read-only
-ProtectControlGroups=yes
-ProtectKernelLogs=yes
-ProtectHostname=yes
-RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
-RestrictNamespaces=net
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-LockPersonality=yes
-SystemCallArchitectures=native
-SystemCallFilter=@system-service bpf pidfd_getfd
-
+{sandbox}
 [Install]
 WantedBy=multi-user.target
 """
@@ -56,4 +42,5 @@ WantedBy=multi-user.target
 
 def text(program: str, file: str) -> str:
     """The unit's text, without its first line; both paths are escaped for units."""
-    return _TEMPLATE.format(program=program, file=file, capabilities=" ".join(CAPABILITIES))
+    limits = sandbox(CAPABILITIES, "pidfd_getfd")
+    return _TEMPLATE.format(program=program, file=file, sandbox=limits)
