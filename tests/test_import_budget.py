@@ -77,8 +77,13 @@ def modules_after(code: str, *argv: str) -> set[str]:
     with os.fdopen(read_end) as report:
         # Not on stdout, which the command has for itself.
         reporting = (
-            "import atexit, sys\n"
-            f"atexit.register(lambda: open({write_end}, 'w').write(' '.join(sys.modules)))\n"
+            "import atexit, posix, sys\n"
+            "def report():\n"
+            f"    open({write_end}, 'w').write(' '.join(sys.modules))\n"
+            "atexit.register(report)\n"
+            # The fast path ends without the interpreter's own clean-up.
+            "end = posix._exit\n"
+            "posix._exit = lambda code: (report(), end(code))\n"
         )
         try:
             subprocess.run(

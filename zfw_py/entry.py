@@ -61,8 +61,12 @@ def _set_up_streams() -> None:
         sys.stderr = open("/dev/null", "w")  # noqa: SIM115
 
 
+def _is_classic(argv: list[str]) -> bool:
+    return bool(argv) and argv[0].startswith("-") and argv[0] != "--help"
+
+
 def _run(argv: list[str]) -> int:
-    if argv and argv[0].startswith("-") and argv[0] != "--help":
+    if _is_classic(argv):
         from zfw_py.cli.classic.run import run
 
         return run(argv)
@@ -77,11 +81,15 @@ def main() -> NoReturn:
     # would be gone through again and again, and nothing is there to be collected.
     gc.disable()
     _set_up_streams()
-    code = _run(sys.argv[1:])
+    argv = sys.argv[1:]
+    code = _run(argv)
     try:
         sys.stdout.flush()
     except OutputLost:
         # A runner has reported it; the interpreter would fail on what is left.
         null = posix.open("/dev/null", posix.O_WRONLY)
         posix.dup2(null, 1)
+    if _is_classic(argv):
+        # Nothing is left to do: the kernel frees memory faster than the interpreter would.
+        posix._exit(code)
     sys.exit(code)

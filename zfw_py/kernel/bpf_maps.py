@@ -80,10 +80,17 @@ def attribute(data: bytes) -> ctypes.Array[ctypes.c_char]:
     return ctypes.create_string_buffer(data, len(data))
 
 
+_possible_cpus = 0
+
+
 def possible_cpus() -> int:
     """The number of possible CPUs: how many values an element of a per-CPU map has."""
-    with open("/sys/devices/system/cpu/possible") as file:
-        return int(file.read().strip().split(",")[-1].split("-")[-1]) + 1
+    # The kernel fixes it at boot. A command opens several such maps, so it is read once.
+    global _possible_cpus
+    if not _possible_cpus:
+        with open("/sys/devices/system/cpu/possible") as file:
+            _possible_cpus = int(file.read().strip().split(",")[-1].split("-")[-1]) + 1
+    return _possible_cpus
 
 
 class Map:

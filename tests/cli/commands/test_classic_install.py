@@ -111,8 +111,9 @@ def test_case_01_the_command_depends_on_nothing_around_it(laid_out: Path, path: 
 def test_the_command_loads_no_more_than_the_environments_own(laid_out: Path) -> None:
     def modules(command: Path) -> set[str]:
         program = (
-            "import runpy, sys, atexit\n"
-            "atexit.register(lambda: print(' '.join(sys.modules), file=sys.stderr))\n"
+            "import posix, runpy, sys\n"
+            "end = posix._exit\n"
+            "posix._exit = lambda code: (print(*sys.modules, file=sys.stderr), end(code))\n"
             "sys.argv[1:] = ['-V']\n"
             f"runpy.run_path({str(command)!r}, run_name='__main__')\n"
         )
