@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 
-from zfw_py.cli import output
+from zfw_py.cli import output, tables
 
 Cell = str | int
 
@@ -52,16 +52,16 @@ class Section:
         return median(self.rounds[name])
 
     def show(self) -> None:
-        """Print it: a rich table on a terminal, plain text elsewhere."""
+        """Print it: a table that fits a terminal, plain text elsewhere."""
         output.line("")
         output.line(self.title)
         for note in self.notes:
             output.line(f"  {note}")
         columns = [
-            output.Column(title, is_number=bool(position))
+            tables.Column(title, is_number=bool(position))
             for position, title in enumerate(self.columns)
         ]
-        output.table(columns, self.rows, lambda row: row)
+        tables.table(columns, self.rows, lambda row: row)
 
     def as_object(self) -> dict[str, object]:
         """For JSON."""
@@ -87,14 +87,14 @@ def show_targets(sections: list[Section]) -> bool:
     if not targets:
         return True
     columns = [
-        output.Column("TARGET"),
-        output.Column("MEASURED", is_number=True),
-        output.Column("LIMIT", is_number=True),
-        output.Column("MET"),
+        tables.Column("TARGET"),
+        tables.Column("MEASURED", is_number=True),
+        tables.Column("LIMIT", is_number=True),
+        tables.Column("MET"),
     ]
     output.line("")
     output.line("Targets")
-    output.table(
+    tables.table(
         columns,
         targets,
         lambda target: (

@@ -12,6 +12,11 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+Wide = Annotated[
+    bool,
+    typer.Option("--wide", help="On a terminal as well all columns, in one line a row."),
+]
+
 _Command = TypeVar("_Command", bound="Callable[..., None]")
 
 

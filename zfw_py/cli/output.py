@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The output of commands: lines, tables, JSON, progress.
+"""The output of commands: lines, JSON, progress; tables are in ``tables``.
 
-This is the only importer of rich, for tables and progress bars on a terminal. Elsewhere output
-is plain text, without colours or frames.
+This is the only importer of rich, for progress bars on a terminal.
 """
 
 from __future__ import annotations
@@ -13,37 +12,23 @@ import sys
 import termios
 from itertools import islice
 from time import monotonic
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING
 
 from zfw_py.errors import shortened
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable
     from typing import TextIO
 
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
-    Cell = str | int
-
-Item = TypeVar("Item")
-
 # The exit code of a command that shows a state, where it is not as it was asked for.
 DIFFERS = 21
 
-# rich takes a millisecond for a row: longer tables are plain text.
-_MOST_RICH_ROWS = 1000
 _CHUNK = 1000
 _MOST_WARNINGS = 10
 _BAR_AFTER = 1.0  # seconds
-
-_STYLES = {
-    "intercept": "green",
-    "pass": "cyan",
-    "deny": "red",
-    "tcx": "green",
-    "clsact": "green",
-}
 
 
 def safe(text: str) -> str:
@@ -146,96 +131,6 @@ def confirm(question: str) -> bool:
     """Ask on stderr, so that stdout has results only. Return whether the answer is y or yes."""
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
-
-
-class Column(NamedTuple):
-    """A column of a table."""
-
-    title: str
-    is_number: bool = False
-    is_bytes: bool = False  # on a terminal as kB or MB
-
-
-def table(
-    columns: Sequence[Column], items: Sequence[Item], cells: Callable[[Item], tuple[Cell, ...]]
-) -> None:
-    """Print a table on stdout, one row for each item. An empty text is shown as "-"."""
-    if sys.stdout.isatty() and len(items) <= _MOST_RICH_ROWS:
-        _rich_table(columns, items, cells)
-    else:
-        _plain_table(columns, items, cells)
-
-
-def listing(
-    items: Sequence[Item],
-    as_object: Callable[[Item], dict[str, object]],
-    columns: Sequence[Column],
-    cells: Callable[[Item], tuple[Cell, ...]],
-    *,
-    as_json: bool,
-    none: str,
-) -> None:
-    """Print items on stdout: as JSON, as a table, or the text ``none`` if there are none."""
-    if as_json:
-        json_array(map(as_object, items))
-    elif items:
-        table(columns, items, cells)
-    else:
-        line(none)
-
-
-def _plain_table(
-    columns: Sequence[Column], items: Sequence[Item], cells: Callable[[Item], tuple[Cell, ...]]
-) -> None:
-    # Make the texts twice: those of a million rows need more memory than the rules.
-    widths = [len(column.title) for column in columns]
-    for item in items:
-        widths = list(map(max, widths, [len(_text(cell)) for cell in cells(item)]))
-    line_of = "  ".join(
-        f"{{:{'>' if column.is_number else '<'}{width}}}"
-        for column, width in zip(columns, widths, strict=True)
-    ).format
-    print(line_of(*[column.title for column in columns]).rstrip())
-    for item in items:
-        print(line_of(*[_text(cell) for cell in cells(item)]).rstrip())
-
-
-def _rich_table(
-    columns: Sequence[Column], items: Sequence[Item], cells: Callable[[Item], tuple[Cell, ...]]
-) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.filesize import decimal
-    from rich.table import Table
-    from rich.text import Text
-
-    made = Table(box=box.ROUNDED, header_style="bold")
-    for column in columns:
-        made.add_column(
-            column.title,
-            justify="right" if column.is_number else "left",
-            # No ellipsis in an address
-            overflow="fold",
-            # and no line break in a number.
-            no_wrap=column.is_number,
-        )
-    for item in items:
-        made.add_row(
-            *[
-                # Text, not a str: service ids may look like markup.
-                Text(decimal(int(cell)) if column.is_bytes else _text(cell), _style(cell))
-                for column, cell in zip(columns, cells(item), strict=True)
-            ]
-        )
-    Console().print(made)
-
-
-def _style(cell: Cell) -> str:
-    return _STYLES.get(cell, "") if isinstance(cell, str) else ""
-
-
-def _text(cell: Cell) -> str:
-    return safe(cell) or "-" if isinstance(cell, str) else str(cell)
 
 
 def json_object(value: object) -> None:

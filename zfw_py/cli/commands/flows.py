@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zfw_py.cli import output
+from zfw_py.cli import tables
+from zfw_py.cli.options import Wide
 from zfw_py.firewall.service import Firewall
 from zfw_py.values.endpoint import Endpoint
 
@@ -15,17 +16,18 @@ if TYPE_CHECKING:
     from zfw_py.firewall.flows import Flow
 
 COLUMNS = (
-    output.Column("PROTOCOL"),
-    output.Column("INITIATOR"),
-    output.Column("RESPONDER"),
-    output.Column("STATE"),
-    output.Column("LET"),
-    output.Column("IDLE", is_number=True),
+    tables.Column("PROTOCOL"),
+    tables.Column("INITIATOR"),
+    tables.Column("RESPONDER"),
+    tables.Column("STATE"),
+    tables.Column("LET"),
+    tables.Column("IDLE", is_number=True),
 )
 
 
 def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print an array of objects.")] = False,
+    wide: Wide = False,
 ) -> None:
     """List the tracked flows.
 
@@ -33,7 +35,7 @@ def command(
     both. Flows are tracked while a program is attached to egress.
     """
     flows = sorted(Firewall().flows())
-    output.listing(flows, as_object, COLUMNS, _cells, as_json=as_json, none="no flows")
+    tables.listing(flows, as_object, COLUMNS, _cells, as_json=as_json, none="no flows", wide=wide)
 
 
 def as_object(flow: Flow) -> dict[str, object]:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from zfw_py.cli import output
+from zfw_py.cli import tables
 from zfw_py.cli.commands.rule_options import read_destination
+from zfw_py.cli.options import Wide
 from zfw_py.errors import UsageError
 from zfw_py.firewall.service import Firewall
 
@@ -16,17 +17,17 @@ if TYPE_CHECKING:
     from zfw_py.firewall.model import Rule
 
 COLUMNS = (
-    output.Column("DIRECTION"),
-    output.Column("PROTOCOL"),
-    output.Column("DESTINATION"),
-    output.Column("SOURCE"),
-    output.Column("PORTS"),
-    output.Column("ACTION"),
-    output.Column("TPROXY"),
-    output.Column("SERVICE"),
-    output.Column("INTERFACES"),
-    output.Column("PACKETS", is_number=True),
-    output.Column("BYTES", is_number=True, is_bytes=True),
+    tables.Column("DIRECTION", defaults=("ingress",)),
+    tables.Column("PROTOCOL"),
+    tables.Column("DESTINATION"),
+    tables.Column("SOURCE", defaults=("0.0.0.0/0", "::/0")),
+    tables.Column("PORTS"),
+    tables.Column("ACTION"),
+    tables.Column("TPROXY"),
+    tables.Column("SERVICE", is_detail=True),
+    tables.Column("INTERFACES", is_list=True, is_detail=True),
+    tables.Column("PACKETS", is_number=True),
+    tables.Column("BYTES", is_number=True, is_bytes=True),
 )
 
 
@@ -53,6 +54,7 @@ def command(
     passthrough: Annotated[
         bool, typer.Option("--passthrough", help="Only rules that pass packets to the host.")
     ] = False,
+    wide: Wide = False,
 ) -> None:
     """List the rules with their counters.
 
@@ -67,7 +69,7 @@ def command(
     if intercepts or passthrough:
         action = "intercept" if intercepts else "pass"
         rules = [rule for rule in rules if rule.action == action]
-    output.listing(rules, as_object, COLUMNS, cells, as_json=as_json, none="no rules")
+    tables.listing(rules, as_object, COLUMNS, cells, as_json=as_json, none="no rules", wide=wide)
 
 
 def as_object(rule: Rule) -> dict[str, object]:

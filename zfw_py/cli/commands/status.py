@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zfw_py.cli import output
+from zfw_py.cli import output, tables
+from zfw_py.cli.options import Wide
 from zfw_py.firewall.model import DIRECTIONS
 from zfw_py.firewall.service import Firewall
 
@@ -15,17 +16,17 @@ if TYPE_CHECKING:
     from zfw_py.firewall.status import InterfaceStatus, Status
 
 INTERFACES = (
-    output.Column("INTERFACE"),
-    output.Column("IFINDEX", is_number=True),
-    output.Column("INGRESS"),
-    output.Column("EGRESS"),
-    output.Column("SETTINGS"),
-    output.Column("ADDRESSES"),
+    tables.Column("INTERFACE"),
+    tables.Column("IFINDEX", is_number=True),
+    tables.Column("INGRESS"),
+    tables.Column("EGRESS"),
+    tables.Column("SETTINGS", is_list=True),
+    tables.Column("ADDRESSES", is_list=True),
 )
 REASONS = (
-    output.Column("REASON"),
-    output.Column("PACKETS", is_number=True),
-    output.Column("BYTES", is_number=True, is_bytes=True),
+    tables.Column("REASON"),
+    tables.Column("PACKETS", is_number=True),
+    tables.Column("BYTES", is_number=True, is_bytes=True),
 )
 
 
@@ -33,6 +34,7 @@ def command(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print an object, with every reason and exact numbers.")
     ] = False,
+    wide: Wide = False,
 ) -> None:
     """Show attachments, settings and decision counters.
 
@@ -46,21 +48,21 @@ def command(
     if as_json:
         output.json_object(as_object(status))
     else:
-        _print(status)
+        _print(status, wide=wide)
         output.warnings(map(str, status.differences))
     if status.differences:
         raise typer.Exit(output.DIFFERS)
 
 
-def _print(status: Status) -> None:
+def _print(status: Status, *, wide: bool) -> None:
     output.line(f"zfw {status.version}")
     output.line(f"rules: {_rules_text(status)}")
     output.line("")
-    output.table(INTERFACES, status.interfaces, _interface_cells)
+    tables.table(INTERFACES, status.interfaces, _interface_cells, wide=wide)
     occurred = [(name, *counts) for name, counts in status.reasons.items() if any(counts)]
     if occurred:
         output.line("")
-        output.table(REASONS, occurred, lambda row: row)
+        tables.table(REASONS, occurred, lambda row: row, wide=wide)
 
 
 def as_object(status: Status) -> dict[str, object]:

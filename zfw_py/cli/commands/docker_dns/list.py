@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zfw_py.cli import output
+from zfw_py.cli import output, tables
+from zfw_py.cli.options import Wide
 
 if TYPE_CHECKING:
     from zfw_py.docker_dns.listing import RedirectStatus
 
-# The columns that fit a terminal; --json has the rest.
 COLUMNS = (
-    output.Column("ID"),
-    output.Column("OF"),
-    output.Column("TO"),
-    output.Column("DOMAINS"),
-    output.Column("STATE"),
-    output.Column("QUERIES", is_number=True),
-    output.Column("ANSWERS", is_number=True),
-    output.Column("BUILTIN", is_number=True),
+    tables.Column("ID"),
+    tables.Column("OF", is_detail=True),
+    tables.Column("TO"),
+    tables.Column("DOMAINS", is_detail=True),
+    tables.Column("STATE"),
+    tables.Column("QUERIES", is_number=True),
+    tables.Column("ANSWERS", is_number=True),
+    tables.Column("BUILTIN", is_number=True, defaults=("0",)),
 )
 _DROPPED = ("no_port", "unchanged")
 
@@ -30,6 +30,7 @@ def command(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print an array of objects, with all counters.")
     ] = False,
+    wide: Wide = False,
 ) -> None:
     """List the redirects with their counters.
 
@@ -40,7 +41,9 @@ def command(
     from zfw_py.docker_dns.service import DnsRedirect
 
     found = DnsRedirect.all()
-    output.listing(found, as_object, COLUMNS, _cells, as_json=as_json, none="no redirects")
+    tables.listing(
+        found, as_object, COLUMNS, _cells, as_json=as_json, none="no redirects", wide=wide
+    )
     for status in [] if as_json else found:
         if status.problem:
             output.warning(f"redirect {status.manifest.id}: {status.problem}")

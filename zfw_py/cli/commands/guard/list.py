@@ -7,23 +7,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zfw_py.cli import output
+from zfw_py.cli import output, tables
 from zfw_py.cli.commands.guard import options
+from zfw_py.cli.options import Wide
 
 if TYPE_CHECKING:
     from zfw_py.guard.listing import GuardStatus
 
 COLUMNS = (
-    output.Column("ID"),
-    output.Column("KIND"),
-    output.Column("CGROUP"),
-    output.Column("STATE"),
-    output.Column("PROCESSES", is_number=True),
-    output.Column("ALLOWS", is_number=True),
-    output.Column("BLOCKS", is_number=True),
-    output.Column("DNS"),
-    output.Column("LEARNT", is_number=True),
-    output.Column("DENIED", is_number=True),
+    tables.Column("ID"),
+    tables.Column("KIND"),
+    tables.Column("CGROUP", is_detail=True),
+    tables.Column("STATE"),
+    tables.Column("PROCESSES", is_number=True),
+    tables.Column("ALLOWS", is_number=True),
+    tables.Column("BLOCKS", is_number=True, defaults=("0",)),
+    tables.Column("DNS", is_list=True, is_detail=True),
+    tables.Column("LEARNT", is_number=True),
+    tables.Column("DENIED", is_number=True),
 )
 
 
@@ -31,6 +32,7 @@ def command(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print an array of objects, with policy and counters.")
     ] = False,
+    wide: Wide = False,
 ) -> None:
     """List the guards with their state and counters.
 
@@ -42,7 +44,7 @@ def command(
     if as_json:
         output.json_array(map(as_object, found))
     elif found:
-        output.table(COLUMNS, found, _cells)
+        tables.table(COLUMNS, found, _cells, wide=wide)
         for status in found:
             if status.problem:
                 output.warning(f"guard {status.manifest.id}: {status.problem}")

@@ -7,24 +7,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zfw_py.cli import output
+from zfw_py.cli import output, tables
 from zfw_py.cli.commands.steer import options
+from zfw_py.cli.options import Wide
 
 if TYPE_CHECKING:
     from zfw_py.steer.listing import MappingStatus
 
 COLUMNS = (
-    output.Column("PROTOCOL"),
-    output.Column("ADDRESS"),
-    output.Column("PORT"),
-    output.Column("TO"),
-    output.Column("LABEL"),
-    output.Column("FLAGS"),
-    output.Column("STATE"),
-    output.Column("SOCKETS"),
-    output.Column("LOOKUPS", is_number=True),
-    output.Column("EXACT", is_number=True),
-    output.Column("NO SOCKET", is_number=True),
+    tables.Column("PROTOCOL"),
+    tables.Column("ADDRESS"),
+    tables.Column("PORT"),
+    tables.Column("TO"),
+    tables.Column("LABEL", is_detail=True),
+    tables.Column("FLAGS", is_list=True, is_detail=True),
+    tables.Column("STATE"),
+    tables.Column("SOCKETS", is_list=True, is_detail=True),
+    tables.Column("LOOKUPS", is_number=True),
+    tables.Column("EXACT", is_number=True, defaults=("0",)),
+    tables.Column("NO SOCKET", is_number=True, defaults=("0",)),
 )
 
 
@@ -33,6 +34,7 @@ def command(
         bool, typer.Option("--json", help="Print an array of objects, which zfw steer apply reads.")
     ] = False,
     netns: options.Netns = None,
+    wide: Wide = False,
 ) -> None:
     """List the mappings with their sockets and counters.
 
@@ -43,7 +45,9 @@ def command(
     from zfw_py.steer.service import Steering
 
     found = Steering(netns).mappings()
-    output.listing(found, as_object, COLUMNS, _cells, as_json=as_json, none="no mappings")
+    tables.listing(
+        found, as_object, COLUMNS, _cells, as_json=as_json, none="no mappings", wide=wide
+    )
     for listed in found:
         if listed.problem and not as_json:
             output.warning(f"{listed.mapping}: {listed.problem}")
