@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The output of commands: lines, JSON, progress; tables are in ``tables``.
 
-This is the only importer of rich, for progress bars on a terminal.
+Only this module and ``tables`` import rich, for a terminal. Elsewhere output is plain text,
+without colours or frames.
 """
 
 from __future__ import annotations

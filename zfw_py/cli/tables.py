@@ -3,8 +3,8 @@
 
 A pipe or a file gets every column, in lines as long as they need, so that programs can read
 them. A terminal gets lines that fit: columns without information are left out, lists break
-between items, and a row that is still too wide has further, indented lines. A value is broken
-only if it alone is longer than a line.
+between items, the frame goes where it has no room, and a row that is still too wide has further,
+indented lines. A value is broken only if it alone is longer than a line.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     Cell = str | int
+    from rich.console import Console
+
     # The texts of a row, from its item.
     Texts = Callable[["Item"], list[str]]
 
@@ -27,10 +29,17 @@ Item = TypeVar("Item")
 _GAP = "  "
 _INDENT = "  "  # of the second line of a row, and of those after it
 _EMPTY = "-"
-_USUAL_WIDTH = 80
+# rich takes a millisecond for a row of a table: longer ones have no frame.
+_MOST_RICH_ROWS = 1000
 
-_BOLD = "1"
-_COLOURS = {"intercept": "32", "pass": "36", "deny": "31", "tcx": "32", "clsact": "32"}
+_HEADER = "bold"
+_STYLES = {
+    "intercept": "green",
+    "pass": "cyan",
+    "deny": "red",
+    "tcx": "green",
+    "clsact": "green",
+}
 
 
 class Column(NamedTuple):
@@ -78,18 +87,17 @@ def table(
             for column, cell in zip(columns, cells(item), strict=True)
         ]
 
+    console = _console()
     widths, least, shown = _measured(columns, items, texts)
     if wide:
         lines = [list(map(_Field, range(len(columns)), widths))]
     else:
-        lines = _laid_out(columns, widths, least, shown, _terminal_width())
-    colours, bold = (_COLOURS, _BOLD) if _has_colours() else ({}, "")
-    titles = [column.title for column in columns]
-    for text in _printed(columns, lines, titles, dict.fromkeys(titles, bold)):
-        print(text)
-    for item in items:
-        for text in _printed(columns, lines, texts(item), colours):
-            print(text)
+        lines = _laid_out(columns, widths, least, shown, console.width)
+    fits = _sum(width for _, width in lines[0]) <= console.width
+    if len(lines) == 1 and fits and len(items) <= _MOST_RICH_ROWS:
+        _rich(console, columns, lines[0], list(map(texts, items)))
+    else:
+        _stacked(console, columns, lines, map(texts, items))
 
 
 def listing(
@@ -156,7 +164,9 @@ def _laid_out(
     limit: int,
 ) -> list[list[_Field]]:
     """The lines of a row: as few as the columns that say anything need."""
-    places = [place for place, is_shown in enumerate(shown) if is_shown] or [0]
+    places = [place for place, is_shown in enumerate(shown) if is_shown] or list(
+        range(len(columns))
+    )
     if _sum(least[place] for place in places) > limit:
         places.sort(key=lambda place: columns[place].is_detail)
     lines: list[list[int]] = [[]]
@@ -194,23 +204,87 @@ def _sum(widths: Iterable[int]) -> int:
     return sum(some) + len(_GAP) * (len(some) - 1)
 
 
-def _printed(
+def _rich(
+    console: Console,
+    columns: Sequence[Column],
+    fields: Sequence[_Field],
+    rows: Sequence[Sequence[str]],
+) -> None:
+    """Print rows of one line, with a frame if there is room for it."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    framed = sum(width + 3 for _, width in fields) + 1 <= console.width
+    made = Table(
+        box=box.ROUNDED if framed else None,
+        padding=(0, 1) if framed else (0, len(_GAP), 0, 0),
+        pad_edge=framed,
+        header_style=_HEADER,
+    )
+    for place, width in fields:
+        column = columns[place]
+        made.add_column(
+            column.title, justify="right" if column.is_number else "left", width=width, no_wrap=True
+        )
+    for row in rows:
+        made.add_row(
+            *[
+                # Text, not a str: service ids may look like markup.
+                Text(
+                    "\n".join(_broken(row[place], width, columns[place])),
+                    _STYLES.get(row[place], ""),
+                )
+                for place, width in fields
+            ]
+        )
+    console.print(made)
+
+
+def _stacked(
+    console: Console,
     columns: Sequence[Column],
     lines: Sequence[Sequence[_Field]],
+    rows: Iterable[Sequence[str]],
+) -> None:
+    """Print rows of several lines, many rows, or lines that are longer than the terminal's."""
+    from rich.color import ColorSystem
+    from rich.style import Style
+
+    system = ColorSystem.STANDARD if console.color_system else None
+
+    def painted(text: str, style: str) -> str:
+        return Style.parse(style).render(text, color_system=system)
+
+    titles = [column.title for column in columns]
+    for text in _lines_of(
+        titles, columns, lines, {title: painted(title, _HEADER) for title in titles}
+    ):
+        print(text)
+    words = {word: painted(word, style) for word, style in _STYLES.items()}
+    for row in rows:
+        for text in _lines_of(row, columns, lines, words):
+            print(text)
+
+
+def _lines_of(
     row: Sequence[str],
-    colours: Mapping[str, str],
+    columns: Sequence[Column],
+    lines: Sequence[Sequence[_Field]],
+    painted: Mapping[str, str],
 ) -> Iterator[str]:
-    """The lines of a row."""
+    """The lines of a row. ``painted``: short texts with their colours."""
     for number, fields in enumerate(lines):
         indent = _INDENT if number else ""
+        if number and all(row[place] == _EMPTY for place, _ in fields):
+            continue
         broken = [_broken(row[place], width, columns[place]) for place, width in fields]
         for height in range(max(map(len, broken))):
             parts = []
             for (place, width), pieces in zip(fields, broken, strict=True):
                 text = pieces[height] if height < len(pieces) else ""
                 padding = " " * (width - _width(text))
-                if colour := colours.get(row[place]):
-                    text = f"\x1b[{colour}m{text}\x1b[0m"
+                text = painted.get(text, text)
                 parts.append(padding + text if columns[place].is_number else text + padding)
             yield f"{indent}{_GAP.join(parts)}".rstrip()
 
@@ -250,41 +324,22 @@ def _text(cell: Cell) -> str:
 
 
 def _size(count: int) -> str:
-    """A number of bytes in the largest unit that keeps it above 1: "999 B", "12.3 MB"."""
-    if count < 1000:
-        return f"{count} B"
-    value = float(count)
-    for unit in ("kB", "MB", "GB", "TB", "PB"):
-        value /= 1000
-        if value < 999.95:
-            return f"{value:.1f} {unit}"
-    return f"{value / 1000:.1f} EB"
+    from rich.filesize import decimal
+
+    return decimal(count).replace("bytes", "B").replace("byte", "B")
 
 
 def _width(text: str) -> int:
     """The number of a terminal's character cells that a text takes."""
     if text.isascii():
         return len(text)
-    from unicodedata import category, east_asian_width
+    from rich.cells import cell_len
 
-    # Unicode Standard Annex 11: wide and fullwidth characters take two cells.
-    return sum(
-        0 if category(each) in ("Mn", "Me") else 2 if east_asian_width(each) in "WF" else 1
-        for each in text
-    )
+    return cell_len(text)
 
 
-def _terminal_width() -> int:
-    """The width of the terminal that stdout is; the variable COLUMNS comes before it."""
-    columns = os.environ.get("COLUMNS", "")
-    if columns.isdecimal() and int(columns):
-        return int(columns)
-    try:
-        return os.get_terminal_size(sys.stdout.fileno()).columns or _USUAL_WIDTH
-    except (OSError, ValueError):  # a stream without a descriptor
-        return _USUAL_WIDTH
+def _console() -> Console:
+    from rich.console import Console
 
-
-def _has_colours() -> bool:
-    """Whether the terminal may have colours (https://no-color.org)."""
-    return not os.environ.get("NO_COLOR") and os.environ.get("TERM", "") not in ("", "dumb")
+    # https://no-color.org; rich would still print bold text.
+    return Console(color_system=None) if os.environ.get("NO_COLOR") else Console()

@@ -60,7 +60,7 @@ def plain(text: str) -> str:
 
 def test_a_rule_of_ipv4_is_one_line_of_80_columns(firewall: Firewall) -> None:
     firewall.apply([Insert(V4)])
-    head, only = plain(on_terminal(80, "list")).splitlines()
+    _, head, _, only, _ = plain(on_terminal(80, "list")).splitlines()
     assert "100.72.0.4/32" in only.split()
     assert "SOURCE" not in head
 
@@ -78,7 +78,7 @@ def test_500_rules_are_legible(firewall: Firewall, width: int) -> None:
     assert plain(coloured) == text
     assert max(map(len, text.splitlines())) <= width
     wide = on_terminal(width, "list", "--wide", colour=False)
-    assert len(wide.splitlines()) == 501
+    assert len(wide.splitlines()) == (504 if "╭" in wide else 501)
     defaults = {"0.0.0.0/0", "::/0"}
     values = set(VALUE.findall(wide)) - defaults
     assert len(values) == 499 + 2
@@ -97,7 +97,7 @@ def test_status_and_flows_are_legible(firewall: Firewall, width: int) -> None:
 def test_a_pipe_has_what_a_wide_terminal_has_and_exact_numbers(firewall: Firewall) -> None:
     firewall.apply([Insert(V4), Insert(V6)])
     piped = subprocess.run([ZFW, "list"], capture_output=True, text=True, check=True).stdout
-    wide = on_terminal(80, "list", "--wide", colour=False)
+    wide = on_terminal(60, "list", "--wide", colour=False)
     assert piped.splitlines()[0].split() == wide.splitlines()[0].split()
     assert [each.split()[:9] for each in piped.splitlines()[1:]] == [
         each.split()[:9] for each in wide.splitlines()[1:]
