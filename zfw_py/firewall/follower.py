@@ -4,6 +4,8 @@
 The kernel's notifications only wake it. What it does is ``Firewall.follow``: it compares the
 whole system with the maps. So neither the order of events matters nor that some are lost, a
 storm of events costs one comparison, and a follower that was killed needs only to be started.
+
+It holds a lock as long as it runs, by which the status knows of it.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from zfw_py.errors import LayoutMismatch, NotInstalled, PermissionDenied, ZfwError
 from zfw_py.firewall.service import Firewall
+from zfw_py.firewall.wanted import following
 from zfw_py.kernel.link_events import LinkEvents
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ def follow(
     """
     with ExitStack() as held:
         events = held.enter_context(LinkEvents())
+        held.callback(os.close, following())
         stopped = _stopped_by(stops, held)
         follower = _Follower(log)
         poll = select.poll()

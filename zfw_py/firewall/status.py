@@ -10,7 +10,7 @@ from zfw_py.firewall.interfaces import addresses_by_index, settings_by_index, se
 from zfw_py.firewall.listing import read_reasons
 from zfw_py.firewall.programs import attachments
 from zfw_py.firewall.rules.find import port_rules, settled
-from zfw_py.firewall.wanted import differences
+from zfw_py.firewall.wanted import absent, differences, is_followed
 from zfw_py.values.prefix import address_text
 from zfw_py.version import __version__
 
@@ -34,7 +34,8 @@ class InterfaceStatus(NamedTuple):
 class Status(NamedTuple):
     """``rules`` counts by direction and family; ``reasons`` has packets and bytes.
 
-    ``differences`` are between what is wanted and what is.
+    ``differences`` are between what is wanted and what is. ``absent`` are the interfaces that
+    shall be attached and do not exist, which is no difference while a follower runs.
     """
 
     version: str
@@ -42,6 +43,8 @@ class Status(NamedTuple):
     rules: dict[str, dict[int, int]]
     reasons: dict[str, tuple[int, int]]
     differences: list[Difference]
+    absent: list[str]
+    is_followed: bool
 
 
 def read_status(maps: Maps, interfaces: Interfaces) -> Status:
@@ -76,4 +79,6 @@ def read_status(maps: Maps, interfaces: Interfaces) -> Status:
         rules,
         read_reasons(maps),
         differences(maps, interfaces, present),
+        absent(maps, interfaces),
+        is_followed(),
     )

@@ -8,12 +8,17 @@ attached (the follower attaches it), or attached and not wanted (it goes on filt
 
 from __future__ import annotations
 
+import os
 from socket import if_indextoname
 from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.errors import MapFull, NotFound, ZfwError
 from zfw_py.firewall import programs
 from zfw_py.firewall.interfaces import Interfaces, index_of
+from zfw_py.firewall.maps import STORE
+from zfw_py.kernel.lock import hold_number, is_number_held, open_numbers
+from zfw_py.kernel.own_netns import netns_cookie
+from zfw_py.lifecycle.programs import make_root
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -131,6 +136,23 @@ def follow(maps: Maps, interfaces: Interfaces) -> Followed:
     return Followed(attached, errors, maps.state().object_digest)
 
 
+def following() -> int:
+    """Show that the caller follows its network namespace: until the descriptor is closed."""
+    make_root(STORE)
+    fd = open_numbers(STORE.root)
+    hold_number(fd, netns_cookie())
+    return fd
+
+
+def is_followed() -> bool:
+    """Whether a process follows the caller's network namespace. Under the lock."""
+    fd = open_numbers(STORE.root)
+    try:
+        return is_number_held(fd, netns_cookie())
+    finally:
+        os.close(fd)
+
+
 def upgrade(maps: Maps) -> bool:
     """As ``programs.upgrade``; a version that recorded nothing attached what is attached."""
     is_done = programs.upgrade(maps)
@@ -145,18 +167,38 @@ def upgrade(maps: Maps) -> bool:
     return is_done
 
 
+def absent(maps: Maps, interfaces: Interfaces) -> list[str]:
+    """The names with wanted attachments that no interface has, sorted.
+
+    An interface that was moved to another network namespace, and is still filtered there, is not
+    among them.
+    """
+    present, indexes = interfaces.present(), interfaces.indexes()
+    return sorted(
+        name
+        for name in interfaces.wanted()
+        if name not in present and not _is_away(maps, indexes[name])
+    )
+
+
 def differences(maps: Maps, interfaces: Interfaces, attached: list[Attachment]) -> list[Difference]:
     """Where the kernel, or what the programs read, is not what is wanted. Changes nothing.
 
-    ``attached`` is what the kernel says, as ``programs.attachments``.
+    ``attached`` is what the kernel says, as ``programs.attachments``. That an interface does not
+    exist is no difference while a follower runs, which attaches it when it appears.
     """
     found = []
+    if not is_followed():
+        what = "there is no such interface, and no zfw follow runs that attaches it later"
+        found += [Difference(name, what, _forget(name)) for name in absent(maps, interfaces)]
     present = interfaces.present()
     actual = {(each.ifindex, each.direction): each.mode for each in attached}
     for name, modes in interfaces.wanted().items():
         ifindex = present.get(name, 0)
         if not ifindex:
-            found.append(_without_interface(maps, interfaces, name))
+            if _is_away(maps, interfaces.indexes()[name]):
+                what = "it is in another network namespace, and is still filtered by this firewall"
+                found.append(Difference(name, what, _forget(name)))
             continue
         lacking: dict[str, list[str]] = {}
         for direction, mode in modes.items():
@@ -199,13 +241,13 @@ def differences(maps: Maps, interfaces: Interfaces, attached: list[Attachment]) 
     return sorted(found)
 
 
-def _without_interface(maps: Maps, interfaces: Interfaces, name: str) -> Difference:
-    recorded = interfaces.indexes()[name]
-    if recorded and programs.index_away(maps, recorded):
-        what = "it is in another network namespace, and is still filtered by this firewall"
-    else:
-        what = "there is no such interface; zfw follow attaches it when it appears"
-    return Difference(name, what, f"zfw detach {name} if it shall not be attached")
+def _is_away(maps: Maps, recorded: int) -> bool:
+    """Whether the interface that had this index is in another network namespace."""
+    return bool(recorded and programs.index_away(maps, recorded))
+
+
+def _forget(name: str) -> str:
+    return f"zfw detach {name} if it shall not be attached"
 
 
 def _attach(name: str, directions: Sequence[str], mode: str) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Advisory locks, by flock(2) and /proc/locks. Hot.
+"""Advisory locks, by flock(2), fcntl_locking(2) and /proc/locks. Hot.
 
 The directories that zfw locks lie on bpffs. The kernel's default for bpffs lets each user make
 directories there, so a lock is taken only on a directory that no other user than root can write
@@ -9,7 +9,18 @@ to: what is found in it is root's, and no other user can hold the lock and keep 
 from __future__ import annotations
 
 import posix
-from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
+from fcntl import (
+    F_OFD_GETLK,
+    F_OFD_SETLK,
+    F_RDLCK,
+    F_UNLCK,
+    F_WRLCK,
+    LOCK_EX,
+    LOCK_NB,
+    LOCK_SH,
+    fcntl,
+    flock,
+)
 from time import monotonic, sleep
 
 from zfw_py.errors import Busy, Conflict
@@ -115,6 +126,34 @@ def try_exclusive(fd: int) -> bool:
 def wait_for(fd: int) -> None:
     """Block until the caller holds the exclusive lock on an open file. Raises OSError."""
     flock(fd, LOCK_EX)
+
+
+def open_numbers(path: str) -> int:
+    """A descriptor of a directory, for ``hold_number`` and ``is_number_held``. Raises OSError."""
+    return posix.open(path, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
+
+
+def hold_number(fd: int, number: int) -> None:
+    """Hold a shared lock on one number of a directory until all copies of ``fd`` are closed.
+
+    These locks are for callers that show that they run: there is no exclusive one.
+    """
+    fcntl(fd, F_OFD_SETLK, _number(F_RDLCK, number))
+
+
+def is_number_held(fd: int, number: int) -> bool:
+    """Whether a process holds a lock on this number of a directory. Takes none itself."""
+    from struct import unpack_from
+
+    (kind,) = unpack_from("h", fcntl(fd, F_OFD_GETLK, _number(F_WRLCK, number)))
+    return bool(kind != F_UNLCK)
+
+
+def _number(kind: int, number: int) -> bytes:
+    """A struct flock (include/uapi/asm-generic/fcntl.h) of one byte, from the file's start."""
+    from struct import pack
+
+    return pack("hhqqi4x", kind, 0, number, 1, 0)
 
 
 def holder_of(path: str) -> int | None:

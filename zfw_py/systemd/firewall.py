@@ -24,7 +24,8 @@ WantedBy=sysinit.target
 """
 
 # DefaultDependencies would order this after basic.target, for which some networks' units
-# do not wait. udev renames interfaces at the same time: hence --wait.
+# do not wait. udev renames interfaces at the same time: hence --wait. The other unit attaches
+# an interface that comes later, or comes and goes: hence --allow-absent.
 _RESTORE = """\
 [Unit]
 Description=zfw: restore the firewall
@@ -39,12 +40,12 @@ Conflicts=shutdown.target
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-ExecStart={program} restore --wait 10 {file}
-ExecReload={program} restore {file}
+ExecStart={program} restore --wait 10 --allow-absent {file}
+ExecReload={program} restore --allow-absent {file}
 TimeoutStartSec=5min
 """
 
-# It needs neither the file nor that the other unit succeeded, as when an interface is missing.
+# It needs neither the file nor that the other unit succeeded.
 _FOLLOW = """\
 [Unit]
 Description=zfw: keep the firewall right while interfaces and addresses change

@@ -111,7 +111,15 @@ def test_status_json(zfw: Zfw, firewall: Firewall) -> None:
     result = zfw("status", "--json")
     assert (result.code, result.err) == (0, "")
     status = json.loads(result.out)
-    assert list(status) == ["version", "interfaces", "rules", "reasons", "differences"]
+    assert list(status) == [
+        "version",
+        "interfaces",
+        "rules",
+        "reasons",
+        "differences",
+        "absent",
+        "followed",
+    ]
     assert status["version"] == __version__
     assert status["differences"] == []
     assert status["rules"] == {

@@ -125,6 +125,11 @@ def test_an_interface_that_is_missing(zfw: Zfw, firewall: Firewall, one: Path) -
         "zfw: warning: Interface not found: gone0: not attached\n",
     )
     assert zfw("restore", str(one), "--wait", "1").code == 5
+    assert zfw("restore", str(one), "--allow-absent") == (
+        0,
+        "nothing to change\n",
+        "zfw: warning: Interface not found: gone0: not attached\n",
+    )
     assert firewall.rules()[0].interfaces == ("gone0",)
 
 
@@ -277,7 +282,7 @@ def test_the_unit_is_installed_and_removed(zfw: Zfw, tmp_path: Path) -> None:
     assert follow_link.resolve() == follow
     lines = unit.read_text().splitlines()
     for line in (
-        f"ExecStart={ZFW} restore --wait 10 /etc/zfw/zfw.toml",
+        f"ExecStart={ZFW} restore --wait 10 --allow-absent /etc/zfw/zfw.toml",
         "ConditionPathExists=/etc/zfw/zfw.toml",
         "Before=network-pre.target shutdown.target",
         "Wants=network-pre.target",

@@ -179,7 +179,7 @@ def test_without_a_follower_a_device_made_anew_is_not_open_in_silence(
     assert status(capsys) == (
         21,
         [
-            "ppp0: there is no such interface; zfw follow attaches it when it appears:"
+            "ppp0: there is no such interface, and no zfw follow runs that attaches it later:"
             " zfw detach ppp0 if it shall not be attached"
         ],
     )
@@ -197,6 +197,33 @@ def test_without_a_follower_a_device_made_anew_is_not_open_in_silence(
     assert status(capsys) == (21, lines)
     assert main(["attach", "ppp0", "--mode", "clsact"]) == 0
     assert status(capsys) == (0, [])
+
+
+def test_a_followed_device_may_be_absent(
+    namespace: Namespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As ppp0 or wg0 while the connection is down: nothing is to be done, so the code is 0."""
+
+    def install() -> None:
+        attachments = tuple(AttachmentEntry(interface=name) for name in ("lo", "ppp0", "wg0"))
+        Firewall().restore(Document(version=1, attachments=attachments))
+
+    with Follower(namespace):
+        install()
+        assert status(capsys) == (0, [])
+        main(["status"])
+        assert "interfaces that do not exist: ppp0, wg0\n" in capsys.readouterr().out
+        namespace.ip("link add ppp0 type bridge")
+        assert is_attached("ppp0")
+        assert status(capsys) == (0, [])
+        assert Firewall().status().absent == ["wg0"]
+        Firewall().detach_all()
+        install()
+        assert status(capsys) == (0, [])
+    assert not Firewall().status().is_followed
+    code, lines = status(capsys)
+    assert (code, len(lines)) == (21, 1)
+    assert lines[0].startswith("wg0: there is no such interface, and no zfw follow runs")
 
 
 def test_what_was_detached_is_not_attached_again(namespace: Namespace) -> None:
@@ -480,11 +507,11 @@ def test_another_interface_with_the_index_and_the_name_of_a_moved_one(
 def test_a_move_removes_clsact_and_the_follower_attaches_anew(
     network: Network, elsewhere: Namespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """There, the firewall does not filter: it says so. Back here, it is filtered at once."""
+    """There, the firewall does not filter. Back here, it is filtered at once."""
     Firewall().attach("gw0", "ingress", "clsact")
     with Follower(network.gateway), ExitStack() as held:
         move(network, elsewhere)
-        assert status(capsys)[0] == 21
+        assert Firewall().status().absent == ["gw0"]
         for port in (22, WEB):
             held.enter_context(listener(port=port))
         move_back(network, elsewhere)

@@ -41,6 +41,13 @@ def command(
             help="Wait up to this long for interfaces that do not exist yet.",
         ),
     ] = 0,
+    allow_absent: Annotated[
+        bool,
+        typer.Option(
+            "--allow-absent",
+            help="Exit with 0 although an interface does not exist: zfw follow attaches it later.",
+        ),
+    ] = False,
 ) -> None:
     """Make the firewall equal to a file of zfw save.
 
@@ -63,6 +70,8 @@ def command(
             document, lambda done: progress.show("comparing", done, total)
         )
     _tell(restored)
+    if restored.missing and not allow_absent:
+        raise typer.Exit(NotFound.exit_code)
 
 
 def _wait(document: Document, seconds: int) -> None:
@@ -97,8 +106,6 @@ def _tell(restored: Restored) -> None:
         output.line("nothing to change")
     for name in restored.missing:
         output.warning(f"Interface not found: {name}: not attached")
-    if restored.missing:
-        raise typer.Exit(NotFound.exit_code)
 
 
 def _tell_attachments(what: str, attachments: list[Attachment]) -> None:

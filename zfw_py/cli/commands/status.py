@@ -42,7 +42,9 @@ def command(
     intercepted. Reasons that have not occurred are shown with --json only.
 
     A warning names each interface that is not as it was asked for, what differs,
-    and the command to type; the command then exits with code 21.
+    and the command to type; the command then exits with code 21. An interface that
+    shall be attached and does not exist is none of these while zfw follow runs,
+    which attaches it when it appears.
     """
     status = Firewall().status()
     if as_json:
@@ -57,6 +59,8 @@ def command(
 def _print(status: Status, *, wide: bool) -> None:
     output.line(f"zfw {status.version}")
     output.line(f"rules: {_rules_text(status)}")
+    if status.absent:
+        output.line(f"interfaces that do not exist: {', '.join(status.absent)}")
     output.line("")
     tables.table(INTERFACES, status.interfaces, _interface_cells, wide=wide)
     occurred = [(name, *counts) for name, counts in status.reasons.items() if any(counts)]
@@ -79,6 +83,8 @@ def as_object(status: Status) -> dict[str, object]:
             for name, (packets, octets) in status.reasons.items()
         },
         "differences": [each._asdict() for each in status.differences],
+        "absent": status.absent,
+        "followed": status.is_followed,
     }
 
 
