@@ -199,7 +199,8 @@ class PortRule(tuple[int, int, int, int, int, int, int, int]):
                 interface_set,
                 slot,
                 ACTIONS.index(rule.action),
-                layout.RULE_ROUTED if is_routed else 0,
+                (layout.RULE_ROUTED if is_routed else 0)
+                | (layout.RULE_NAMED if rule.is_limited else 0),
                 0,
             )
         )
@@ -208,6 +209,11 @@ class PortRule(tuple[int, int, int, int, int, int, int, int]):
     def is_routed(self) -> bool:
         """Whether the rule holds a local route for its destination."""
         return bool(self.flags & layout.RULE_ROUTED)
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether the rule counts on the interfaces of its set alone."""
+        return bool(self.flags & layout.RULE_NAMED)
 
     def with_interface_set(self, number: int) -> PortRule:
         """The same rule with other interfaces."""

@@ -102,6 +102,7 @@ class RuleEntry(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
     tproxy_port: Port = 0
     service_id: str = ""
     interfaces: Annotated[tuple[str, ...], Meta(max_length=MAX_INTERFACES)] = ()
+    limited: bool = False
     route: bool = False
 
     @classmethod
@@ -119,6 +120,7 @@ class RuleEntry(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
             tproxy_port=rule.tproxy_port,
             service_id=rule.service_id,
             interfaces=rule.interfaces,
+            limited=rule.is_limited,
             route=rule.is_routed,
         )
 
@@ -170,6 +172,23 @@ class Document(
                 "rules: egress rules have no effect: no interface has outbound_filter and an"
                 " egress attachment"
             )
+        unaware = {each.interface for each in self.attachments} - {
+            name
+            for name, settings in self.settings.items()
+            if settings.per_interface_rules  # type: ignore[attr-defined]
+        }
+        elsewhere = [
+            (index, unaware.difference(rule.interfaces))
+            for index, rule in enumerate(self.rules)
+            if rule.interfaces and not rule.limited and unaware.difference(rule.interfaces)
+        ]
+        if elsewhere:
+            index, others = elsewhere[0]
+            more = f" (and {len(elsewhere) - 1} more)" if len(elsewhere) > 1 else ""
+            found.append(
+                f"rules[{index}]{more}: counts on {', '.join(sorted(others))} too, without"
+                " limited = true"
+            )
         return found
 
     @cached_property
@@ -206,6 +225,8 @@ def _parse_rule(entry: RuleEntry, path: str) -> Rule:
             raise UsageError(
                 f"tproxy_port: has to be {wanted} for {entry.action}: {entry.tproxy_port}"
             )
+        if entry.limited and not entry.interfaces:
+            raise UsageError("limited: a rule without interfaces counts on all of them")
         source = None if entry.source is UNSET else Prefix.parse(entry.source, option="source")
         rule = Rule(
             RuleKey(
@@ -221,6 +242,7 @@ def _parse_rule(entry: RuleEntry, path: str) -> Rule:
             deny=entry.action == "deny",
             service_id=entry.service_id,
             interfaces=entry.interfaces,
+            limited=entry.limited,
             names=_NAMES,
         )
     except UsageError as error:

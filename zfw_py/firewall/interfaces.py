@@ -541,7 +541,7 @@ def warnings_of(interfaces: Interfaces, rule: Rule, names: tuple[str, ...]) -> l
                 f"TCP port 22 of {name}'s own addresses passes before all rules:"
                 f" zfw set {name} --ssh off"
             )
-    if names:
+    if names and not rule.is_limited:
         for name in interfaces.without_lists(names):
             found.append(
                 f"rule {rule} counts on {name} too, which does not look at the interfaces of"

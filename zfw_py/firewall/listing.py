@@ -88,6 +88,7 @@ def read_rules(
                 tproxy_port,
                 segments.service_id(slot),
                 names_of[interface_set],
+                bool(flags & layout.RULE_NAMED),
                 bool(flags & layout.RULE_ROUTED),
             )
             rule.packets, rule.bytes = segments.counters(slot)

@@ -205,8 +205,9 @@ class RuleKey:
 class Rule:
     """A rule: its key, its last port, and its action on a packet.
 
-    ``interfaces`` are names, sorted; only interfaces with the setting per_interface_rules
-    look at them. A listing fills in ``is_routed``, ``packets`` and ``bytes``.
+    ``interfaces`` are names, sorted. With ``is_limited`` the rule counts on these alone. Without
+    it, as in the classic grammar, interfaces that lack the setting per_interface_rules do not
+    look at the names. A listing fills in ``is_routed``, ``packets`` and ``bytes``.
     """
 
     __slots__ = (
@@ -214,6 +215,7 @@ class Rule:
         "bytes",
         "high_port",
         "interfaces",
+        "is_limited",
         "is_routed",
         "key",
         "packets",
@@ -227,6 +229,7 @@ class Rule:
     tproxy_port: int
     service_id: str
     interfaces: tuple[str, ...]
+    is_limited: bool
     is_routed: bool
     packets: int
     bytes: int
@@ -240,11 +243,13 @@ class Rule:
         deny: bool = False,
         service_id: str = "",
         interfaces: tuple[str, ...] | list[str] = (),
+        limited: bool = True,
         names: Mapping[str, str] = FIELDS,
     ) -> None:
         """``tproxy_port`` 0 passes packets to the stack; another is on 127.0.0.1 or ::1.
 
-        ``high_port`` defaults to the low port; ``names`` are those of the fields in errors.
+        ``high_port`` defaults to the low port; ``limited`` is of no account where the rule names
+        no interface; ``names`` are those of the fields in errors.
         """
         low_port = key.low_port
         if high_port is None:
@@ -260,6 +265,7 @@ class Rule:
         self.tproxy_port = tproxy_port
         self.service_id = check_service_id(service_id, names["service_id"])
         self.interfaces = sorted_interfaces(interfaces, names["interfaces"])
+        self.is_limited = limited and bool(self.interfaces)
         self.is_routed = False
         self.packets = 0
         self.bytes = 0
@@ -273,13 +279,14 @@ class Rule:
         tproxy_port: int,
         service_id: str,
         interfaces: tuple[str, ...],
+        is_limited: bool,
         is_routed: bool,
     ) -> Rule:
         """From values that were checked before, as those in the maps; counters are 0."""
         self = cls.__new__(cls)
         self.key, self.high_port, self.action = key, high_port, action
         self.tproxy_port, self.service_id = tproxy_port, service_id
-        self.interfaces, self.is_routed = interfaces, is_routed
+        self.interfaces, self.is_limited, self.is_routed = interfaces, is_limited, is_routed
         self.packets = self.bytes = 0
         return self
 
@@ -304,7 +311,13 @@ class RuleText:
         self._texts = texts
         self._names = names
 
-    def rule(self, interfaces: tuple[str, ...] | list[str] = (), *, deny: bool = False) -> Rule:
+    def rule(
+        self,
+        interfaces: tuple[str, ...] | list[str] = (),
+        *,
+        limited: bool = True,
+        deny: bool = False,
+    ) -> Rule:
         """The rule. It needs a destination, a protocol and a low port."""
         return Rule(
             self.key(),
@@ -313,6 +326,7 @@ class RuleText:
             deny=deny,
             service_id=self._texts.get("service_id", ""),
             interfaces=interfaces,
+            limited=limited,
             names=self._names,
         )
 

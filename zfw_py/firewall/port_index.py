@@ -18,10 +18,11 @@ def resolve(
     """Disjoint intervals (low_port, high_port, index into rules), sorted by port.
 
     Where the winner depends on the interface, an interval stands once for each
-    candidate, in order of entry: the first rule that covers it (it wins where
-    interface lists do not count) and each later one that names an interface no
-    earlier candidate names. ``members_of`` turns an interface set's number into
-    a bitmap of its names. Also returns the most candidates that an interval has.
+    candidate, in order of entry: the first rule that covers it and is not limited
+    to its interfaces (it wins where interface lists do not count) and each one
+    that names an interface no earlier candidate names. ``members_of`` turns an
+    interface set's number into a bitmap of its names. Also returns the most
+    candidates that an interval has.
     """
     if len(rules) == 1:
         return [(rules[0].low_port, rules[0].high_port, 0)], 1
@@ -45,13 +46,16 @@ def resolve(
         if not has_sets or not active:
             candidates = tuple(active[:1])
         else:
-            kept = active[:1]
-            named = members_of(rules[active[0]].interface_set)
-            for index in active[1:]:
+            kept = []
+            named = 0
+            is_any_found = False
+            for index in active:
                 members = members_of(rules[index].interface_set)
-                if members & ~named:
+                is_first_for_any = not (is_any_found or rules[index].is_limited)
+                if is_first_for_any or members & ~named:
                     kept.append(index)
                     named |= members
+                    is_any_found |= is_first_for_any
             candidates = tuple(kept)
         if candidates == open_candidates:
             continue

@@ -74,6 +74,16 @@ class Delete:
         return edit.delete(self.key, names, keep_route=not self.route)
 
 
+def _upgrade(maps: Maps) -> None:
+    """Exchange programs of another build, which may not know what a rule says.
+
+    Raises LayoutMismatch, KernelError.
+    """
+    from zfw_py.firewall import wanted
+
+    wanted.upgrade(maps)
+
+
 class Firewall:
     """The firewall of the network namespace that the caller is in.
 
@@ -92,8 +102,11 @@ class Firewall:
         """
         insert = Insert(rule, route=route)
         names = insert.own_names()
-        with Maps(is_writer=True) as maps, Transaction(maps) as edit:
-            return insert.collect(edit, names)
+        with Maps(is_writer=True) as maps:
+            if rule.is_limited:
+                _upgrade(maps)
+            with Transaction(maps) as edit:
+                return insert.collect(edit, names)
 
     def delete(
         self, key: RuleKey, interfaces: tuple[str, ...] = (), *, route: bool = True
@@ -108,14 +121,21 @@ class Firewall:
 
     def apply(self, edits: Sequence[Insert | Delete]) -> list[Inserted | Deleted]:
         """Inserts and deletes in order, under one lock: all of them, or on an error none."""
-        names = [edit.own_names() for edit in edits]
-        with Maps(is_writer=True) as maps, Transaction(maps) as collected:
-            collected.finder.expect(len(edits))
-            # Iterates over the edits itself: those of a batch file note their line thereby.
-            return [
-                edit.collect(collected, its_names)
-                for edit, its_names in zip(edits, names, strict=True)
-            ]
+        names = []
+        has_limited = False
+        for edit in edits:
+            names.append(edit.own_names())
+            has_limited |= isinstance(edit, Insert) and edit.rule.is_limited
+        with Maps(is_writer=True) as maps:
+            if has_limited:
+                _upgrade(maps)
+            with Transaction(maps) as collected:
+                collected.finder.expect(len(edits))
+                # Iterates over the edits itself: those of a batch file note their line thereby.
+                return [
+                    edit.collect(collected, its_names)
+                    for edit, its_names in zip(edits, names, strict=True)
+                ]
 
     def rules(
         self,

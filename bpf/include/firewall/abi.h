@@ -201,6 +201,9 @@ enum fw_rule_flag {
 	 * programs do not read these. */
 	FW_RULE_COMING = 2,
 	FW_RULE_LEAVING = 4,
+	/* The rule counts on the interfaces of its set alone. Without it the set counts where
+	 * FW_SETTING_PER_INTERFACE_RULES is on. */
+	FW_RULE_NAMED = 8,
 };
 
 /*

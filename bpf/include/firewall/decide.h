@@ -28,6 +28,9 @@
 /* These settings hold on loopback, whatever the user has set. */
 #define FW_LOOPBACK_SETTINGS (FW_SETTING_ICMP_ECHO | FW_SETTING_IPV6 | FW_SETTING_PASS_NON_TUPLE)
 
+/* The number of an interface's name that no set of names holds. */
+#define FW_NO_NAME FW_MAX_INTERFACE_NAMES
+
 /* The interface of a packet. An unknown one gets the strictest settings. */
 static __always_inline void fw_read_interface(__u32 ifindex, struct fw_interface *interface)
 {
@@ -36,8 +39,10 @@ static __always_inline void fw_read_interface(__u32 ifindex, struct fw_interface
 
 	if (known && known->ifindex == ifindex)
 		*interface = *known;
-	else
+	else {
 		interface->settings = FW_SETTING_OUTBOUND_FILTER;
+		interface->name_id = FW_NO_NAME;
+	}
 	if (interface->link_flags & FW_LINK_LOOPBACK) {
 		interface->settings |= FW_LOOPBACK_SETTINGS;
 		/* Loopback never filters outbound packets, so its flows need no entry. */

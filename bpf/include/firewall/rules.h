@@ -67,17 +67,14 @@ static __always_inline bool fw_rule_applies(const struct fw_port_rule *rule,
 					    const struct fw_rule_query *query)
 {
 	struct fw_interface_set *set;
-	__u32 index;
+	__u32 index, name = query->name_id;
 
-	/* Only an interface with this setting looks at the interfaces of rules. */
-	if (!query->is_per_interface)
+	if (!query->is_per_interface && !(rule->flags & FW_RULE_NAMED))
 		return true;
 	index = rule->interface_set;
 	set = bpf_map_lookup_elem(&interface_sets, &index);
-	return index && set &&
-	       set->members[(query->name_id / 64) % (FW_MAX_INTERFACE_NAMES / 64)] >>
-			       (query->name_id % 64) &
-		       1;
+	return index && set && name < FW_MAX_INTERFACE_NAMES &&
+	       set->members[name / 64] >> (name % 64) & 1;
 }
 
 /* fw_is_key() reads words of 8 bytes: both keys have to be aligned to 8. Keys in map values are. */

@@ -11,6 +11,8 @@ import pytest
 from zfw_py import Firewall, Prefix, Rule, RuleKey
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.cli.conftest import Zfw
 
 pytestmark = pytest.mark.kernel
@@ -69,6 +71,39 @@ def test_interfaces_join_and_leave_one_by_one(zfw: Zfw, firewall: Firewall) -> N
     assert firewall.rules()[0].interfaces == ("lo",)
     assert zfw("delete", *SSH, "-N", "lo").out == "deleted ingress tcp 100.72.0.4/32 port 22\n"
     assert firewall.rules() == []
+
+
+def test_the_list_shows_which_rules_count_elsewhere_too(
+    zfw: Zfw, firewall: Firewall, stdin: Callable[[str], object]
+) -> None:
+    """Those of the classic grammar, and no others."""
+    stdin(" ".join(("-I", *SSH, "-h", "22", "-t", "0", "-N", "lo")))
+    assert zfw("batch").err == (
+        "zfw: warning: stdin:1: rule ingress tcp 100.72.0.4/32 port 22 pass counts on gw0 too,"
+        " which does not look at the interfaces of rules: zfw set gw0 --per-interface-rules on\n"
+    )
+    assert zfw("insert", *SSH, "-m", "31", "-N", "lo").err == ""
+    assert zfw("insert", *SSH, "-m", "30").err == ""
+    cells = [line.split()[8] for line in zfw("list").out.splitlines()]
+    assert cells == ["INTERFACES", "-", "lo", "lo,*"]
+    listed = json.loads(zfw("list", "--json").out)
+    assert [(rule["interfaces"], rule["limited"]) for rule in listed] == [
+        ([], False),
+        (["lo"], True),
+        (["lo"], False),
+    ]
+
+
+def test_the_grammar_of_a_line_says_whether_its_rule_is_limited(
+    zfw: Zfw, firewall: Firewall, stdin: Callable[[str], object]
+) -> None:
+    stdin(
+        "insert -c 10.0.0.1 -p tcp -l 1 -N lo\n"
+        "-I -c 10.0.0.2 -m 32 -p tcp -l 1 -h 1 -t 0 -N lo\n"
+        "insert -c 10.0.0.3 -p tcp -l 1\n"
+    )
+    assert zfw("batch").code == 0
+    assert [rule.is_limited for rule in firewall.rules()] == [True, False, False]
 
 
 def test_a_rule_that_cannot_match_is_a_warning(zfw: Zfw, firewall: Firewall) -> None:
@@ -139,6 +174,7 @@ def test_json(zfw: Zfw, firewall: Firewall) -> None:
         "tproxy_port": 43321,
         "service_id": hostile,
         "interfaces": ["gw0", "lo"],
+        "limited": True,
         "packets": 0,
         "bytes": 0,
     }

@@ -198,12 +198,14 @@ class _World:
                 continue
             # The same key, whatever else.
             new = rng.choice(list(self.model))
+            names = rng.choice((frozenset(), old.interfaces, new.interfaces))
             changed = replace(
                 old,
                 high=min(old.low + rng.choice((0, 1, 7, 300)), 65535),
                 action=new.action if new.direction == old.direction else old.action,
                 tproxy_port=new.tproxy_port if new.direction == old.direction else old.tproxy_port,
-                interfaces=rng.choice((frozenset(), old.interfaces, new.interfaces)),
+                interfaces=names,
+                is_limited=bool(names) and rng.random() < 0.5,
             )
             edits.append(Insert(_rule(changed)))
             self.model.insert(changed)
@@ -231,11 +233,17 @@ class _World:
         assert found == expected
 
         listed = {
-            (*_listed_key(rule), rule.high_port, rule.action, rule.tproxy_port, rule.interfaces)
+            (
+                *(*_listed_key(rule), rule.high_port, rule.action, rule.tproxy_port),
+                *(rule.interfaces, rule.is_limited),
+            )
             for rule in self.firewall.rules()
         }
         assert listed == {
-            (*each.key, each.high, each.action, each.tproxy_port, tuple(sorted(each.interfaces)))
+            (
+                *(*each.key, each.high, each.action, each.tproxy_port),
+                *(tuple(sorted(each.interfaces)), each.is_limited),
+            )
             for each in self.model
         }
 
@@ -446,4 +454,5 @@ def _rule(each: reference.Rule) -> Rule:
         tproxy_port=each.tproxy_port,
         deny=each.action == "deny",
         interfaces=tuple(sorted(each.interfaces)),
+        limited=each.is_limited,
     )

@@ -199,6 +199,7 @@ def test_a_restore(gateway: Gateway, monkeypatch: pytest.MonkeyPatch, seed: int)
                 each.high_port,
                 each.action,
                 interfaces=rng.choice(((), (INTERFACE,), ("lo",))),
+                limited=rng.random() < 0.5,
             )
             for each in some_rules(rng)
         ]
@@ -214,13 +215,37 @@ def test_a_restore(gateway: Gateway, monkeypatch: pytest.MonkeyPatch, seed: int)
 
 def test_a_rule_that_a_setting_narrows(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     """The document has a rule for lo alone: at no time does the packet of another one pass."""
-    narrowed = rule(DESTINATIONS[0], SOURCES[1], 1, 7, "pass", interfaces=("lo",))
+    narrowed = rule(DESTINATIONS[0], SOURCES[1], 1, 7, "pass", interfaces=("lo",), limited=False)
     check_each_kill(
         monkeypatch,
         partial(gateway.firewall.restore, document([], Settings())),
         partial(gateway.firewall.restore, document([narrowed], Settings(per_interface_rules=True))),
         is_whole=True,
     )
+
+
+@pytest.mark.parametrize("names", [("lo",), (INTERFACE, "lo")])
+@pytest.mark.parametrize("action", ["deny", "pass"])
+def test_rules_that_become_limited(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, action: str, names: tuple[str, ...]
+) -> None:
+    """A deny and the pass around it, and the other way round: both are limited in one edit."""
+    around = {"deny": "pass", "pass": "deny"}[action]
+    before = [
+        rule(DESTINATIONS[0], SOURCES[1], 1, 7, action, interfaces=names, limited=False),
+        rule(DESTINATIONS[2], SOURCES[1], 1, 7, around),
+    ]
+    after = [
+        rule(DESTINATIONS[0], SOURCES[1], 1, 7, action, interfaces=("lo",)),
+        rule(DESTINATIONS[2], SOURCES[1], 1, 7, around, interfaces=(INTERFACE,)),
+    ]
+    for first, second in ((before, after), (after, before)):
+        check_each_kill(
+            monkeypatch,
+            partial(from_scratch, first),
+            partial(gateway.firewall.apply, [Insert(each) for each in second]),
+            is_whole=False,
+        )
 
 
 @pytest.mark.parametrize("again", range(0, 24, 3))

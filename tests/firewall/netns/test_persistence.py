@@ -117,6 +117,7 @@ def everything() -> tuple[RuleEntry, ...]:
         entry(0, "100.72.0.0/16", high_port=65535, action="deny", source="10.9.0.0/24"),
         entry(53, "fd72::4/128", action="intercept", tproxy_port=4001, service_id="dns-ä"),
         entry(1, "fd72::/16", high_port=9, interfaces=("gw0", "lo"), service_id="bad-\udcff"),
+        entry(10, "fd72::/16", high_port=19, interfaces=("gw0", "lo"), limited=True),
         entry(443, "203.0.113.9/32", direction="egress", action="deny", protocol="tcp"),
         entry(7, "172.31.0.0/16", route=True),
         *many,
@@ -253,6 +254,17 @@ def test_interfaces_of_a_rule_become_those_of_the_document(gateway: Gateway) -> 
     assert gateway.firewall.save().rules[0].interfaces == ("lo",)
     gateway.firewall.restore(document(entry(1)))
     assert gateway.firewall.save().rules[0].interfaces == ()
+
+
+def test_whether_a_rule_is_limited_becomes_that_of_the_document(gateway: Gateway) -> None:
+    for limited in (False, True, False):
+        wanted = document(entry(1, interfaces=("lo",), limited=limited))
+        restored = gateway.firewall.restore(wanted)
+        assert (restored.inserted + restored.changed, gateway.firewall.save().rules) == (
+            1,
+            wanted.rules,
+        )
+        assert not gateway.firewall.restore(wanted).is_changed
 
 
 def test_an_interface_that_does_not_exist_yet(gateway: Gateway) -> None:

@@ -349,15 +349,81 @@ def test_many_prefixes(gateway: Gateway, family: int) -> None:
 # Interfaces
 
 
+# Whether the interface looks at the interfaces of all rules, or of limited ones alone.
+per_interface = pytest.mark.parametrize("per_interface", [False, True])
+
+
 @families
-def test_a_rules_interfaces_count_only_where_that_is_set(gateway: Gateway, family: int) -> None:
+@protocols
+@per_interface
+def test_a_rule_that_names_interfaces_counts_on_these_alone(
+    gateway: Gateway, per_interface: bool, protocol: str, family: int
+) -> None:
+    gateway.firewall.set(["gw0"], "per_interface_rules", per_interface)
+    with several(1, family, protocol) as (listener,):
+        gateway.insert(SERVICE[family], protocol, 80, to=listener.port, interfaces=("lo",))
+        gateway.is_dropped(protocol, SERVICE[family], 80, "no_rule")
+        gateway.insert(SERVICE[family], protocol, 80, to=listener.port, interfaces=("gw0",))
+        gateway.talks(listener, SERVICE[family], 80)
+        (rule,) = gateway.firewall.rules()
+        assert (rule.interfaces, rule.is_limited) == (("gw0", "lo"), True)
+        gateway.firewall.delete(rule.key, ("gw0",))
+        gateway.is_dropped(protocol, SERVICE[family], 80, "no_rule")
+
+
+@families
+def test_a_rule_of_the_lan_lets_nothing_of_the_wan_in(gateway: Gateway, family: int) -> None:
+    """Neither interface has a setting of its own; each has rules of its own all the same."""
+    with gateway.second_wire() as wire:
+        gateway.insert(EVERYWHERE[family], "udp", 0, 65535, interfaces=("gw0",))
+        gateway.insert(SERVICE[family], "udp", 80, deny=True, interfaces=("gw1",))
+        with gateway.counts(rule_pass=2):
+            gateway.send(datagram(SERVICE[family], 80), datagram(SERVICE[family], 81))
+        with gateway.counts(rule_deny=1, no_rule=1):
+            wire(datagram(SERVICE[family], 80))
+            wire(datagram(SERVICE[family], 81))
+
+
+def test_a_name_that_has_no_row_is_not_the_first_name(gateway: Gateway) -> None:
+    """The program knows an interface without a row by no name, whichever number names have."""
+    gateway.insert(SERVICE[4], "udp", 80, interfaces=("gw0",))
+    gateway.insert(SERVICE[4], "udp", 81)
+    packets = [datagram(SERVICE[4], port) for port in (80, 81)]
+    with interfaces(gateway, "up1"):
+        found = [
+            gateway.firewall.explain(bytes(gateway.framed(packet)), "up1").reason
+            for packet in packets
+        ]
+        assert found == ["no_rule", "rule_pass"]
+
+
+@families
+def test_a_rule_of_the_classic_grammar_counts_on_others_unless_that_is_set(
+    gateway: Gateway, family: int
+) -> None:
+    def insert(name: str, to: int) -> None:
+        gateway.insert(SERVICE[family], "udp", 80, to=to, interfaces=(name,), limited=False)
+
     with several(1, family) as (listener,):
-        gateway.insert(SERVICE[family], "udp", 80, to=listener.port, interfaces=("lo",))
+        insert("lo", listener.port)
+        (rule,) = gateway.firewall.rules()
+        assert (rule.interfaces, rule.is_limited) == (("lo",), False)
         gateway.talks(listener, SERVICE[family], 80)
         gateway.firewall.set(["gw0"], "per_interface_rules", True)
         gateway.is_dropped("udp", SERVICE[family], 80, "no_rule")
-        gateway.insert(SERVICE[family], "udp", 80, to=listener.port, interfaces=("gw0",))
+        insert("gw0", listener.port)
         gateway.talks(listener, SERVICE[family], 80)
+
+
+def test_the_last_insert_says_whether_a_rule_is_limited(gateway: Gateway) -> None:
+    for name, limited in (("lo", False), ("gw0", True), ("lo", False)):
+        gateway.insert(SERVICE[4], "udp", 80, interfaces=(name,), limited=limited)
+        (rule,) = gateway.firewall.rules()
+        assert rule.is_limited == limited
+    gateway.insert(SERVICE[4], "udp", 80, interfaces=("gw0",))
+    gateway.insert(SERVICE[4], "udp", 80)
+    (rule,) = gateway.firewall.rules()
+    assert (rule.interfaces, rule.is_limited) == ((), False)
 
 
 @families
@@ -369,10 +435,11 @@ def test_a_rule_without_interfaces_is_for_none_of_them(gateway: Gateway, family:
 
 
 @families
+@per_interface
 def test_another_interfaces_rule_hides_neither_later_nor_shorter_ones(
-    gateway: Gateway, family: int
+    gateway: Gateway, per_interface: bool, family: int
 ) -> None:
-    gateway.firewall.set(["gw0"], "per_interface_rules", True)
+    gateway.firewall.set(["gw0"], "per_interface_rules", per_interface)
     wider = {4: "100.72.0.0/16", 6: "fd72::/64"}[family]
     with several(3, family) as (theirs, ours, shorter):
         gateway.insert(SERVICE[family], "udp", 1, 100, to=theirs.port, interfaces=("lo",))
@@ -428,9 +495,12 @@ def test_interfaces_given_one_by_one_are_a_union_and_go_one_by_one(gateway: Gate
 
 
 @families
-def test_each_interface_has_its_own_rules(gateway: Gateway, family: int) -> None:
+@per_interface
+def test_each_interface_has_its_own_rules(
+    gateway: Gateway, per_interface: bool, family: int
+) -> None:
     with gateway.second_wire() as wire:
-        gateway.firewall.set(["gw0", "gw1"], "per_interface_rules", True)
+        gateway.firewall.set(["gw0", "gw1"], "per_interface_rules", per_interface)
         gateway.insert(SERVICE[family], "udp", 80, deny=True, interfaces=("gw0",))
         gateway.insert(SERVICE[family], "udp", 81, deny=True, interfaces=("gw1",))
         packets = [datagram(SERVICE[family], port) for port in (80, 81)]
@@ -489,15 +559,22 @@ def test_a_deny_that_the_ssh_exception_stands_before_says_what_to_type(gateway: 
     firewall.set([Network.interface], "ssh", True)
 
 
-def test_a_rule_that_names_interfaces_says_where_it_counts_all_the_same(gateway: Gateway) -> None:
+def test_a_classic_rule_that_names_interfaces_says_where_it_counts_all_the_same(
+    gateway: Gateway,
+) -> None:
     firewall = gateway.firewall
     key = RuleKey(Prefix.parse("198.51.100.7"), "tcp", 80)
-    (warning,) = firewall.insert(Rule(key, interfaces=("lo",))).warnings()
+
+    def classic(name: str) -> Rule:
+        return Rule(key, interfaces=(name,), limited=False)
+
+    assert firewall.insert(Rule(key, interfaces=("lo",))).warnings() == []
+    (warning,) = firewall.insert(classic("lo")).warnings()
     assert warning == (
         f"rule {key} pass counts on {Network.interface} too, which does not look at the interfaces"
         f" of rules: zfw set {Network.interface} --per-interface-rules on"
     )
     firewall.set([Network.interface], "per_interface_rules", True)
-    assert firewall.insert(Rule(key, interfaces=("lo",))).warnings() == []
+    assert firewall.insert(classic("lo")).warnings() == []
     firewall.set([Network.interface], "per_interface_rules", False)
-    assert firewall.insert(Rule(key, interfaces=(Network.interface,))).warnings() == []
+    assert firewall.insert(classic(Network.interface)).warnings() == []

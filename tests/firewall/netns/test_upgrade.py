@@ -23,7 +23,7 @@ from tests.firewall.support.attached import (
     use_object,
 )
 from tests.support.netns import Network
-from zfw_py import Firewall, KernelError
+from zfw_py import Firewall, Insert, KernelError, Prefix, Rule, RuleKey
 
 if TYPE_CHECKING:
     pass
@@ -76,6 +76,33 @@ def test_an_upgrade_reaches_every_interface(
             (direction, mode, our_program(direction)) for direction in ("ingress", "egress")
         ]
     assert attached("up1") == [("ingress", "tcx", our_program())]
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("by_batch", [False, True])
+def test_a_rule_that_older_programs_may_not_know_brings_the_new_ones(
+    machine: Network, newer_object: Path, monkeypatch: pytest.MonkeyPatch, *, by_batch: bool
+) -> None:
+    """An older program does not know that a rule is limited to its interfaces."""
+
+    def insert(**kind: bool) -> None:
+        rule = Rule(RuleKey(Prefix.parse("100.72.0.4"), "tcp", 80), interfaces=("lo",), **kind)
+        if by_batch:
+            firewall.apply([Insert(rule)])
+        else:
+            firewall.insert(rule)
+
+    firewall = Firewall()
+    firewall.attach(INTERFACE, "both")
+    old = our_program()
+    use_object(monkeypatch, newer_object)
+    insert(limited=False)
+    assert our_program() == old
+    insert()
+    assert our_program() != old
+    assert attached(INTERFACE) == [
+        (direction, "tcx", our_program(direction)) for direction in ("ingress", "egress")
+    ]
 
 
 def test_an_upgrade_that_does_not_load_changes_nothing(

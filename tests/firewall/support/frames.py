@@ -143,6 +143,7 @@ class Filtering:
         source: str = "",
         deny: bool = False,
         interfaces: tuple[str, ...] = (),
+        limited: bool = True,
         direction: str = "ingress",
     ) -> Inserted:
         """Insert a rule: intercept for the local port ``to``, pass if that is 0, or deny."""
@@ -153,7 +154,7 @@ class Filtering:
             source=Prefix.parse(source) if source else None,
             direction=direction,
         )
-        rule = Rule(key, high, tproxy_port=to, deny=deny, interfaces=interfaces)
+        rule = Rule(key, high, tproxy_port=to, deny=deny, interfaces=interfaces, limited=limited)
         return self.firewall.insert(rule)
 
     def hits(self, inserted: Inserted) -> int:

@@ -770,8 +770,9 @@ def random_rules(
                 source,
                 action,
                 rng.choice(tproxy_ports) if action == "intercept" else 0,
-                rng.choice(lists),
+                names := rng.choice(lists),
                 direction,
+                is_limited=bool(names) and _chance(rng, 0.5),
             )
             rules.setdefault(rule.key, rule)
     mixed = list(rules.values())

@@ -82,6 +82,8 @@ class Rule:
     tproxy_port: int = 0
     interfaces: frozenset[str] = frozenset()
     direction: str = "ingress"
+    # It counts on its interfaces alone, whatever their settings.
+    is_limited: bool = False
 
     @property
     def family(self) -> int:
@@ -96,6 +98,7 @@ class Rule:
     def __str__(self) -> str:
         to = f" {self.tproxy_port}" if self.tproxy_port else ""
         on = f" on {','.join(sorted(self.interfaces))}" if self.interfaces else ""
+        on += " alone" if self.is_limited else ""
         return (
             f"{self.direction} {self.protocol} {self.destination} from {self.source}"
             f" ports {self.low}-{self.high} {self.action}{to}{on}"
@@ -113,6 +116,7 @@ def rule(
     tproxy_port: int = 0,
     interfaces: Iterable[str] = (),
     direction: str = "ingress",
+    is_limited: bool = False,
 ) -> Rule:
     """A rule from text; a tproxy port means intercept."""
     network = ip_network(destination, strict=False)
@@ -126,6 +130,7 @@ def rule(
         tproxy_port,
         frozenset(interfaces),
         direction,
+        is_limited,
     )
 
 
@@ -148,7 +153,7 @@ class RuleSet:
         """Add a rule, or change the one of the same key where it stands.
 
         Interfaces that it names join those of the rule that was there; if it
-        names none, none are left.
+        names none, none are left. Whether it is limited to them is its own.
         """
         self._by_precedence = None
         for place, old in enumerate(self._rules):
@@ -199,7 +204,8 @@ class RuleSet:
             if to & to_mask != to_net or from_ & from_mask != from_net:
                 continue
             candidate = self._rules[place]
-            if interface.per_interface_rules and interface.name not in candidate.interfaces:
+            looks_at_names = interface.per_interface_rules or candidate.is_limited
+            if looks_at_names and interface.name not in candidate.interfaces:
                 continue
             return candidate
         return None

@@ -52,6 +52,7 @@ GOOD: dict[str, Any] = {
             "tproxy_port": 43321,
             "service_id": "wiki",
             "interfaces": ["eth0"],
+            "limited": True,
             "route": True,
         },
         {
@@ -101,6 +102,7 @@ service_id = "wiki"
 interfaces = [
     "eth0",
 ]
+limited = true
 route = true
 
 [[rules]]
@@ -127,7 +129,8 @@ JSON_TEXT = """\
   ],
   "rules": [
     {"destination": "100.72.0.4/32", "protocol": "tcp", "low_port": 22, "action": "intercept", \
-"tproxy_port": 43321, "service_id": "wiki", "interfaces": ["eth0"], "route": true},
+"tproxy_port": 43321, "service_id": "wiki", "interfaces": ["eth0"], \
+"limited": true, "route": true},
     {"destination": "fd72::/16", "source": "fd00::/8", "direction": "egress", "protocol": "udp", \
 "low_port": 1, "high_port": 9, "action": "deny"}
   ]
@@ -368,6 +371,12 @@ BAD: dict[str, tuple[tuple[str | int, ...], object, str]] = {
         ["eth0", 1],
         "rules[0].interfaces[1]: expected str, got int",
     ),
+    "limited": (("rules", 0, "limited"), 1, "rules[0].limited: expected bool, got int"),
+    "limited to nothing": (
+        ("rules", 1, "limited"),
+        True,
+        "rules[1].limited: a rule without interfaces counts on all of them",
+    ),
     "interfaces many": (
         ("rules", 0, "interfaces"),
         ["eth0"] * 1025,
@@ -536,6 +545,37 @@ def test_names_that_are_no_utf8() -> None:
     assert decode(data, "json") == made
     with pytest.raises(DocumentError, match=r"rules\[0\].service_id: not UTF-8, which TOML cannot"):
         encode(made, "toml")
+
+
+def on(*interfaces: str, limited: bool) -> RuleEntry:
+    return RuleEntry(
+        destination="::/0",
+        protocol="tcp",
+        low_port=len(interfaces),
+        action="pass",
+        interfaces=interfaces,
+        limited=limited,
+    )
+
+
+def test_a_document_of_before_keeps_the_meaning_of_its_interfaces_and_is_warned_of() -> None:
+    attached = tuple(module.AttachmentEntry(interface=name) for name in ("eth0", "eth1", "eth2"))
+    made = Document(
+        version=1,
+        attachments=attached,
+        settings={"eth2": Settings(per_interface_rules=True)},
+        rules=(on(limited=False), on("eth0", limited=True), on("eth0", "lo", limited=False)),
+    )
+    assert [rule.is_limited for rule in made.parsed_rules] == [False, True, False]
+    assert made.warnings() == ["rules[2]: counts on eth1 too, without limited = true"]
+    more = Document(
+        version=1, attachments=attached, rules=(*made.rules, on("a", "b", "c", limited=False))
+    )
+    assert more.warnings() == [
+        "rules[2] (and 1 more): counts on eth1, eth2 too, without limited = true"
+    ]
+    silent = on("eth0", "eth1", "eth2", limited=False)
+    assert Document(version=1, attachments=attached, rules=(silent,)).warnings() == []
 
 
 def test_the_published_schema_is_that_of_the_types() -> None:

@@ -75,7 +75,8 @@ def entries(draw: st.DrawFn) -> RuleEntry:
         action=action,
         tproxy_port=draw(st.integers(1, 0xFFFF)) if action == "intercept" else 0,
         service_id=draw(service_ids),
-        interfaces=tuple(draw(st.lists(names, max_size=3))),
+        interfaces=(interfaces := tuple(draw(st.lists(names, max_size=3)))),
+        limited=bool(interfaces) and draw(st.booleans()),
         route=draw(st.booleans()),
     )
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zfw_py.firewall import codec
+from zfw_py.firewall import codec, layout
 from zfw_py.firewall.codec import PortRule, encode_prefix_key
 from zfw_py.firewall.model import RuleKey
 from zfw_py.firewall.rules.order import after, before, covers, is_union, levels, union
@@ -43,10 +43,10 @@ def rule_sets(draw: st.DrawFn) -> Rules:
                     low,
                     draw(st.integers(low, max(PORTS))),
                     0,
-                    draw(st.integers(0, 2 ** len(INTERFACES) - 1)),
+                    members := draw(st.integers(0, 2 ** len(INTERFACES) - 1)),
                     0,
                     draw(st.integers(0, 2)),
-                    0,
+                    layout.RULE_NAMED if members and draw(st.booleans()) else 0,
                     0,
                 )
             )
@@ -55,12 +55,17 @@ def rule_sets(draw: st.DrawFn) -> Rules:
     return found
 
 
-def action(rules: Rules, port: int, interface: int | None) -> int | None:
-    """What becomes of a packet; no interface: lists of interfaces do not count."""
+# An interface, and whether it has the setting per-interface-rules; 2 is one that no rule names.
+SEEN_BY = [(interface, setting) for interface in (*INTERFACES, 2) for setting in (False, True)]
+
+
+def action(rules: Rules, port: int, interface: int, is_per_interface: bool) -> int | None:
+    """What becomes of a packet that arrives at an interface."""
     for key in CHAIN:
         for rule in rules.get(key, ()):
             if rule.low_port <= port <= rule.high_port and (
-                interface is None or rule.interface_set >> interface & 1
+                not (is_per_interface or rule.flags & layout.RULE_NAMED)
+                or rule.interface_set >> interface & 1
             ):
                 return rule.action
     return None
@@ -93,9 +98,29 @@ def states(old: Rules, new: Rules) -> Iterator[Rules]:
 def test_each_packet_meets_its_rule_of_before_or_of_after(old: Rules, new: Rules) -> None:
     for now in states(old, new):
         for port in PORTS:
-            for interface in (None, *INTERFACES):
-                expected = (action(old, port, interface), action(new, port, interface))
-                assert action(now, port, interface) in expected
+            for seen_by in SEEN_BY:
+                expected = (action(old, port, *seen_by), action(new, port, *seen_by))
+                assert action(now, port, *seen_by) in expected
+
+
+@given(rule_sets(), st.data())
+def test_what_covers_applies_to_each_packet_that_is_covered(
+    rules: Rules, data: st.DataObject
+) -> None:
+    """The rules and the same with one of them changed: so that one often covers the other."""
+    for some in rules.values():
+        index = data.draw(st.integers(0, len(some) - 1))
+        low, high, *rest = some[index]
+        rest[1] = data.draw(st.integers(0, 2 ** len(INTERFACES) - 1))
+        rest[4] = layout.RULE_NAMED if rest[1] and data.draw(st.booleans()) else 0
+        high = data.draw(st.integers(low, max(PORTS)))
+        others = [*some[:index], PortRule((low, high, *rest)), *some[index + 1 :]]
+        for a, b in ((some, others), (others, some)):
+            if covers(a, b, members_of):
+                for port in PORTS:
+                    for seen_by in SEEN_BY:
+                        if action({CHAIN[0]: b}, port, *seen_by) is not None:
+                            assert action({CHAIN[0]: a}, port, *seen_by) is not None
 
 
 @given(rule_sets(), rule_sets())

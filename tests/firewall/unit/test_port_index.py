@@ -6,14 +6,19 @@ from __future__ import annotations
 import pytest
 
 from zfw_py.firewall.codec import PortRule
+from zfw_py.firewall.layout import RULE_NAMED
 from zfw_py.firewall.port_index import resolve, shadowed
 
 # What interface sets stand for, as bitmaps; set 0 names none.
 MEMBERS = {0: 0b000, 1: 0b001, 2: 0b010, 3: 0b011, 4: 0b100, 7: 0b111}
 
 
-def rule(low: int, high: int, interface_set: int = 0) -> PortRule:
-    return PortRule((low, high, 0, interface_set, 0, 1, 0, 0))
+def rule(low: int, high: int, interface_set: int = 0, flags: int = 0) -> PortRule:
+    return PortRule((low, high, 0, interface_set, 0, 1, flags, 0))
+
+
+def limited(low: int, high: int, interface_set: int) -> PortRule:
+    return rule(low, high, interface_set, RULE_NAMED)
 
 
 def intervals_of(*rules: PortRule) -> list[tuple[int, int, int]]:
@@ -73,6 +78,18 @@ def test_a_rule_without_interfaces_hides_none_that_names_one() -> None:
 
 def test_a_later_rule_without_interfaces_can_never_win() -> None:
     assert intervals_of(rule(10, 20, 1), rule(10, 20)) == [(10, 20, 0)]
+
+
+def test_behind_limited_rules_the_first_that_is_not_limited_stays_a_candidate() -> None:
+    assert intervals_of(limited(10, 20, 1), rule(10, 20)) == [(10, 20, 0), (10, 20, 1)]
+    assert intervals_of(limited(10, 20, 3), rule(10, 20, 1), rule(10, 20)) == [
+        (10, 20, 0),
+        (10, 20, 1),
+    ]
+    assert intervals_of(rule(10, 20), limited(10, 20, 1), rule(10, 20, 1)) == [
+        (10, 20, 0),
+        (10, 20, 1),
+    ]
 
 
 def test_candidates_change_where_a_rule_begins_or_ends() -> None:

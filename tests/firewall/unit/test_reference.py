@@ -581,6 +581,17 @@ def test_interface_lists_count_only_where_they_are_asked_for() -> None:
     assert winner(rules, IPV4 / TCP(dport=22), replace(aware, name="eth2")).rule is None
 
 
+def test_a_limited_rule_counts_on_its_interfaces_alone() -> None:
+    ours = rule("100.72.0.4/32", "tcp", 22, interfaces=["eth0"], is_limited=True)
+    others = rule("100.72.0.4/32", "tcp", 21, 22, action="deny", interfaces=["eth1"])
+    rules = RuleSet([ours, others])
+    aware = replace(OPEN, per_interface_rules=True)
+    assert winner(rules, IPV4 / TCP(dport=22)).rule == ours
+    assert winner(rules, IPV4 / TCP(dport=22), aware).rule == ours
+    assert winner(rules, IPV4 / TCP(dport=22), replace(OPEN, name="eth2")).rule == others
+    assert winner(rules, IPV4 / TCP(dport=22), replace(aware, name="eth2")).rule is None
+
+
 def test_family_protocol_and_direction_are_apart() -> None:
     mapped = rule("::ffff:100.72.0.4/128", "tcp", 22)
     egress = rule("100.72.0.4/32", "tcp", 22, direction="egress")

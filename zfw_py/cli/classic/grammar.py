@@ -263,7 +263,9 @@ def _first_verb(given: list[Flag], options: dict[str, str]) -> Flag:
 
 
 def _insert(request: Request, names: list[str]) -> None:
-    request.rule = _texts(request.options).rule(names, deny=DISABLE in request.options)
+    request.rule = _texts(request.options).rule(
+        names, limited=False, deny=DISABLE in request.options
+    )
 
 
 def _delete(request: Request, names: list[str]) -> None:

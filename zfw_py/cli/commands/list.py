@@ -60,7 +60,9 @@ def command(
 
     Rules are sorted by direction, family, destination, source and protocol. Rules
     that agree in all of these are listed in the order in which they were added: the
-    first one that matches a packet decides.
+    first one that matches a packet decides. A rule that names interfaces counts on
+    these alone; with ,* behind the names (the classic grammar) it counts on each
+    interface without the setting per-interface-rules as well.
     """
     if intercepts and passthrough:
         raise UsageError("--intercepts: not together with --passthrough")
@@ -87,6 +89,7 @@ def as_object(rule: Rule) -> dict[str, object]:
         "tproxy_port": rule.tproxy_port,
         "service_id": rule.service_id,
         "interfaces": rule.interfaces,
+        "limited": rule.is_limited,
         "packets": rule.packets,
         "bytes": rule.bytes,
     }
@@ -105,7 +108,7 @@ def cells(rule: Rule) -> tuple[str | int, ...]:
         rule.action,
         str(rule.tproxy_port) if rule.tproxy_port else "",
         rule.service_id,
-        ",".join(rule.interfaces),
+        ",".join(rule.interfaces) + ("" if rule.is_limited or not rule.interfaces else ",*"),
         rule.packets,
         rule.bytes,
     )

@@ -64,8 +64,7 @@ OPTIONS = {
         "--interface",
         kind=list[str] | None,
         metavar="IFACE",
-        help="Among interfaces with the setting per-interface-rules, apply the rule only to"
-        " this one. Repeatable.",
+        help="Apply the rule on this interface alone. Repeatable.",
     ),
     "service_id": Option(
         "-s",

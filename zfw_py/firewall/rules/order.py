@@ -57,6 +57,8 @@ def covers(
         rule = by_port.get(other.low_port)
         if rule is None or rule.high_port < other.high_port:
             return False
+        if rule.is_limited and not other.is_limited:
+            return False
         if rule.interface_set != other.interface_set and (
             members_of(other.interface_set) & ~members_of(rule.interface_set)
         ):
