@@ -23,6 +23,7 @@ from zfw_py.firewall.maps import STORE, ZERO, Maps
 from zfw_py.firewall.model import DIRECTIONS
 from zfw_py.kernel import bpf_links
 from zfw_py.kernel.namespaces import live_cookies
+from zfw_py.kernel.own_netns import netns_cookie
 from zfw_py.lifecycle import attachment as kinds
 from zfw_py.lifecycle import programs
 from zfw_py.lifecycle.attachment import Clsact, Tcx, opened
@@ -245,6 +246,29 @@ def links_away(maps: Maps, ifindex: int | None = None) -> list[Tcx]:
         for link in _pinned_links(maps.directory)
         if ifindex in (None, index_before(link)) and not _is_here(link)
     ]
+
+
+def links_moved_here(ifindex: int | None = None) -> list[Tcx]:
+    """The links of other network namespaces' firewalls whose interface was moved to this one.
+
+    ``ifindex``: of one interface alone. The caller holds the lock, which all firewalls share.
+    """
+    return [
+        link
+        for cookie in STORE.identifiers()
+        if cookie != str(netns_cookie())
+        for link in _links_here(STORE.directory(cookie), ifindex)
+    ]
+
+
+def detach_moved_here(ifindex: int, direction: str | None) -> list[Attachment]:
+    """Detach other namespaces' firewalls from an interface that was moved to this one."""
+    taken = []
+    for link in links_moved_here(ifindex):
+        if direction in (None, link.direction):
+            taken.append(Attachment(ifindex, link.direction, "tcx", link.program_id() or 0))
+            link.detach()
+    return taken
 
 
 def index_before(link: Tcx) -> int:

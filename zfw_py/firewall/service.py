@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from zfw_py.firewall.rules import Deleted, Inserted
     from zfw_py.firewall.rules.edit import RuleEdit
     from zfw_py.firewall.status import Status
-    from zfw_py.firewall.wanted import Followed
+    from zfw_py.firewall.wanted import Difference, Followed
     from zfw_py.values.prefix import Prefix
 
 
@@ -308,12 +308,18 @@ class Firewall:
 
         No program is attached to this name any more when it appears. Where it has no interface
         now, nothing but that changes, except that programs are detached from an interface that
-        was moved to another network namespace.
+        was moved to another network namespace. From one that was moved to this one, programs of
+        the firewall of its former namespace are detached, also where there is no firewall here.
         """
         from zfw_py.firewall import wanted
 
-        with Maps(is_writer=True) as maps:
-            return wanted.detach(maps, Interfaces(maps), own_name(name), direction)
+        try:
+            with Maps(is_writer=True) as maps:
+                return wanted.detach(maps, Interfaces(maps), own_name(name), direction)
+        except NotInstalled:
+            if taken := wanted.detach_moved_here(name, direction):
+                return taken
+            raise
 
     def detach_all(self) -> list[Attachment]:
         """Detach the firewall from every interface; remove rules, settings and all else."""
@@ -363,6 +369,15 @@ class Firewall:
 
         with Maps(is_writer=False) as maps:
             return read_status(maps, Interfaces(maps))
+
+    def moved_here(self) -> list[Difference]:
+        """Interfaces here that carry the firewall of the namespace that they were moved from.
+
+        They are among the differences of ``status``; this verb needs no firewall here.
+        """
+        from zfw_py.firewall.wanted import read_moved_here
+
+        return read_moved_here()
 
     def is_installed(self) -> bool:
         """Whether there is a firewall in this network namespace."""

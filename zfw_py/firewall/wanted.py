@@ -72,13 +72,18 @@ def attach(
 def detach(
     maps: Maps, interfaces: Interfaces, name: str, direction: str | None
 ) -> list[Attachment]:
-    """Remove the record, and detach. Raises NotFound if there is neither."""
+    """Remove the record, and detach. Raises NotFound if there is neither.
+
+    Firewalls of other network namespaces are detached too, from an interface that was moved here.
+    """
     modes = interfaces.wanted().get(name, {})
     stay = {d: mode for d, mode in modes.items() if direction not in (None, d)}
     if stay != modes:
         interfaces.want(name, stay)
     try:
-        taken = programs.detach(maps, index_of(name), direction)
+        ifindex = index_of(name)
+        taken = programs.detach(maps, ifindex, direction)
+        taken += programs.detach_moved_here(ifindex, direction)
     except NotFound:
         recorded = interfaces.indexes().get(name, 0)
         taken = programs.detach_away(maps, recorded, direction) if recorded else []
@@ -89,6 +94,21 @@ def detach(
     if not taken and stay == modes:
         raise NotFound(f"nothing is attached to {name}")
     return taken
+
+
+def detach_moved_here(name: str, direction: str | None) -> list[Attachment]:
+    """As ``detach``, of the firewalls of other network namespaces alone: there is none here.
+
+    For a caller without the lock.
+    """
+    try:
+        ifindex = index_of(name)
+    except NotFound:
+        return []
+    if not STORE.identifiers():
+        return []
+    with STORE.lock(is_exclusive=True):
+        return programs.detach_moved_here(ifindex, direction)
 
 
 def has_egress(maps: Maps, interfaces: Interfaces, name: str) -> bool:
@@ -229,6 +249,7 @@ def differences(maps: Maps, interfaces: Interfaces, attached: list[Attachment]) 
                 command = f"zfw attach {name} --direction {each.direction} --mode tcx"
             found.append(Difference(name, what, command))
     has_program = {each.ifindex for each in attached if each.direction == "egress"}
+    found += _moved_here()
     for name, settings in interfaces.settings().items():
         is_wanted = "egress" in interfaces.wanted().get(name, {})
         if not settings["outbound_filter"] or is_wanted or present.get(name) in has_program:
@@ -239,6 +260,34 @@ def differences(maps: Maps, interfaces: Interfaces, attached: list[Attachment]) 
     for name, what in interfaces.stale(indexes).items():
         found.append(Difference(name, what, "zfw follow --once"))
     return sorted(found)
+
+
+def read_moved_here() -> list[Difference]:
+    """The interfaces that carry the firewall of the network namespace that they were moved from.
+
+    For a caller without the lock: there may be no firewall here.
+    """
+    if not STORE.identifiers():
+        return []
+    with STORE.lock(is_exclusive=False):
+        return _moved_here()
+
+
+def _moved_here() -> list[Difference]:
+    directions: dict[tuple[str, str], list[str]] = {}
+    for link in programs.links_moved_here():
+        cookie = link.pin.split("/")[-2]
+        directions.setdefault((_name_of(link.ifindex), cookie), []).append(link.direction)
+    return [
+        Difference(
+            name,
+            f"{' and '.join(sorted(some, reverse=True))} {'is' if len(some) == 1 else 'are'}"
+            f" attached by the firewall of another network namespace (cookie {cookie}), from where"
+            " it was moved",
+            f"zfw detach {name}",
+        )
+        for (name, cookie), some in directions.items()
+    ]
 
 
 def _is_away(maps: Maps, recorded: int) -> bool:

@@ -27,6 +27,7 @@ from zfw_py.cli.app import main
 from zfw_py.firewall.document import AttachmentEntry, Document, Settings
 from zfw_py.firewall.interfaces import Interfaces
 from zfw_py.firewall.maps import Maps
+from zfw_py.kernel.own_netns import netns_cookie
 from zfw_py.systemd.firewall import CAPABILITIES
 
 if TYPE_CHECKING:
@@ -468,6 +469,42 @@ def test_a_moved_interface_can_be_detached(
         assert connects(network.client, "10.9.0.1", WEB)
     assert status(capsys) == (0, [])
     assert main(["detach", "gw0"]) == 5
+
+
+@pytest.mark.parametrize("has_own", [False, True], ids=["no-firewall-there", "firewall-there"])
+def test_a_moved_interface_is_shown_and_detached_where_it_is(
+    network: Network, elsewhere: Namespace, capsys: pytest.CaptureFixture[str], has_own: bool
+) -> None:
+    Firewall().attach("gw0")
+    cookie = netns_cookie()
+    move(network, elsewhere)
+    with elsewhere.entered(), listener(port=WEB):
+        if has_own:
+            Firewall().attach("gw0", "ingress")
+        assert not connects(network.client, "10.9.0.1", WEB, patience=0.2)
+        capsys.readouterr()
+        assert main(["status"]) == (21 if has_own else 3)
+        warned = (
+            "zfw: warning: gw0: ingress and egress are attached by the firewall of another network"
+            f" namespace (cookie {cookie}), from where it was moved: zfw detach gw0\n"
+        )
+        assert warned in capsys.readouterr().err
+        assert main(["detach", "gw0"]) == 0
+        assert connects(network.client, "10.9.0.1", WEB)
+        assert capsys.readouterr().out.splitlines() == [
+            *["detached gw0 ingress (tcx)"] * (1 if has_own else 0),
+            "detached gw0 egress (tcx)",
+            "detached gw0 ingress (tcx)",
+        ]
+        assert main(["detach", "gw0"]) == (5 if has_own else 3)
+        assert "moved" not in capsys.readouterr().err
+    (_, lines) = status(capsys)
+    assert [line.partition(":")[2].partition(",")[0] for line in lines] == [
+        " there is no such interface"
+    ]
+    move_back(network, elsewhere)
+    Firewall().follow()
+    assert [each for each, _, _ in attached("gw0")] == ["ingress", "egress"]
 
 
 def test_a_restore_detaches_a_moved_interface_that_the_document_does_not_have(

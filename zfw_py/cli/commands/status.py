@@ -9,6 +9,7 @@ import typer
 
 from zfw_py.cli import output, tables
 from zfw_py.cli.options import Wide
+from zfw_py.errors import NotInstalled
 from zfw_py.firewall.model import DIRECTIONS
 from zfw_py.firewall.service import Firewall
 
@@ -46,7 +47,12 @@ def command(
     shall be attached and does not exist is none of these while zfw follow runs,
     which attaches it when it appears.
     """
-    status = Firewall().status()
+    firewall = Firewall()
+    try:
+        status = firewall.status()
+    except NotInstalled:
+        output.warnings(map(str, firewall.moved_here()))
+        raise
     if as_json:
         output.json_object(as_object(status))
     else:
