@@ -9,6 +9,7 @@
  */
 #include <stdbool.h>
 #include <linux/bpf.h>
+#include <linux/if_packet.h>
 #include <linux/pkt_cls.h>
 #include <bpf/bpf_helpers.h>
 
@@ -17,6 +18,7 @@
 #include "common/packet.h"
 #include "firewall/abi.h"
 #include "firewall/deliver.h"
+#include "firewall/devices.h"
 #include "firewall/egress.h"
 #include "firewall/flows.h"
 #include "firewall/fragments.h"
@@ -77,6 +79,29 @@ static __always_inline void fw_note_attached(__u32 ifindex)
 		known->link_flags |= FW_LINK_ATTACHED;
 }
 
+/* Whether a device above the interface may take a packet from its socket. The kernel finds the
+ * socket of a connection itself, unless the packet is a SYN that ends its TIME_WAIT. */
+static __always_inline bool fw_may_be_taken(const struct __sk_buff *skb,
+					    const struct packet *packet,
+					    const struct fw_decision *decision)
+{
+	return decision->reason == FW_REASON_RULE_INTERCEPT ||
+	       (decision->reason == FW_REASON_ESTABLISHED &&
+		(skb->pkt_type != PACKET_HOST || fw_is_only_syn(packet)));
+}
+
+static __always_inline void fw_keep(struct __sk_buff *skb, struct packet *packet,
+				    struct fw_decision *decision)
+{
+	bool is_intercepted = decision->reason == FW_REASON_RULE_INTERCEPT;
+	int receiver = fw_keep_frame(skb, packet, is_intercepted);
+
+	if (is_intercepted && receiver != FW_RECEIVER_HOST)
+		fw_decide(decision, FW_VERDICT_DROP,
+			  receiver == FW_RECEIVER_OTHER ? FW_REASON_OTHER_HOST :
+							  FW_REASON_MISROUTED);
+}
+
 SEC("tc")
 int ingress(struct __sk_buff *skb)
 {
@@ -95,6 +120,8 @@ int ingress(struct __sk_buff *skb)
 		if (error)
 			fw_decide(&decision, FW_VERDICT_DROP, FW_REASON_ASSIGN_FAILED);
 	}
+	if (fw_may_be_taken(skb, &packet, &decision))
+		fw_keep(skb, &packet, &decision);
 	if (decision.track != FW_TRACK_NONE && decision.verdict != FW_VERDICT_DROP)
 		fw_track(skb, &packet, decision.track, FW_FLOW_ADMITTED_IN);
 	return fw_finish(skb, &packet, false, &decision);
@@ -107,7 +134,7 @@ int deliver(struct bpf_sk_lookup *ctx)
 	struct fw_decision decision;
 	int verdict;
 
-	if (!bpf_core_field_exists(ctx->ingress_ifindex) || !fw_has_been_seen(ctx->ingress_ifindex))
+	if (!bpf_core_field_exists(ctx->ingress_ifindex) || !fw_may_have_been_seen(ctx))
 		return SK_PASS;
 	__builtin_memset(&decision, 0, sizeof(decision));
 	decision.reason = FW_REASONS;

@@ -96,6 +96,7 @@ REASONS = (
     "deliver_no_listener",
     "source_route",
     "misrouted",
+    "other_host",
 )
 
 SETTING_ICMP_ECHO = 1
@@ -197,6 +198,8 @@ CPU = "=QQIII4x"
 CPU_SIZE = 32
 LISTENER_KEY = "=BBH"
 LISTENER_KEY_SIZE = 4
+PROMISE = "=QI4x"
+PROMISE_SIZE = 16
 FRAGMENT_KEY = "=16s16sIIBB2x"
 FRAGMENT_KEY_SIZE = 44
 FRAGMENT = "=QI4x"
@@ -222,12 +225,14 @@ MAPS = {
     "interface_names": (1, 16, 16, 1024, 1),
     "interface_sets": (2, 4, 128, 1024, 0),
     "interfaces": (2, 4, 16, 16384, 0),
+    "latest_promise": (2, 4, 8, 1, 0),
     "length_counts": (1, 4, 4, 8712, 1),
     "lengths": (2, 4, 4376, 8, 0),
     "listeners": (18, 4, 8, 16384, 0),
     "ports_large": (1, 36, 65328, 8192, 1),
     "ports_medium": (1, 36, 3952, 131072, 1),
     "prefixes": (12, 4, 4, 1, 0),
+    "promises": (9, 40, 16, 4096, 0),
     "reasons": (6, 4, 16, 36, 0),
     "routes": (1, 20, 12, 65536, 1),
     "rule_counters": (12, 4, 4, 512, 0),

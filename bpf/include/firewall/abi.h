@@ -155,6 +155,9 @@ enum fw_reason {
 	FW_REASON_SOURCE_ROUTE,
 	/* The kernel forwards a packet that belongs to a socket of this host. */
 	FW_REASON_MISROUTED,
+	/* A rule intercepts the frame, but another host takes it, or a device above the interface
+	 * that hands it to no stack of this network namespace. */
+	FW_REASON_OTHER_HOST,
 	FW_REASONS,
 };
 
@@ -394,6 +397,14 @@ struct fw_listener_key {
 	__u8 protocol;
 	__u8 family; /* of the packets: a dual-stack socket has two entries */
 	__u16 port;
+};
+
+/* Where "ingress" saw a packet that a device above the interface takes. Its key is a fw_flow_key
+ * with the sender as the first end. */
+struct fw_promise {
+	__u64 made; /* ns, bpf_ktime_get_coarse_ns() */
+	__u32 ifindex;
+	__u32 pad;
 };
 
 /* Identifies a datagram by its fragments. */

@@ -24,6 +24,7 @@
 #include "common/verifier.h"
 #include "firewall/abi.h"
 #include "firewall/decide.h"
+#include "firewall/devices.h"
 #include "firewall/listeners.h"
 #include "firewall/rules.h"
 #include "firewall/verdict.h"
@@ -38,6 +39,8 @@ static __always_inline void fw_read_lookup(const struct bpf_sk_lookup *ctx, stru
 	if (ctx->family == AF_INET) {
 		__be32 remote = READ_ONCE(ctx->remote_ip4), local = READ_ONCE(ctx->local_ip4);
 
+		/* The compiler would otherwise merge this read with that of the other branch. */
+		barrier_var(local);
 		map_ipv4(packet->source, remote);
 		map_ipv4(packet->destination, local);
 	} else {
@@ -62,23 +65,28 @@ static __always_inline bool fw_is_exempt(struct packet *packet,
 	       !match.is_initiator && match.flags & FW_FLOW_ADMITTED_OUT;
 }
 
-/* Whether this look-up is of a packet that "ingress" has seen. Most are its own, of every packet.
- */
-static __always_inline bool fw_has_been_seen(__u32 ifindex)
+/* Whether "ingress" is attached to an interface. */
+static __always_inline bool fw_is_attached(__u32 ifindex)
+{
+	__u32 row = ifindex % FW_INTERFACE_ROWS;
+	struct fw_interface *known = bpf_map_lookup_elem(&interfaces, &row);
+
+	return known && known->ifindex == ifindex && known->link_flags & FW_LINK_ATTACHED;
+}
+
+/* Whether this look-up may be of a packet that "ingress" has seen. Most are its own, of every
+ * packet. */
+static __always_inline bool fw_may_have_been_seen(const struct bpf_sk_lookup *ctx)
 {
 	struct fw_cpu *cpu = only_element(&cpus);
-	__u32 row = ifindex % FW_INTERFACE_ROWS;
-	struct fw_interface *known;
 
-	if (!cpu || cpu->is_looking_up)
-		return false;
-	known = bpf_map_lookup_elem(&interfaces, &row);
-	return known && known->ifindex == ifindex && known->link_flags & FW_LINK_ATTACHED;
+	return cpu && !cpu->is_looking_up &&
+	       (fw_is_attached(READ_ONCE(ctx->ingress_ifindex)) || fw_has_promises());
 }
 
 /*
  * Returns SK_PASS, perhaps with a socket selected, or SK_DROP, and the reason if there is one in
- * *decision. A function of its own: its frame is set up only where fw_has_been_seen().
+ * *decision. A function of its own: its frame is set up only where fw_may_have_been_seen().
  */
 static __noinline int fw_deliver(struct bpf_sk_lookup *ctx, struct fw_decision *decision)
 {
@@ -87,11 +95,17 @@ static __noinline int fw_deliver(struct bpf_sk_lookup *ctx, struct fw_decision *
 	struct fw_port_rule rule = {};
 	struct packet packet = {};
 	struct bpf_sock *sk;
+	__u32 ifindex;
 	long error;
 	int match;
 
-	fw_read_interface(ctx->ingress_ifindex, &interface);
+	ifindex = ctx->ingress_ifindex;
 	fw_read_lookup(ctx, &packet);
+	if (!fw_is_attached(ifindex))
+		ifindex = fw_promised_interface(&packet);
+	if (!ifindex)
+		return SK_PASS;
+	fw_read_interface(ifindex, &interface);
 	if (fw_is_exempt(&packet, &interface))
 		return SK_PASS;
 	match = fw_find_rule(&packet, &interface, FW_TABLE_INGRESS, &rule);

@@ -187,6 +187,22 @@ struct {
 	__type(value, __u64);
 } listeners SEC(".maps");
 
+/* The packets that devices above the interface take, for "deliver", and when the latest was seen.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct fw_flow_key);
+	__type(value, struct fw_promise);
+} promises SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} latest_promise SEC(".maps");
+
 /*
  * Tracked flows, by enum fw_flow_table. The inner maps take 40 MB: zfw creates them with the first
  * attachment to egress.

@@ -57,8 +57,8 @@ def test_a_bridge_port_is_attached_with_a_warning(zfw: Zfw, network: Network) ->
         found = zfw("attach", "gw0")
         assert (found.code, found.out.count("attached gw0")) == (0, 2)
         assert found.err == (
-            "zfw: warning: gw0 is a port of br0: frames that br0 sends on to another port are"
-            " counted, and not intercepted; attach to br0\n"
+            "zfw: warning: gw0 is a port of br0: a rule is needed also for frames that br0"
+            " sends on to another port, unless you attach to br0 instead\n"
         )
         assert zfw("attach", "gw0", "--direction", "egress").err == zfw("attach", "br0").err == ""
     finally:

@@ -34,8 +34,8 @@ def command(
     From then on it drops every packet that no rule and no setting allows.
     Interfaces that do not exist are reported and skipped; the command then exits
     with code 5. What is attached already stays, except that programs of an older
-    version are replaced, without a gap. Attach to a bridge, not to its ports: a
-    warning says where.
+    version are replaced, without a gap. On a port of a bridge a rule is needed
+    also for what the bridge sends on to another port: a warning says where.
     """
 
     def attach(name: str) -> None:
@@ -48,8 +48,8 @@ def command(
             )
         if direction != "egress" and (bridge := bridge_of(attachment.ifindex)):
             output.warning(
-                f"{name} is a port of {bridge}: frames that {bridge} sends on to another port are"
-                f" counted, and not intercepted; attach to {bridge}"
+                f"{name} is a port of {bridge}: a rule is needed also for frames that {bridge}"
+                f" sends on to another port, unless you attach to {bridge} instead"
             )
 
     each(interfaces, attach)
