@@ -92,4 +92,6 @@ def main() -> NoReturn:
     if _is_classic(argv):
         # Nothing is left to do: the kernel frees memory faster than the interpreter would.
         posix._exit(code)
+    # The interpreter's last collections would visit all that was imported, 3 ms after Typer.
+    gc.freeze()
     sys.exit(code)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 BARE = "python3 -I -c pass"
 # As a multiple of the bare interpreter's start.
-LIMITS = {"zfw -I": 2, "zfw insert": 7}
+LIMITS = {"zfw -I": 2, "zfw insert": 7, "zfw status": 6}
 # A router's hook has 90 s to take its rules back at shutdown.
 DELETES, DELETE_SECONDS = 2635, 90
 

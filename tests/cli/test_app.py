@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 
@@ -59,6 +59,19 @@ def test_insert_loads_nothing_heavy(firewall: Firewall) -> None:
     assert len(firewall.rules()) == 1
     assert commands_in(modules) == {"insert"}
     assert modules.isdisjoint(HEAVY)
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("mode", ["tcx", "clsact"])
+def test_status_and_list_load_nothing_heavy(
+    network: Network, firewall: Firewall, mode: Literal["tcx", "clsact"]
+) -> None:
+    """Typer alone takes four times the bare interpreter, and status may take six."""
+    firewall.attach(network.interface, mode=mode)
+    for command in ("status", "list"):
+        modules = loaded_by(command)
+        assert commands_in(modules) == {command}
+        assert modules.isdisjoint({*HEAVY, "hashlib"})
 
 
 def test_help(zfw: Zfw) -> None:

@@ -21,7 +21,7 @@ from zfw_py.firewall.flows import drop_tables, make_tables, write_limits
 from zfw_py.firewall.interfaces import note_detached
 from zfw_py.firewall.maps import STORE, ZERO, Maps
 from zfw_py.firewall.model import DIRECTIONS
-from zfw_py.kernel import bpf_links
+from zfw_py.kernel import bpf_links, tc
 from zfw_py.kernel.namespaces import live_cookies
 from zfw_py.kernel.own_netns import netns_cookie
 from zfw_py.lifecycle import attachment as kinds
@@ -90,9 +90,6 @@ def _new_tcx(directory: str, direction: str, ifindex: int) -> Tcx:
 
 
 def _clsact(directory: str, direction: str, ifindex: int) -> Clsact:
-    # With pyroute2: the follower needs neither where all is attached by TCX.
-    from zfw_py.kernel import tc
-
     ours = partial(programs.program_ids, SYSTEM, directory, direction)
     return Clsact(direction, ifindex, direction, tc.FIREWALL_HANDLE, ours)
 
@@ -104,11 +101,15 @@ def _found(
 
     ``ifindex``: those of one interface alone.
     """
-    import socket
-
-    indexes = [index for index, _ in socket.if_nameindex()] if ifindex is None else [ifindex]
+    indexes = tc.may_have_filters()
+    if ifindex is not None:
+        indexes &= {ifindex}
     hooks: list[Tcx | Clsact] = [*links]
-    hooks += [_clsact(directory, direction, index) for index in indexes for direction in DIRECTIONS]
+    hooks += [
+        _clsact(directory, direction, index)
+        for index in sorted(indexes)
+        for direction in DIRECTIONS
+    ]
     return [(hook, number) for hook in hooks if (number := hook.program_id()) is not None]
 
 

@@ -1,28 +1,28 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Traffic control, by rtnetlink: the qdisc clsact and its cls_bpf filters (tc-bpf(8))."""
+"""Traffic control, by rtnetlink: the qdisc clsact and its cls_bpf filters (tc-bpf(8)).
+
+Reads without pyroute2; only what changes something imports it.
+"""
 
 from __future__ import annotations
 
 import errno
+from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.rtnl.tcmsg import sched_bpf
-
-from zfw_py.errors import Conflict
-from zfw_py.kernel.rtnetlink import session
+from zfw_py.errors import Conflict, KernelError
+from zfw_py.kernel import netlink
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from pyroute2 import IPRoute
 
-# These follow TCA_BPF_FLAGS in include/uapi/linux/pkt_cls.h, and pyroute2 does not know
-# them. The id of its program identifies a filter of zfw.
-sched_bpf.options.nla_map = (
-    *sched_bpf.options.nla_map,
-    ("TCA_BPF_FLAGS_GEN", "uint32"),
-    ("TCA_BPF_TAG", "hex"),
-    ("TCA_BPF_ID", "uint32"),
-)
+_tcmsg = Struct("=BxxxiIII")  # struct tcmsg: family, ifindex, handle, parent, info
+_u32 = Struct("=I")
+# include/uapi/linux/rtnetlink.h and pkt_cls.h
+_RTM_GETQDISC, _RTM_GETTFILTER = 38, 46
+_TCA_KIND, _TCA_OPTIONS, _TCA_BPF_NAME, _TCA_BPF_ID = 1, 2, 7, 11
 
 # Parents of clsact, include/uapi/linux/pkt_sched.h: TC_H_CLSACT and its minors.
 _PARENTS = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
@@ -34,54 +34,74 @@ DOCKER_DNS_HANDLE = 0x7A64  # "zd"
 
 
 class Filter(NamedTuple):
-    """A cls_bpf filter: the four numbers that identify it, and the id of its program."""
+    """A cls_bpf filter: the four values that identify it, the id of its program and its name.
+
+    The name is the one that the filter was attached with.
+    """
 
     ifindex: int
     direction: str
     preference: int
     handle: int
     program_id: int
+    name: str
 
 
 def bpf_filters(ifindex: int, direction: str) -> list[Filter]:
-    """The cls_bpf filters of an interface; none if it has no clsact. Raises KernelError."""
+    """The cls_bpf filters of an interface, in their order; none if it has no clsact.
+
+    Raises KernelError.
+    """
+    try:
+        request = _tcmsg.pack(0, ifindex, 0, _PARENTS[direction], 0)
+        messages = netlink.dump(netlink.ROUTE, _RTM_GETTFILTER, request)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ENOENT, errno.ENODEV):
+            return []
+        raise KernelError("read the tc filters", error.errno or 0) from error
     found = []
-    with session("read the tc filters") as route:
-        try:
-            messages = list(route.get_filters(index=ifindex, parent=_PARENTS[direction]))
-        except NetlinkError as error:
-            if error.code in (errno.EINVAL, errno.ENOENT, errno.ENODEV):
-                return []
-            raise
     for message in messages:
-        options = message.get_attr("TCA_OPTIONS")
-        if message.get_attr("TCA_KIND") != "bpf" or options is None:
+        _, _, handle, _, info = _tcmsg.unpack_from(message)
+        attributes = netlink.attributes(message[_tcmsg.size :])
+        if netlink.text(attributes.get(_TCA_KIND, b"")) != "bpf":
             continue
-        program_id = options.get_attr("TCA_BPF_ID")
-        if program_id is not None:
-            found.append(
-                Filter(ifindex, direction, message["info"] >> 16, message["handle"], program_id)
-            )
+        options = netlink.attributes(attributes.get(_TCA_OPTIONS, b""))
+        if number := options.get(_TCA_BPF_ID):
+            name = netlink.text(options.get(_TCA_BPF_NAME, b""))
+            program_id = _u32.unpack(number)[0]
+            found.append(Filter(ifindex, direction, info >> 16, handle, program_id, name))
     return found
 
 
-def _has_clsact(route: IPRoute, ifindex: int) -> bool:
-    return any(
-        message.get_attr("TCA_KIND") == "clsact" for message in route.get_qdiscs(index=ifindex)
-    )
+def _with_qdisc(*kinds: str) -> set[int]:
+    """The indexes of the interfaces that have a qdisc of one of these kinds."""
+    try:
+        messages = netlink.dump(netlink.ROUTE, _RTM_GETQDISC, _tcmsg.pack(0, 0, 0, 0, 0))
+    except OSError as error:
+        raise KernelError("read the qdiscs", error.errno or 0) from error
+    return {
+        _tcmsg.unpack_from(message)[1]
+        for message in messages
+        if netlink.text(netlink.attributes(message[_tcmsg.size :]).get(_TCA_KIND, b"")) in kinds
+    }
+
+
+def may_have_filters() -> set[int]:
+    """The indexes of the interfaces on which ``bpf_filters`` may find one. Raises KernelError."""
+    # The older qdisc ingress takes the same filters, of ingress alone.
+    return _with_qdisc("clsact", "ingress")
 
 
 def has_clsact(ifindex: int) -> bool:
     """Whether an interface has the qdisc clsact. Raises KernelError."""
-    with session("read the qdiscs") as route:
-        return _has_clsact(route, ifindex)
+    return ifindex in _with_qdisc("clsact")
 
 
 def remove_empty_clsact(ifindex: int) -> None:
     """Remove clsact from an interface unless it has filters of any kind. Raises KernelError."""
-    with session("remove clsact") as route:
-        if not _has_clsact(route, ifindex):
-            return
+    if not has_clsact(ifindex):
+        return
+    with _session("remove clsact") as route:
         for parent in _PARENTS.values():
             if list(route.get_filters(index=ifindex, parent=parent)):
                 return
@@ -96,13 +116,15 @@ def attach_clsact(
     Adds clsact if the interface has none; other filters stay. Raises Conflict if a filter of
     another kind or a qdisc is in the way, KernelError.
     """
-    with session(f"attach through clsact ({direction})") as route:
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    with _session(f"attach through clsact ({direction})") as route:
         try:
             route.tc("add", "clsact", ifindex)
         except NetlinkError as error:
             if error.code != errno.EEXIST:
                 raise
-            if direction == "egress" and not _has_clsact(route, ifindex):
+            if direction == "egress" and not has_clsact(ifindex):
                 raise Conflict(
                     "attach through clsact (egress): the interface has an ingress qdisc"
                     " in its place"
@@ -131,7 +153,7 @@ def attach_clsact(
 
 def delete_filter(found: Filter) -> None:
     """Remove this filter. Raises KernelError."""
-    with session(f"remove our tc filter ({found.direction})") as route:
+    with _session(f"remove our tc filter ({found.direction})") as route:
         route.tc(
             "del-filter",
             "bpf",
@@ -141,3 +163,9 @@ def delete_filter(found: Filter) -> None:
             prio=found.preference,
             protocol=_ETH_P_ALL,
         )
+
+
+def _session(operation: str) -> AbstractContextManager[IPRoute]:
+    from zfw_py.kernel.rtnetlink import session
+
+    return session(operation)

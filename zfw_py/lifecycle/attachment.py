@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from zfw_py.kernel import bpf_links, bpf_maps
+from zfw_py.kernel import bpf_links, bpf_maps, tc
 from zfw_py.lifecycle.store import replace_pin, unlink
 
 if TYPE_CHECKING:
@@ -255,8 +255,6 @@ class Clsact:
 
     def attach(self, program: int) -> None:
         """Attach a program."""
-        from zfw_py.kernel import tc
-
         self._call(
             lambda: tc.attach_clsact(
                 self.ifindex, self.direction, program, f"zfw_{self.program}", self._handle
@@ -267,8 +265,6 @@ class Clsact:
     replace = attach
 
     def _filters(self) -> list[Filter]:
-        from zfw_py.kernel import tc
-
         ours = self._ours()
         found: list[Filter] = []
         self._call(
@@ -287,8 +283,6 @@ class Clsact:
 
     def detach(self) -> None:
         """Remove the filter; the qdisc stays."""
-        from zfw_py.kernel import tc
-
         for found in self._filters():
             self._call(lambda one=found: tc.delete_filter(one))  # type: ignore[misc]
 

@@ -28,7 +28,6 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import ExitStack, closing, contextmanager, suppress
-from hashlib import sha256
 from os.path import lexists
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -118,6 +117,8 @@ def make_root(store: Store) -> None:
 def digest_of(system: System) -> str:
     """The SHA-256 of the compiled object. Raises ZfwError where it is missing."""
     try:
+        from hashlib import sha256  # OpenSSL takes 3 ms
+
         return sha256(system.object.read_bytes()).hexdigest()
     except FileNotFoundError:
         raise ZfwError(
