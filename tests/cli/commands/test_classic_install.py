@@ -580,7 +580,8 @@ def test_programs_that_an_older_zfw_installed_still_run(program: str, code: int,
 
 def test_the_unit_that_restores_is_there_and_not_enabled(laid_out: Path) -> None:
     unit = (laid_out / "etc/systemd/system/zfw-restore.service").read_text()
-    assert "ExecStart=/opt/openziti/bin/zfw restore --wait 10 /etc/zfw/zfw.toml\n" in unit
+    restore = "zfw restore --wait 10 --allow-absent /etc/zfw/zfw.toml"
+    assert f"ExecStart=/opt/openziti/bin/{restore}\n" in unit
     assert "ConditionPathExists=/etc/zfw/zfw.toml\n" in unit
     assert "Before=network-pre.target" in unit
     assert not (laid_out / "etc/systemd/system/sysinit.target.wants").exists()

@@ -117,7 +117,7 @@ def test_what_changes_is_told(zfw: Zfw, firewall: Firewall, tmp_path: Path) -> N
 @kernel
 def test_an_interface_that_is_missing(zfw: Zfw, firewall: Firewall, one: Path) -> None:
     with one.open("a") as file:
-        file.write('interfaces = ["gone0"]\n')
+        file.write('interfaces = ["gone0"]\nlimited = true\n')
         file.write('[settings.gone0]\nipv6 = true\n[[attachments]]\ninterface = "gone0"\n')
     assert zfw("restore", str(one)) == (
         5,
