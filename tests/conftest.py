@@ -11,6 +11,7 @@ import gc
 import os
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,12 +23,20 @@ from zfw_py.errors import KernelError
 from zfw_py.kernel import bpf_maps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
 ALL_SKIPPED = pytest.StashKey[bool]()
+GRACE_PERIODS_ARE_OURS = pytest.StashKey[bool]()
 RCU_EXPEDITED = Path("/sys/kernel/rcu_expedited")
 
-_kernel_tests_run: list[str] = []
+# Of the tests marked kernel.
+_run: list[str] = []
+_skipped: list[str] = []
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    """Whether this process runs a part of the tests for another one."""
+    return hasattr(config, "workerinput")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -36,6 +45,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     Such a test may fork: the threads that created its namespaces have ended by then, which
     Python 3.12 and later does not know when it warns.
+
+    Files with slow tests come first: of several processes none has to wait for the last one.
     """
     unmarked = [
         item.nodeid
@@ -48,6 +59,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("kernel"):
             item.add_marker(pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"))
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def pytest_collection_finish() -> None:
@@ -59,37 +72,45 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _prompt_grace_periods() -> Iterator[None]:
+def pytest_sessionstart(session: pytest.Session) -> None:
     """Make the kernel expedite RCU's grace periods while tests run.
 
     Each change of a map in a map waits for one. Without this, that is two thirds of a run.
     """
+    if _is_worker(session.config):
+        return
     try:
         is_ours = int(RCU_EXPEDITED.read_text()) == 0
         if is_ours:
             RCU_EXPEDITED.write_text("1")
     except OSError:
         is_ours = False  # not root, or /sys is read-only: the tests only take longer
-    yield
-    if is_ours:
-        RCU_EXPEDITED.write_text("0")
+    session.config.stash[GRACE_PERIODS_ARE_OURS] = is_ours
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Note each kernel test that was run."""
-    if report.when == "call" and not report.skipped and "kernel" in report.keywords:
-        _kernel_tests_run.append(report.nodeid)
+    """Note each kernel test that was run, and each that was skipped."""
+    if "kernel" in report.keywords:
+        if report.skipped:
+            _skipped.append(report.nodeid)
+        elif report.when == "call":
+            _run.append(report.nodeid)
 
 
-def _all_kernel_tests_were_skipped(config: pytest.Config, session: pytest.Session) -> bool:
-    return (
-        not config.option.collectonly
-        and any(item.get_closest_marker("kernel") for item in session.items)
-        and not _kernel_tests_run
-        and os.geteuid() == 0
-        and _has_bpf()
-    )
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, object, object]:
+    """Escape bytes that are not UTF-8, which one process of a run cannot send to another."""
+    return _escaped((yield))
+
+
+def _escaped(value: object) -> object:
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_escaped(key): _escaped(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_escaped(each) for each in value)
+    return value
 
 
 def _has_bpf() -> bool:
@@ -102,7 +123,11 @@ def _has_bpf() -> bool:
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Fail a run that has skipped every kernel test although BPF can be used."""
-    if exitstatus == pytest.ExitCode.OK and _all_kernel_tests_were_skipped(session.config, session):
+    if session.config.stash.get(GRACE_PERIODS_ARE_OURS, False):
+        RCU_EXPEDITED.write_text("0")
+    if _is_worker(session.config) or exitstatus != pytest.ExitCode.OK:
+        return
+    if _skipped and not _run and os.geteuid() == 0 and _has_bpf():
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         session.config.stash[ALL_SKIPPED] = True
 
@@ -119,10 +144,17 @@ def pytest_terminal_summary(
 
 @pytest.fixture(scope="session")
 def _private_bpffs() -> None:
-    """Mount a bpffs of the run's own, before the first test that enters the kernel."""
+    """Mount a bpffs of this process's own, before the first test that enters the kernel."""
     if os.geteuid() != 0:
         pytest.skip("needs root")
     use_private_bpffs()
+
+
+@pytest.fixture(autouse=True)
+def _is_within_private_bpffs(request: pytest.FixtureRequest) -> None:
+    """Run each test that enters the kernel there, whatever tests its process has run before."""
+    if request.node.get_closest_marker("kernel"):
+        request.getfixturevalue("_private_bpffs")
 
 
 @pytest.fixture
@@ -158,14 +190,13 @@ def firewall(network: Network) -> Firewall:
 
 
 @pytest.fixture(scope="session")
-def podman(
-    _private_bpffs: None, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[engines.Podman]:
-    """A container engine, which all tests of the run share."""
+def podman(_private_bpffs: None) -> Iterator[engines.Podman]:
+    """A container engine, which all tests of this process share."""
     absent = engines.missing()
     if absent is not None:
         pytest.skip(absent)
-    with engines.podman(tmp_path_factory.mktemp("podman")) as made:
+    # Podman takes no directory whose path is longer than 50 characters.
+    with TemporaryDirectory(prefix="podman-") as directory, engines.podman(Path(directory)) as made:
         yield made
 
 

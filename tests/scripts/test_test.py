@@ -12,52 +12,67 @@ from tests.support.sandbox import Sandbox
 if TYPE_CHECKING:
     from pathlib import Path
 
-QUICK = "python [-m] [pytest] [-rs] [-m] [not kernel and not slow]"
+PYTEST = "python [-m] [pytest] [-rs]"
+PARALLEL = f"{PYTEST} [-n] [3]"
+CHOSEN = "[-m] [not kernel and not slow]"
 
 
 @pytest.fixture
 def sandbox(tmp_path: Path) -> Sandbox:
-    """The user is root, and BPF can be used."""
+    """The user is root, BPF can be used, and there are three processors."""
     made = Sandbox(tmp_path, "scripts/test")
     for name in ("scripts/setup", "bin/bpftool", ".venv/bin/python"):
         made.stand_in(name)
     made.stand_in("bin/id", "echo 0")
+    made.stand_in("bin/nproc", "echo 3")
     for folder in ("guard", "docker_dns", "cli", "steer"):
         (tmp_path / "tests" / folder).mkdir(parents=True)
     return made
 
 
 @pytest.mark.parametrize(
-    ("arguments", "pytest_arguments"),
+    ("arguments", "command"),
     [
-        ([], ""),
-        (["guard"], " [tests/guard]"),
-        (["docker-dns", "cli"], " [tests/docker_dns] [tests/cli]"),
-        (["-k", "restore or guard"], " [-k] [restore or guard]"),
-        (["guard", "-k", "steer"], " [tests/guard] [-k] [steer]"),
-        (["tests/test_errors.py", "-x"], " [tests/test_errors.py] [-x]"),
-        (["no-such"], " [no-such]"),
+        ([], PARALLEL),
+        (["guard"], f"{PARALLEL} [tests/guard]"),
+        (["docker-dns", "cli"], f"{PARALLEL} [tests/docker_dns] [tests/cli]"),
+        (["guard", "-x"], f"{PARALLEL} [tests/guard] [-x]"),
+        (["guard", "-n", "0"], f"{PARALLEL} [tests/guard] [-n] [0]"),
+        (["no-such"], f"{PARALLEL} [no-such]"),
+        (["-k", "restore or guard"], f"{PYTEST} [-k] [restore or guard]"),
+        (["guard", "-k", "steer"], f"{PYTEST} [tests/guard] [-k] [steer]"),
+        (["guard", "--pdb"], f"{PYTEST} [tests/guard] [--pdb]"),
+        (["tests/test_errors.py", "-x"], f"{PYTEST} [tests/test_errors.py] [-x]"),
     ],
 )
-def test_as_root(sandbox: Sandbox, arguments: list[str], pytest_arguments: str) -> None:
+def test_as_root(sandbox: Sandbox, arguments: list[str], command: str) -> None:
+    """Whole folders are run in parallel; of two options -n pytest takes the last one."""
     assert sandbox.run("scripts/test", *arguments).returncode == 0
     called = sandbox.called()
     assert called[0] == "setup [test]"
-    assert called[-1] == f"python [-m] [pytest] [-rs]{pytest_arguments}"
+    assert called[-1] == command
+
+
+def test_with_one_processor(sandbox: Sandbox) -> None:
+    sandbox.stand_in("bin/nproc", "echo 1")
+    assert sandbox.run("scripts/test", "guard").returncode == 0
+    assert sandbox.called()[-1] == f"{PYTEST} [tests/guard]"
 
 
 @pytest.mark.parametrize(
     ("arguments", "command"),
     [
-        (["quick"], QUICK),
-        (["quick", "steer"], f"{QUICK.replace('[-rs]', '[-rs] [tests/steer]')}"),
-        (["quick", "-k", "policy"], f"{QUICK} [-k] [policy]"),
+        (["quick"], f"{PARALLEL} {CHOSEN}"),
+        (["quick", "steer"], f"{PARALLEL} [tests/steer] {CHOSEN}"),
+        (["quick", "-k", "policy"], f"{PYTEST} {CHOSEN} [-k] [policy]"),
     ],
 )
 def test_quick(sandbox: Sandbox, arguments: list[str], command: str) -> None:
     """The same for every user; it installs no Debian package that only tests with root need."""
     assert sandbox.run("scripts/test", *arguments).returncode == 0
-    assert sandbox.called() == ["setup [quick]", command]
+    called = sandbox.called()
+    assert called[0] == "setup [quick]"
+    assert called[1:] == ["nproc", command]
 
 
 @pytest.mark.parametrize(
@@ -73,6 +88,4 @@ def test_where_the_kernel_is_out_of_reach(
     sandbox.stand_in(name, code)
     done = sandbox.run("scripts/test", "guard", "-x")
     assert done.stdout == f"test: {reason}; skipping the tests that need it (marked kernel)\n"
-    assert sandbox.called()[-1] == (
-        "python [-m] [pytest] [-rs] [tests/guard] [-m] [not kernel] [-x]"
-    )
+    assert sandbox.called()[-1] == f"{PARALLEL} [tests/guard] [-m] [not kernel] [-x]"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWNET = 0x40000000
-MS_REC, MS_PRIVATE = 0x4000, 0x40000
+MS_REC, MS_PRIVATE, MNT_DETACH = 0x4000, 0x40000, 2
 # include/uapi/linux/if_tun.h
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x1, 0x1000
 
@@ -40,10 +40,16 @@ def _checked(result: int, what: str) -> None:
 
 
 def use_private_bpffs(path: str = "/sys/fs/bpf") -> None:
-    """Move this process to a mount namespace of its own, and mount a new bpffs there."""
+    """Move this process to a mount namespace of its own, and mount a new bpffs there.
+
+    cgroup2 stays where it is mounted first. A machine may have it a second time, for a chroot.
+    """
     _checked(_libc.unshare(CLONE_NEWNS), "unshare")
     _checked(_libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None), "make mounts private")
     _checked(_libc.mount(b"bpf", path.encode(), b"bpf", 0, b"mode=700"), "mount bpffs")
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for again in [fields[1] for fields in mounts if fields[2] == "cgroup2"][1:]:
+        _checked(_libc.umount2(again.encode(), MNT_DETACH), f"unmount {again}")
 
 
 def _current() -> int:

@@ -183,26 +183,27 @@ def unit_cgroup(above: str, *names: str) -> Iterator[str]:
             Path(each).rmdir()
 
 
-@pytest.mark.parametrize("number", range(len(systemd_mounts())))
-def test_of_a_unit(stack: ExitStack, number: int) -> None:
-    name = f"zfwtest{secrets.token_hex(4)}"
-    slices = (f"{name}.slice", f"{name}-in.slice", f"{name}.service")
-    target = UnitTarget(f"{name}.service")
-    assert SocketSnapshot().of_target("tcp", target) == []
-    with unit_cgroup(systemd_mounts()[number], *slices) as path:
-        assert units.cgroups_of(target.unit) == [path]
-        assert units.processes_of(target.unit) == set()
+def test_of_a_unit(stack: ExitStack) -> None:
+    for hierarchy in systemd_mounts():
+        name = f"zfwtest{secrets.token_hex(4)}"
+        slices = (f"{name}.slice", f"{name}-in.slice", f"{name}.service")
+        target = UnitTarget(f"{name}.service")
+        assert SocketSnapshot().of_target("tcp", target) == []
+        with unit_cgroup(hierarchy, *slices) as path:
+            assert units.cgroups_of(target.unit) == [path]
+            assert units.processes_of(target.unit) == set()
+            main = f"{path}/main"
 
-        def serve() -> str:
-            # In a cgroup within the unit's, as some daemons do.
-            Path(f"{path}/main").mkdir()
-            Path(f"{path}/main/cgroup.procs").write_text(str(os.getpid()))
-            return _keep(listener(ExitStack(), AF_INET, "127.0.0.1"))
+            def serve(inner: str = main) -> str:
+                # In a cgroup within the unit's, as some daemons do.
+                Path(inner).mkdir()
+                Path(f"{inner}/cgroup.procs").write_text(str(os.getpid()))
+                return _keep(listener(ExitStack(), AF_INET, "127.0.0.1"))
 
-        with child(serve) as made:
-            assert units.processes_of(target.unit) == {made.pid}
-            assert [str(e) for e in SocketSnapshot().of_target("tcp", target)] == [made.told]
-        Path(f"{path}/main").rmdir()
+            with child(serve) as made:
+                assert units.processes_of(target.unit) == {made.pid}
+                assert [str(e) for e in SocketSnapshot().of_target("tcp", target)] == [made.told]
+            Path(main).rmdir()
 
 
 def test_a_cgroup_of_that_name_in_a_service_is_no_unit(stack: ExitStack) -> None:
