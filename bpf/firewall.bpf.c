@@ -16,6 +16,7 @@
 #include "common/counters.h"
 #include "common/maps.h"
 #include "common/packet.h"
+#include "common/verifier.h"
 #include "firewall/abi.h"
 #include "firewall/deliver.h"
 #include "firewall/devices.h"
@@ -55,8 +56,8 @@ static __always_inline void fw_count(const struct __sk_buff *skb,
  * TC_ACT_UNSPEC lets filters behind this one see the packet, with clsact as with TCX (where the
  * same number is called TCX_NEXT).
  */
-static __always_inline int fw_finish(struct __sk_buff *skb, const struct packet *packet,
-				     bool is_leaving, const struct fw_decision *decision)
+static __always_inline int fw_finish(struct __sk_buff *skb, struct packet *packet, bool is_leaving,
+				     const struct fw_decision *decision)
 {
 	/* A clone without its socket, or a packet of a connection whose local route is gone, could
 	 * be forwarded to the destination that the listener stands for: "egress" drops it. */
@@ -122,8 +123,8 @@ int ingress(struct __sk_buff *skb)
 	}
 	if (fw_may_be_taken(skb, &packet, &decision))
 		fw_keep(skb, &packet, &decision);
-	if (decision.track != FW_TRACK_NONE && decision.verdict != FW_VERDICT_DROP)
-		fw_track(skb, &packet, decision.track, FW_FLOW_ADMITTED_IN);
+	keep_together(decision);
+	fw_track(skb, &packet, &decision, FW_FLOW_ADMITTED_IN);
 	return fw_finish(skb, &packet, false, &decision);
 }
 
@@ -151,8 +152,7 @@ int egress(struct __sk_buff *skb)
 	struct fw_decision decision = {};
 
 	fw_decide_egress(skb, &packet, &decision);
-	if (decision.track != FW_TRACK_NONE && decision.verdict != FW_VERDICT_DROP)
-		fw_track(skb, &packet, decision.track, FW_FLOW_ADMITTED_OUT);
+	fw_track(skb, &packet, &decision, FW_FLOW_ADMITTED_OUT);
 	return fw_finish(skb, &packet, true, &decision);
 }
 

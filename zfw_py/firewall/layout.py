@@ -204,6 +204,10 @@ FRAGMENT_KEY = "=16s16sIIBB2x"
 FRAGMENT_KEY_SIZE = 44
 FRAGMENT = "=QI4x"
 FRAGMENT_SIZE = 16
+PAIR_KEY = "=16s16sIBB2x"
+PAIR_KEY_SIZE = 40
+PAIR = "=Q"
+PAIR_SIZE = 8
 FLOW_KEY = "=32s4sB3x"
 FLOW_KEY_SIZE = 40
 FLOW = "=Q8s8sBBB1xI"
@@ -229,6 +233,7 @@ MAPS = {
     "length_counts": (1, 4, 4, 8712, 1),
     "lengths": (2, 4, 4376, 8, 0),
     "listeners": (18, 4, 8, 16384, 0),
+    "pairs": (9, 40, 8, 4096, 0),
     "ports_large": (1, 36, 65328, 8192, 1),
     "ports_medium": (1, 36, 3952, 131072, 1),
     "prefixes": (12, 4, 4, 1, 0),

@@ -29,7 +29,7 @@ STORE = Store(
     absent=lambda: NotInstalled(
         "no firewall in this network namespace", hint="zfw attach IFACE starts one"
     ),
-    added=("added_reasons", "cpus", "listeners", "promises", "latest_promise"),
+    added=("added_reasons", "cpus", "latest_promise", "listeners", "pairs", "promises"),
 )
 
 

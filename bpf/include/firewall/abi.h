@@ -425,6 +425,24 @@ struct fw_fragment {
 };
 
 /*
+ * Two hosts, between which datagrams pass. A first fragment that passed holds for its interface and
+ * direction; a flow holds for its answers, by every interface in both directions: ifindex and
+ * is_leaving are 0.
+ */
+struct fw_pair_key {
+	__be32 source[4];
+	__be32 destination[4];
+	__u32 ifindex;
+	__u8 protocol; /* of the IPv4 header; IPv6: 0 */
+	__u8 is_leaving;
+	__u8 pad[2];
+};
+
+struct fw_pair {
+	__u64 expires; /* ns, bpf_ktime_get_coarse_ns() */
+};
+
+/*
  * Identifies a tracked flow in both directions: the end with the lower address and port comes
  * first.
  */
@@ -550,6 +568,7 @@ _Static_assert(sizeof(struct fw_ports_medium) + 96 <= 4096, "a medium index outg
 _Static_assert(sizeof(struct fw_ports_large) + 96 <= 65536, "a large index outgrows 64 KiB");
 _Static_assert(sizeof(struct fw_lengths) == 8 + 2 * 2184, "padding in fw_lengths");
 _Static_assert(sizeof(struct fw_fragment_key) == 44, "padding in fw_fragment_key");
+_Static_assert(sizeof(struct fw_pair_key) == 40, "padding in fw_pair_key");
 _Static_assert(sizeof(struct fw_flow_key) == 40, "padding in fw_flow_key");
 _Static_assert(sizeof(struct fw_flow) == 32, "padding in fw_flow");
 _Static_assert(sizeof(struct fw_state) == 56, "padding in fw_state");

@@ -389,10 +389,17 @@ static __always_inline enum fw_flow_event fw_event_of(const struct packet *packe
 	return is_proof ? FW_EVENT_CONFIRMATION : FW_EVENT_OTHER;
 }
 
+enum fw_tracked {
+	FW_TRACKED_NOT,
+	/* It has an entry, or must not have one. */
+	FW_TRACKED,
+	/* It has made one. */
+	FW_TRACKED_BEGINNING,
+};
+
 /*
  * Writes the effect of a packet that passes on its flow. admitted is FW_FLOW_ADMITTED_IN or
- * FW_FLOW_ADMITTED_OUT, track is FW_TRACK_RENEW, OPEN or ADOPT. Returns whether the packet has
- * an entry, or must not have one.
+ * FW_FLOW_ADMITTED_OUT, track is FW_TRACK_RENEW, OPEN or ADOPT. Returns an enum fw_tracked.
  */
 __noinline int fw_track_flow(struct packet *packet, __u32 track, __u32 admitted)
 {
@@ -404,12 +411,12 @@ __noinline int fw_track_flow(struct packet *packet, __u32 track, __u32 admitted)
 	void *open, *opening;
 
 	if (!packet)
-		return 1;
+		return FW_TRACKED;
 	table = fw_open_table_of(packet->protocol);
 	open = bpf_map_lookup_elem(&flows, &table);
 	opening = bpf_map_lookup_elem(&flows, &opening_table);
 	if (!open || !opening)
-		return 1;
+		return FW_TRACKED;
 	end = fw_set_flow_key(packet, &key) & 1;
 	flow = bpf_map_lookup_elem(open, &key);
 	if (!flow) {
@@ -418,7 +425,7 @@ __noinline int fw_track_flow(struct packet *packet, __u32 track, __u32 admitted)
 	}
 	if (flow && fw_is_expired(flow, packet->protocol, table)) {
 		if (fw_is_late_answer(packet, flow, end, table, admitted))
-			return 1;
+			return FW_TRACKED;
 	} else if (flow && !(packet->protocol == IPPROTO_TCP && fw_is_only_syn(packet) &&
 			     fw_is_closed(flow->flags))) {
 		fw_match_flow(flow, end, &match);
@@ -431,24 +438,24 @@ __noinline int fw_track_flow(struct packet *packet, __u32 track, __u32 admitted)
 			bpf_map_delete_elem(open, &key);
 		fw_begin_flow(packet, end, (match.flags & FW_FLOW_ADMITTED) | admitted, &written);
 		bpf_map_update_elem(opening, &key, &written, BPF_ANY);
-		return 1;
+		return FW_TRACKED_BEGINNING;
 	}
 	if (step == FW_STEP_IGNORE || !flow)
-		return match.stage != FW_FLOW_NO_ENTRY;
+		return match.stage == FW_FLOW_NO_ENTRY ? FW_TRACKED_NOT : FW_TRACKED;
 	if (step == FW_STEP_REMEMBER) {
 		flow->syn = packet->sequence + packet->transport_length - packet->tcp_header + 1;
-		return 1;
+		return FW_TRACKED;
 	}
 	if (step == FW_STEP_CROSS) {
 		flow->flags |= FW_FLOW_CROSSED;
-		return 1;
+		return FW_TRACKED;
 	}
 	if (step == FW_STEP_BEGIN_ANEW) {
 		fw_begin_anew(packet, end, &match, flow->initiator, &written);
 		if (bpf_map_update_elem(opening, &key, &written, BPF_ANY) == 0 &&
 		    table != FW_FLOWS_OPENING)
 			bpf_map_delete_elem(open, &key);
-		return 1;
+		return FW_TRACKED;
 	}
 
 	if (packet->protocol == IPPROTO_TCP)
@@ -465,7 +472,7 @@ __noinline int fw_track_flow(struct packet *packet, __u32 track, __u32 admitted)
 		if (bpf_map_update_elem(open, &key, &written, BPF_ANY) == 0)
 			bpf_map_delete_elem(opening, &key);
 	}
-	return 1;
+	return FW_TRACKED;
 }
 
 #endif

@@ -168,6 +168,14 @@ struct {
 	__type(value, struct fw_fragment);
 } fragments SEC(".maps");
 
+/* The hosts whose fragments may overtake the first one of their datagram. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct fw_pair_key);
+	__type(value, struct fw_pair);
+} pairs SEC(".maps");
+
 /* Whether "ingress" or "egress" runs on this CPU: they look sockets up, and that runs "deliver". */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

@@ -17,6 +17,7 @@
 #include "firewall/decide.h"
 #include "firewall/exceptions.h"
 #include "firewall/flows.h"
+#include "firewall/fragments.h"
 #include "firewall/rules.h"
 
 /* Whether a packet without an entry makes one. */
@@ -51,16 +52,25 @@ static __always_inline bool fw_makes_entry(struct __sk_buff *skb, const struct p
 	       (query.rule.action == FW_ACTION_INTERCEPT && packet->protocol == IPPROTO_TCP);
 }
 
-/* admitted is FW_FLOW_ADMITTED_IN or FW_FLOW_ADMITTED_OUT. */
-static __always_inline void fw_track(struct __sk_buff *skb, struct packet *packet, __u32 track,
-				     __u32 admitted)
+/*
+ * admitted is FW_FLOW_ADMITTED_IN or FW_FLOW_ADMITTED_OUT. The answer to a datagram may come in
+ * fragments of any order. What is intercepted has no answer of its destination.
+ */
+static __always_inline void fw_track(struct __sk_buff *skb, struct packet *packet,
+				     const struct fw_decision *decision, __u32 admitted)
 {
+	__u32 track = decision->track;
 	bool is_ruled = track == FW_TRACK_IF_RULED || track == FW_TRACK_UNLESS_RULED;
+	int tracked;
 
-	if (fw_track_flow(packet, is_ruled ? FW_TRACK_RENEW : track, admitted) || !is_ruled)
+	if (track == FW_TRACK_NONE || decision->verdict == FW_VERDICT_DROP)
 		return;
-	if (fw_makes_entry(skb, packet, track))
-		fw_track_flow(packet, FW_TRACK_ADOPT, admitted);
+	tracked = fw_track_flow(packet, is_ruled ? FW_TRACK_RENEW : track, admitted);
+	if (is_ruled && tracked == FW_TRACKED_NOT && fw_makes_entry(skb, packet, track))
+		tracked = fw_track_flow(packet, FW_TRACK_ADOPT, admitted);
+	if (tracked == FW_TRACKED_BEGINNING && decision->verdict == FW_VERDICT_PASS &&
+	    packet->protocol != IPPROTO_TCP)
+		fw_remember_pair(skb, packet, false, true);
 }
 
 #endif

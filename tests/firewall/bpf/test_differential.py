@@ -338,7 +338,7 @@ class _World:
         with programs() as running:
             run(running[direction], frame, interface.name, came_by)
         remember(frame, interface, wanted, self.fragments, direction)
-        carry_out(frame, wanted, direction, self.flows, self.model, interface)
+        carry_out(frame, wanted, direction, self.flows, self.model, interface, self.fragments)
         self.first_fragments.append(packet)
         del self.first_fragments[:-20]
 

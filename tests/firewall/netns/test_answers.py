@@ -206,8 +206,6 @@ DIFFERENT = {
     "ESP": (True, False),
     "AH": (True, False),
     "ICMP timestamp": (True, False),
-    "forwarded fragments, last one first": (True, False),
-    "forwarded fragments, first in the middle": (True, False),
     "IGMP query": (False, True),
     "MLD query": (False, True),
     "DHCP offer to all": (False, True),

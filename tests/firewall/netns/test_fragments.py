@@ -12,7 +12,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 import pytest
-from scapy.layers.inet import ICMP, TCP, UDP, fragment
+from scapy.layers.inet import ICMP, IP, TCP, UDP, fragment
 from scapy.layers.inet6 import (
     ICMPv6EchoReply,
     ICMPv6EchoRequest,
@@ -24,7 +24,7 @@ from scapy.layers.inet6 import (
 )
 from scapy.packet import Raw
 
-from tests.firewall.support import frames
+from tests.firewall.support import flow_tables, frames, routed
 from tests.firewall.support.frames import (
     CLIENT,
     GATEWAY,
@@ -43,10 +43,13 @@ if TYPE_CHECKING:
 
     from scapy.packet import Packet
 
+    from tests.firewall.support.routed import Router
+
 pytestmark = pytest.mark.kernel
 
 
 UDP_NUMBER, TCP_NUMBER = 17, 6
+IPV = {4: IP, 6: IPv6}
 # With an MTU of 1500 in three fragments, of either family.
 LARGE = bytes(range(250)) * 12
 
@@ -295,8 +298,8 @@ def test_no_exception_is_for_a_later_fragment(
 
 
 @families
-@pytest.mark.parametrize("field", ["source", "destination", "identification"])
-def test_a_fragment_of_another_datagram_is_an_orphan(
+@pytest.mark.parametrize("field", ["source", "destination"])
+def test_a_fragment_between_other_hosts_is_an_orphan(
     gateway: Gateway, field: str, family: int
 ) -> None:
     another = {4: "100.72.0.5", 6: "fd72::5"}[family]
@@ -306,12 +309,34 @@ def test_a_fragment_of_another_datagram_is_an_orphan(
     other = {
         "source": {"source": {4: "10.9.0.3", 6: "fd09::3"}[family]},
         "destination": {"destination": another},
-        "identification": {"identification": next(numbers)},
     }[field]
     fields = {"destination": SERVICE[family], "identification": number} | other
     first = in_fragments(datagram(SERVICE[family], 5000, LARGE), number)[0]
     with gateway.counts(rule_pass=1, fragment_orphan=1):
         gateway.send(first, later_fragment(payload=bytes(16), offset=125, **fields))
+
+
+@families
+@pytest.mark.parametrize("passes", [True, False], ids=["passed", "dropped"])
+def test_a_fragment_of_another_datagram_follows_what_passed_before(
+    gateway: Gateway, passes: bool, family: int
+) -> None:
+    """Its first fragment is on a longer way; for some minutes the hosts are known."""
+    gateway.insert(SERVICE[family], "udp", 5000, deny=not passes)
+    first = in_fragments(datagram(SERVICE[family], 5000, LARGE), next(numbers))[0]
+    orphan = later_fragment(SERVICE[family], bytes(16), next(numbers), offset=125)
+    if not passes:
+        with gateway.counts(rule_deny=1, fragment_orphan=1):
+            gateway.send(first, orphan)
+        return
+    with gateway.counts(rule_pass=1, fragment_passed=1):
+        gateway.send(first, orphan)
+    flow_tables.age_pairs(599)
+    with gateway.counts(fragment_passed=1):
+        gateway.send(orphan)
+    flow_tables.age_pairs(2)
+    with gateway.counts(fragment_orphan=1):
+        gateway.send(orphan)
 
 
 def test_an_ipv4_fragment_of_another_protocol_is_an_orphan(gateway: Gateway) -> None:
@@ -374,3 +399,65 @@ def test_a_fragment_of_a_fragment_is_malformed(gateway: Gateway) -> None:
     outer, inner = (IPv6ExtHdrFragment(id=next(numbers)) for _ in range(2))
     with gateway.counts(malformed=1):
         gateway.send(ip(GATEWAY[6]) / outer / inner / UDP(dport=5000) / Raw(b"data"))
+
+
+# Forwarded, with a program on each interface
+
+
+ASKER = {family: (address, 4000) for family, address in routed.SILENT_CLIENT.items()}
+ANSWERER = {family: (address, 5000) for family, address in routed.SILENT_SERVER.items()}
+
+
+@families
+def test_the_first_fragment_may_come_last_to_who_has_asked(router: Router, family: int) -> None:
+    """The answer's, by both interfaces; of one by the outbound filter."""
+    router.let_clients_in()
+    router.set("outbound_filter", True, router.inside)
+    router.send(router.client, routed.datagram(ASKER[family], ANSWERER[family]))
+    answer = in_fragments(routed.datagram(ANSWERER[family], ASKER[family], LARGE), next(numbers))
+    with router.capture(router.client) as heard:
+        router.send(router.server, *reversed(answer))
+        arrived = [bytes(heard.next(IPV[family])[IPV[family]].payload) for _ in answer]
+        assert arrived == [bytes(each.payload) for each in reversed(answer)]
+
+
+@families
+def test_fragments_alone_reach_nobody_who_has_not_asked(router: Router, family: int) -> None:
+    router.let_clients_in()
+    router.send(router.client, routed.datagram(ASKER[family], ANSWERER[family]))
+    for source, destination in (
+        (ANSWERER[family][0], routed.CLIENT[family]),
+        (routed.SERVER[family], ASKER[family][0]),
+    ):
+        with router.counts(fragment_orphan=1):
+            router.send(
+                router.server,
+                later_fragment(destination, bytes(16), next(numbers), source=source),
+            )
+
+
+@families
+def test_fragments_alone_leave_by_no_outbound_filter(router: Router, family: int) -> None:
+    """The inner interface knows the hosts by a first fragment, which the filter dropped."""
+    router.let_clients_in()
+    router.set("outbound_filter", True, router.outside)
+    first = in_fragments(routed.datagram(ASKER[family], ANSWERER[family], LARGE), next(numbers))[0]
+    orphan = later_fragment(
+        ANSWERER[family][0], bytes(16), next(numbers), source=ASKER[family][0], offset=125
+    )
+    with router.counts(rule_pass=1, egress_no_rule=1, fragment_passed=1, fragment_orphan=1):
+        router.send(router.client, first, orphan)
+
+
+@families
+def test_fragments_alone_answer_nothing_that_was_intercepted(router: Router, family: int) -> None:
+    with listening("udp", family) as listener:
+        router.insert(routed.ANYWHERE[family], "udp", 5000, to=listener.port)
+        with router.counts(rule_intercept=1, fragment_orphan=1):
+            router.send(router.client, routed.datagram(ASKER[family], ANSWERER[family]))
+            router.send(
+                router.server,
+                later_fragment(
+                    ASKER[family][0], bytes(16), next(numbers), source=ANSWERER[family][0]
+                ),
+            )

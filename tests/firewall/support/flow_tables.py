@@ -98,10 +98,29 @@ def _entries(maps: Maps) -> Iterator[tuple[bpf_maps.Map, bytes, bytes]]:
 
 
 def clear_flows() -> None:
-    """Delete all flows."""
+    """Delete all flows, and the pairs of hosts."""
     with Maps(is_writer=True) as maps:
         for inner, key, _ in _entries(maps):
             inner.delete(key)
+    clear_pairs()
+
+
+def clear_pairs() -> None:
+    """Delete all pairs of hosts between which something has passed."""
+    with Maps(is_writer=True) as maps:
+        pairs = maps.map("pairs")
+        for key, _ in list(pairs.items()):
+            pairs.delete(key)
+
+
+def age_pairs(seconds: float) -> None:
+    """Make all pairs of hosts expire earlier."""
+    with Maps(is_writer=True) as maps:
+        pairs = maps.map("pairs")
+        for key, value in list(pairs.items()):
+            (expires,) = struct.unpack(layout.PAIR, value)
+            older = max(expires - round(seconds * SECOND), 0)
+            pairs.update(key, struct.pack(layout.PAIR, older))
 
 
 def age_flows(seconds: float) -> None:

@@ -17,6 +17,7 @@ from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
+from tests.firewall.support import flow_tables
 from tests.firewall.support.listeners import (
     IP_TRANSPARENT,
     IPV6_TRANSPARENT,
@@ -254,6 +255,7 @@ class Gateway(Filtering, Network):
             self.firewall.flush()
         for setting, on in DEFAULT_SETTINGS.items():
             self.firewall.set([self.interface], setting, on)
+        flow_tables.clear_pairs()
 
     # The client
 

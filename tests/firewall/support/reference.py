@@ -751,8 +751,14 @@ def _is_ssh_answer(packet: Packet, ports: tuple[int, int], interface: Interface)
     )
 
 
-# The decision for the first fragment of a datagram on an interface.
+# The decision for the first fragment of a datagram on an interface; and the pairs of hosts between
+# which something has passed lately, of which a later fragment may come before the first one.
 Fragments = dict[tuple[object, ...], str]
+
+
+def _pair(source: Address, destination: Address, packet: Packet) -> tuple[object, ...]:
+    protocol = packet.header_protocol if packet.family == 4 else None
+    return ("pair", source, destination, protocol)
 
 
 def _whole(frame: bytes, interface: Interface) -> Packet | Decision:
@@ -785,6 +791,10 @@ def _later_fragment(
     first = fragments.get((direction, interface.name, *packet.datagram))
     if first is None and direction == "ingress" and packet.destination in interface.addresses:
         # The stack needs the first fragment as well, for which a rule decides.
+        return Decision("pass", "fragment_passed")
+    pair = _pair(packet.source, packet.destination, packet)
+    if first is None and (pair in fragments or (*pair, interface.name, direction) in fragments):
+        # So does another host; but only one to which a flow or a first fragment has led.
         return Decision("pass", "fragment_passed")
     if first is None:
         return Decision("drop", "fragment_orphan")
@@ -983,16 +993,20 @@ def carry_out(
     flows: TrackedFlows,
     rules: RuleSet | None = None,
     interface: Interface | None = None,
+    fragments: Fragments | None = None,
 ) -> None:
     """Update the flows after the decision for a frame at an interface with these rules."""
     if decision.track == "none" or decision.verdict == "drop":
         return
-    segment = segment_of(parse_frame(frame))
+    packet = parse_frame(frame)
+    segment = segment_of(packet)
     assert segment is not None
     how = decision.track
     if how in ("if_ruled", "unless_ruled"):
         how = "adopt" if _makes_a_flow(segment, how, rules, interface) else "renew"
-    flows.track(segment, how, "in" if direction == "ingress" else "out")
+    begins = flows.track(segment, how, "in" if direction == "ingress" else "out")
+    if begins and not segment.is_tcp and decision.verdict == "pass" and fragments is not None:
+        fragments[_pair(packet.destination, packet.source, packet)] = "pass"
 
 
 def _makes_a_flow(
@@ -1031,6 +1045,9 @@ def remember(
     if packet.fragment == "first":
         verdict = "drop" if decision.verdict == "drop" else "pass"
         fragments[(direction, interface.name, *packet.datagram)] = verdict
+        if verdict == "pass":
+            pair = _pair(packet.source, packet.destination, packet)
+            fragments[(*pair, interface.name, direction)] = "pass"
 
 
 def addresses(*texts: str) -> frozenset[Address]:

@@ -365,29 +365,32 @@ class TrackedFlows:
         """Add a flow."""
         self.flows[flow.key] = flow
 
-    def track(self, segment: Segment, how: str, admitted: str) -> None:
+    def track(self, segment: Segment, how: str, admitted: str) -> bool:
         """Track a packet that passed; ``how``: "renew", "open", "adopt"; ``admitted``: "in", "out".
 
         "renew" makes no flow, "open" makes one of the first packet of a flow, "adopt"
         of any other packet of TCP too. Only what this host sends itself is "open".
+        True if the packet begins a flow.
         """
         flow = self.find(segment)
         if flow is None and self.is_late_answer(segment, admitted):
-            return
+            return False
         if flow is None or (segment.is_bare_syn and flow.is_closed):
-            if how != "renew" and _may_begin(segment, how):
+            begins = how != "renew" and _may_begin(segment, how)
+            if begins:
                 self._begin(segment, {admitted})
-            return
+            return begins
         if segment.is_bare_syn and flow.is_from_initiator(segment) and flow.stage == "started":
             # The initiator has sent its SYN again, perhaps with another number.
             before = {"in"} if flow.is_admitted_in else set()
             before |= {"out"} if flow.is_admitted_out else set()
             self._begin(segment, before | {admitted})
-            return
+            return True
         if flow.is_answer_to_again(segment):
             self.put(flow.begun_again(segment, self.now))
-            return
+            return False
         flow.follow(segment, how, admitted, self.now)
+        return False
 
     def _begin(self, segment: Segment, admitted: set[str]) -> None:
         flow = TrackedFlow(
