@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.errors import NotFound
 from zfw_py.kernel.process import forbid_new_privileges, join_new_session_keyring
+from zfw_py.kernel.seccomp import keep_to_ip
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,7 +24,8 @@ class User(NamedTuple):
     """A user that a command runs as.
 
     ``variables`` of the environment are kept ("NAME") or set ("NAME=VALUE") beside the user's own.
-    Without ``may_gain`` set-user-ID programs and file capabilities have no effect.
+    Without ``may_gain`` set-user-ID programs and file capabilities have no effect, and only sockets
+    of IP send.
     """
 
     name: str
@@ -64,6 +66,7 @@ class User(NamedTuple):
         os.setresuid(self.uid, self.uid, self.uid)
         if not self.may_gain:
             forbid_new_privileges()
+            keep_to_ip()
 
 
 def find_user(name: str) -> User:

@@ -109,6 +109,46 @@ def test_the_command_gains_no_privileges(world: World) -> None:
     assert "NoNewPrivs:\t0" in done.stdout
 
 
+# Ways out that are no packet of a socket of IP. Prints the name of the error of each.
+OTHER_WAYS = """
+import ctypes, errno, socket
+libc = ctypes.CDLL(None, use_errno=True)
+def called(*arguments):
+    return errno.errorcode[ctypes.get_errno()] if libc.syscall(*arguments) < 0 else "done"
+def made(family, kind=socket.SOCK_DGRAM):
+    try:
+        socket.socket(family, kind).close()
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    return "done"
+print(*[made(each) for each in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)])
+print(made(socket.AF_NETLINK), made(socket.AF_PACKET), len(socket.socketpair()))
+others = ("VSOCK", "RDS", "TIPC", "CAN", "BLUETOOTH", "QIPCRTR")
+print({made(getattr(socket, "AF_" + name), kind) for name in others for kind in range(1, 6)})
+REQUEST_KEY, IO_URING_SETUP = 249, 425
+print(called(REQUEST_KEY, b"dns_resolver", b"name.example", b"", 0))
+print(called(REQUEST_KEY, b"user", b"none", None, 0))
+print(called(IO_URING_SETUP, 4, ctypes.create_string_buffer(120)))
+print(called(0x40000000 + 41, socket.AF_INET, socket.SOCK_DGRAM, 0))
+"""
+
+
+def test_it_sends_by_sockets_of_ip_alone(world: World) -> None:
+    """Nothing else that sends meets the guard's programs."""
+    done = world.run(*RUN, sys.executable, "-c", OTHER_WAYS)
+    assert done.stdout.splitlines() == [
+        "done done done",
+        "done EPERM 2",
+        "{'EAFNOSUPPORT'}",
+        "EPERM",
+        "ENOKEY",
+        "EPERM",
+        "ENOSYS",
+    ], done.stderr
+    done = world.run(*AS_USER, "--allow-new-privileges", "--", sys.executable, "-c", OTHER_WAYS)
+    assert done.stdout.splitlines()[3] in ("ENOKEY", "ENOENT"), "the kernel looked for a program"
+
+
 def test_keys_of_the_callers_session_are_not_the_commands(world: World) -> None:
     keys = """
 import ctypes, os, sys
