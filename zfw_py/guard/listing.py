@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.errors import LayoutMismatch, NotFound
@@ -13,6 +14,9 @@ from zfw_py.lifecycle.programs import locked
 
 if TYPE_CHECKING:
     from zfw_py.guard.maps import Manifest
+
+# A supervisor that was started again in the last so many seconds is a problem to report.
+_RECENT = 600.0
 
 
 class GuardStatus(NamedTuple):
@@ -38,8 +42,20 @@ class GuardStatus(NamedTuple):
         if self.is_gone:
             return "its cgroup is gone"
         if self.supervisor_pid is None and self.manifest.kind != "redirect":
-            return "DNS proxy process died: name look-ups fail, address rules still apply"
+            return (
+                "DNS proxy process died: name look-ups fail, address rules still apply"
+                f"{self._times_started_again}"
+            )
+        if time.time() - self.manifest.restarted < _RECENT:
+            return f"DNS proxy process died and runs again{self._times_started_again}"
         return ""
+
+    @property
+    def _times_started_again(self) -> str:
+        count, ended = self.manifest.restarts, self.manifest.ended
+        if not count:
+            return ""
+        return f" (started again {count} time{'s' * (count != 1)}, the last time after {ended})"
 
 
 def guards() -> tuple[list[GuardStatus], list[LayoutMismatch]]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -88,6 +88,10 @@ class Manifest(msgspec.Struct, frozen=True):
     policy: dict[str, object]
     lines: Lines = "denials"  # what the supervisor of a run prints on stderr
     digest: str = ""  # SHA-256 of the object file; empty for guards from before 0.2
+    # How often the supervisor ended and was started again, when last (seconds since 1970), and why.
+    restarts: int = 0
+    restarted: float = 0.0
+    ended: str = ""
 
 
 class Maps(Pins):
@@ -96,8 +100,8 @@ class Maps(Pins):
     def __init__(self, directory: str) -> None:
         """``directory`` holds the pins; see ``STORE.directory``."""
         super().__init__(STORE, directory)
-        # A heap of (time of expiry, key), one entry for each key that this process admitted. The
-        # map may hold a later time for the key.
+        # A heap of (time of expiry, key), one entry for each key of the map ``learnt``, in the
+        # supervisor. The map may hold a later time for the key.
         self._expiries: list[tuple[int, bytes]] = []
 
     # Manifest, configuration, supervisor
@@ -182,8 +186,13 @@ class Maps(Pins):
             elements.update(key, time_value(until))
         heappush(self._expiries, (until, key))
 
+    def track_resolved(self) -> None:
+        """In a new supervisor: track the addresses that the last one admitted too."""
+        self._expiries = [(time_of(value), key) for key, value in self.map("learnt").items()]
+        heapify(self._expiries)
+
     def remove_expired(self, *, kept: float = _KEPT) -> int:
-        """Remove addresses that this process admitted and that expired ``kept`` s ago; how many.
+        """Remove addresses that expired ``kept`` seconds ago; how many.
 
         Uses the heap: the map may be large, and a full one is cleaned for each answer.
         """

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from zfw_py.guard.codec import Client
     from zfw_py.guard.dns.listening import Transport
     from zfw_py.guard.dns.proxy import Proxy
+    from zfw_py.guard.held_sockets import Sender
     from zfw_py.guard.listeners import Listeners
     from zfw_py.guard.supervisor import GuardContext
 
@@ -103,8 +104,9 @@ class _Namespace:
 class Namespaces:
     """The namespaces in which a proxy answers. To be used in its loop."""
 
-    def __init__(self, context: GuardContext, proxy: Proxy) -> None:
-        """Without namespaces."""
+    def __init__(self, context: GuardContext, proxy: Proxy, sender: Sender | None) -> None:
+        """Without namespaces. ``sender`` leads to a watcher, which holds the sockets too."""
+        self._sender = sender
         self._maps = context.maps
         self._cgroup = context.manifest.cgroup
         self._proxy = proxy
@@ -127,6 +129,8 @@ class Namespaces:
         is_own = self._is_fixed or opened.cookie == self._cookie
         made = _Namespace(opened, self._cgroup, self._own if is_own else None)
         self._served[opened.cookie] = made
+        if self._sender is not None:
+            self._sender.hold(opened)
         by_family = {each.family: each for each in opened.tcp}
         for udp in opened.udp:
             # A family has one TCP socket, on the port of its first UDP socket.
@@ -221,6 +225,8 @@ class Namespaces:
         cookie = namespace.listeners.cookie
         self._maps.remove_proxy(cookie)
         self._withdraw(cookie)
+        if self._sender is not None:
+            self._sender.let_go(cookie)
 
     def _withdraw(self, cookie: int) -> None:
         known = self._served.pop(cookie, None)

@@ -16,6 +16,7 @@ from zfw_py.guard.instance import new_manifest, remove_if_there, upstreams_of
 from zfw_py.guard.maps import STORE, Maps
 from zfw_py.guard.takeover import take_over
 from zfw_py.guard.target import GuardTarget
+from zfw_py.guard.watcher import watch
 from zfw_py.kernel import cgroup
 from zfw_py.kernel.process import tree_of
 from zfw_py.lifecycle.programs import digest_of
@@ -24,7 +25,7 @@ from zfw_py.values.prefix import mapped_address
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from zfw_py.guard.background import Background
+    from zfw_py.guard.background import Background, Report
     from zfw_py.guard.events import EventSink
     from zfw_py.guard.foreign_sockets import ForeignSocket
     from zfw_py.guard.leaving import Leaver
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from zfw_py.guard.supervisor import GuardContext
     from zfw_py.guard.takeover import Outputs
     from zfw_py.guard.user import User
+    from zfw_py.guard.watcher import Run
     from zfw_py.kernel.lock import Lock
     from zfw_py.values.endpoint import Server
 
@@ -73,6 +75,8 @@ class Guard:
     def attach(cls, target: GuardTarget, policy: Policy, sink: EventSink = NO_EVENTS) -> Guard:
         """Guard a cgroup. A supervisor in the background answers its DNS and logs its events.
 
+        If it ends, its watcher starts it again.
+
         ``sink`` is called in the supervisor. If a guard of another build of zfw has the same
         cgroup and policy, that one is upgraded instead. Raises NotFound, Conflict if the cgroup
         is guarded already or another program forbids ours, UsageError, KernelError,
@@ -105,6 +109,7 @@ class Guard:
 
             def start(context: GuardContext, _: Lock) -> list[Listeners]:
                 at_end.callback(_move_back, here)
+                _move_to_place(context.manifest)
                 opened = _open_sockets(context, target)
                 for each in opened:
                     at_end.callback(each.close)
@@ -176,8 +181,13 @@ class Guard:
                 for foreign in _inherited_sockets(manifest.cgroup):
                     warn(f"{foreign}; the command inherits it")
 
+                is_warned = False
+
                 def on_child() -> None:
-                    if process.has_just_ended() and _lacks_supervisor(manifest.id):
+                    # The watcher's end. The supervisor, which is its child, may end later.
+                    nonlocal is_warned
+                    if not is_warned and process.has_ended() and _lacks_supervisor(manifest.id):
+                        is_warned = True
                         warn("the guard's process has ended: DNS fails from now on")
 
                 status = running.enter_context(
@@ -240,10 +250,14 @@ class Guard:
 # The supervisor
 
 
+def _move_to_place(manifest: Manifest) -> None:
+    """Move to the supervisor's cgroup."""
+    if manifest.proxy_cgroup:
+        cgroup.move(os.getpid(), manifest.proxy_cgroup)
+
+
 def _open_sockets(context: GuardContext, target: GuardTarget) -> list[Listeners]:
-    """Move to the supervisor's cgroup, and open sockets in the namespaces of the clients."""
-    if context.manifest.proxy_cgroup:
-        cgroup.move(os.getpid(), context.manifest.proxy_cgroup)
+    """Open sockets in the namespaces of the clients."""
     if target.moved_pid is not None:
         tree = tree_of(target.moved_pid)
         return supervisor.open_sockets(context, [each.pid for each in tree])
@@ -254,12 +268,15 @@ def _open_sockets(context: GuardContext, target: GuardTarget) -> list[Listeners]
 def _supervisor_of(
     target: GuardTarget, *, has_stderr: bool
 ) -> Callable[[GuardContext, Lock], Background]:
-    """A function that starts a supervisor in the background."""
+    """A function that starts a supervisor in the background, and its watcher."""
 
     def start(context: GuardContext, lock: Lock) -> Background:
-        def body(ready: Callable[[], None], creator: int) -> None:
-            opened = _open_sockets(context, target)
-            supervisor.supervise(context, opened, ready, [signal.SIGTERM], creator)
+        def begin(run: Run) -> None:
+            run(_open_sockets(context, target), None)
+
+        def body(report: Report, creator: int) -> None:
+            _move_to_place(context.manifest)
+            watch(context, begin, report, creator)
 
         # A process with a copy of the lock's descriptor would hold the lock.
         return background.start(body, has_stderr=has_stderr, closes=[lock.fileno()])

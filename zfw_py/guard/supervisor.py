@@ -3,7 +3,7 @@
 
 It ends at a signal, or when the guard was removed. If the guarded cgroup is gone, or was created
 for the guard and is empty, it removes the guard and ends. If it is killed, programs and maps stay
-as they are: DNS fails, and everything else is enforced as before.
+as they are: everything but DNS is enforced as before, and its watcher starts it again.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from zfw_py.guard.dns.proxy import AnsweredQuery
     from zfw_py.guard.events import EventSink
+    from zfw_py.guard.held_sockets import Sender
     from zfw_py.guard.listeners import Listeners
     from zfw_py.guard.maps import Manifest, Maps
     from zfw_py.guard.model import Policy
@@ -73,9 +74,9 @@ class GuardContext(NamedTuple):
 def open_sockets(context: GuardContext, pids: Iterable[int]) -> list[Listeners]:
     """Open the DNS proxy's sockets in the network namespaces of these processes.
 
-    Writes their ports to the map ``proxies``, and the calling process as the supervisor. Call it
-    before the programs are attached, from the namespace where upstream servers are asked. Raises
-    UsageError for an upstream server that is the proxy itself, KernelError.
+    Writes their ports to the map ``proxies``. Call it before the programs are attached, from the
+    namespace where upstream servers are asked. Raises UsageError for an upstream server that is the
+    proxy itself, KernelError.
     """
     # No process yet: the first one most likely starts in our own namespace.
     opened = listeners.open_for(pids) or [listeners.open_here()]
@@ -86,7 +87,6 @@ def open_sockets(context: GuardContext, pids: Iterable[int]) -> list[Listeners]:
         own = netns_cookie()
         here = (each for each in opened if each.cookie == own)
         check_upstreams(context.upstreams, [end for each in here for end in each.addresses()])
-        context.maps.write_supervisor(Process.current())
         undo.pop_all()
     return opened
 
@@ -97,23 +97,32 @@ def supervise(
     ready: Callable[[], None],
     stops: Iterable[signal.Signals],
     creator: int | None = None,
+    sender: Sender | None = None,
 ) -> None:
     """Run the supervisor until one of the signals ``stops``, or until the guard is of no use.
 
-    ``ready`` is called once all is running. ``creator`` is a pipe that ends when the command that
-    created the guard has ended or needs stderr no longer; until then that command is responsible
-    for removing the guard.
+    ``ready`` is called once all is running, and the map names the caller as the supervisor.
+    ``creator`` is a pipe that ends when the command that created the guard has ended or needs
+    stderr no longer; until then that command is responsible for removing the guard. ``sender``
+    leads to the watcher, if there is one.
     """
-    if asyncio.run(_Supervisor(context, opened, creator).run(ready, stops)):
+    if asyncio.run(_Supervisor(context, opened, creator, sender).run(ready, stops)):
         with locked(STORE, is_exclusive=True):
             clear(SYSTEM)
             remove(SYSTEM, context.manifest.id)
 
 
 class _Supervisor:
-    def __init__(self, context: GuardContext, opened: list[Listeners], creator: int | None) -> None:
+    def __init__(
+        self,
+        context: GuardContext,
+        opened: list[Listeners],
+        creator: int | None,
+        sender: Sender | None,
+    ) -> None:
         self._context = context
         self._creator = creator
+        self._sender = sender
         self._ring: RingBuffer | None = None
         self._proxy: Proxy | None = None
         is_log_only = False
@@ -143,7 +152,8 @@ class _Supervisor:
         """Return True if the guard is of no use any more and has to be removed."""
         loop = asyncio.get_running_loop()
         if self._proxy is not None:
-            self._namespaces = Namespaces(self._context, self._proxy)
+            self._context.maps.track_resolved()
+            self._namespaces = Namespaces(self._context, self._proxy, self._sender)
             for each in self._opened:
                 self._namespaces.serve(each)
         for number in stops:
@@ -162,6 +172,7 @@ class _Supervisor:
                 loop.create_task(self._read_events(ring)),
                 loop.create_task(self._check_regularly(population)),
             ]
+            self._context.maps.write_supervisor(Process.current())
             ready()
             try:
                 if self._proxy is None:

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Takes a guard over from another build of zfw: exchanges its supervisor and its programs in use.
 
-1. The command holds the lock, and forks the new supervisor.
-2. The new supervisor duplicates the old one's listening sockets, log, stderr and creator pipe by
-   pidfd_getfd(2), and moves to its cgroup and network namespace. The old one still answers.
+1. The command holds the lock, and forks a new watcher.
+2. The new watcher duplicates the old supervisor's listening sockets, log, stderr and creator pipe
+   by pidfd_getfd(2), moves to its cgroup and network namespace, and forks the new supervisor. The
+   old one still answers.
 3. Once all is running, the new supervisor writes its identity to the map, kills the old one, and
-   waits for its end. Two processes never read one ring buffer. Queries wait in the sockets.
+   waits for its end. Two processes never read one ring buffer. Queries wait in the sockets. The
+   old one's watcher finds another supervisor in the map, and ends.
 4. The command exchanges the programs.
 
 killed after  leaves                                healed by
@@ -28,9 +30,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.errors import Conflict, NotFound, raise_expected
 from zfw_py.guard import background, cgroups, document, layout, listeners, programs
-from zfw_py.guard.codec import netns_key, proxies_of
+from zfw_py.guard.codec import proxies_of
 from zfw_py.guard.maps import STORE, Maps, NoGuards
-from zfw_py.guard.supervisor import GuardContext, open_sockets, supervise
+from zfw_py.guard.supervisor import GuardContext, open_sockets
+from zfw_py.guard.watcher import drop_others, watch
 from zfw_py.kernel import cgroup, process_sockets
 from zfw_py.kernel.namespaces import enter, path_of
 from zfw_py.kernel.process import (
@@ -48,10 +51,12 @@ from zfw_py.values.endpoint import Endpoint
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from zfw_py.guard.background import Report
     from zfw_py.guard.codec import Proxy
     from zfw_py.guard.events import EventSink, Lines
     from zfw_py.guard.listeners import Listeners
     from zfw_py.guard.maps import Manifest
+    from zfw_py.guard.watcher import Run
     from zfw_py.kernel.lock import Lock
 
 # A supervisor in the background ignores these signals; one in the foreground does not.
@@ -116,7 +121,7 @@ def _exchange_supervisor(
     policy = document.decode(json.dumps(manifest.policy).encode(), "json")
     upstreams = [_upstream(each) for each in manifest.servers]
 
-    def body(ready: Callable[[], None], creator: int) -> None:
+    def body(report: Report, creator: int) -> None:
         try:
             process = _open_alive(old)
             proxies = proxies_of(maps.map("proxies").items())
@@ -132,6 +137,7 @@ def _exchange_supervisor(
                 place = cgroup.of_process(old.pid)
                 has_own_files = has_same_files(old.pid)
                 enter(path_of(old.pid))
+                os.close(process)
             elif not place and cgroups.is_within(cgroup.of_process(os.getpid()), manifest.cgroup):
                 raise Conflict(
                     f"guard {manifest.id} has no process, and zfw is in the guarded cgroup",
@@ -147,31 +153,33 @@ def _exchange_supervisor(
         except OSError as error:
             raise_expected(error)
 
-        def on_ready() -> None:
-            flags = maps.config().flags & ~layout.TELL_ALL
-            maps.write_config(flags | layout.TELL_ALL * context.sink.wants_all)
-            maps.write_supervisor(Process.current())
-            if process is not None:
-                send_signal(process, signal.SIGKILL)
-                select.select([process], [], [])  # readable once the process has ended
-                os.close(process)
-            # Namespaces whose sockets were not recognised: the next query there opens new ones.
-            for cookie in proxies_of(maps.map("proxies").items()):
-                if cookie not in {each.cookie for each in opened}:
-                    maps.map("proxies").delete(netns_key(cookie))
-            ready()
+        def begin(run: Run) -> None:
+            serving = opened
 
-        try:
-            if not opened:
-                pids = cgroup.processes(manifest.cgroup, is_recursive=True)
-                opened = open_sockets(context, pids)
-            supervise(context, opened, on_ready, [signal.SIGTERM], creator)
-        except BaseException:
-            if old.is_alive():
-                maps.write_supervisor(old)
-                for cookie, proxy in proxies.items():
-                    maps.write_proxy(cookie, proxy)
-            raise
+            def on_ready() -> None:
+                flags = maps.config().flags & ~layout.TELL_ALL
+                maps.write_config(flags | layout.TELL_ALL * context.sink.wants_all)
+                process = _open_alive(old)
+                if process is not None:
+                    send_signal(process, signal.SIGKILL)
+                    select.select([process], [], [])  # readable once the process has ended
+                    os.close(process)
+                # Namespaces whose sockets were not recognised.
+                drop_others(maps, serving)
+
+            try:
+                if not serving:
+                    pids = cgroup.processes(manifest.cgroup, is_recursive=True)
+                    serving = open_sockets(context, pids)
+                run(serving, on_ready)
+            except BaseException:
+                if old.is_alive():
+                    maps.write_supervisor(old)
+                    for cookie, proxy in proxies.items():
+                        maps.write_proxy(cookie, proxy)
+                raise
+
+        watch(context, begin, report, creator, opened)
 
     background.start(body, has_stderr=False, closes=[lock.fileno()]).release()
 

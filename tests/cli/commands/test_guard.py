@@ -268,6 +268,8 @@ dns_upstream = ["{UPSTREAM}"]
         "cgroup": str(service),
         "cgroup_id": service.stat().st_ino,
         "problem": None,
+        "restarts": 0,
+        "last_end": None,
         "processes": 1,
         "dns": ["10.9.0.1:53"],
         "policy": {

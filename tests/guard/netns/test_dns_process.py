@@ -19,6 +19,7 @@ import dns.message
 import dns.rrset
 import pytest
 
+from tests.guard.support.dns_process import end_for_good
 from tests.guard.support.questions import addresses_in, ask_over_tcp, question
 from tests.guard.support.ways.way import NAME_SERVER
 from tests.support.children import NOBODY, child
@@ -39,9 +40,8 @@ NAME = "both.example"
 
 
 def end_dns_process(guard: Attached) -> None:
-    """Kill the guard's DNS process; its ports are free afterwards."""
-    pid = guard.status()["keeper_pid"]
-    os.kill(pid, signal.SIGKILL)
+    """Kill the guard's DNS process and its watcher; its ports are free afterwards."""
+    end_for_good(guard.status()["keeper_pid"])
     assert wait_until(lambda: guard.status()["keeper_pid"] is None)
 
 

@@ -198,22 +198,29 @@ def test_a_guard_around_one_whose_process_is_elsewhere(world: World) -> None:
 
 
 def own_processes(world: World) -> list[int]:
-    """Those of zfw in the world's cgroup: the one that was started, and its background one."""
-    return [
-        pid
-        for pid in cgroup.processes(str(world.cgroup))
-        if b"guard\0run" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
+    """Those of zfw in the world's cgroup: the one that was started, and those in the background."""
+    found = []
+    for pid in cgroup.processes(str(world.cgroup)):
+        with suppress(FileNotFoundError):  # it has ended
+            if b"guard\0run" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
 
 
 def kill_own(world: World, which: str, started: int) -> None:
-    for pid in own_processes(world):
-        if which == "both" or (pid == started) == (which == "zfw"):
+    """Kill these processes at once: before one of them starts another one, it is stopped."""
+    killed = [
+        pid
+        for pid in own_processes(world)
+        if which == "both" or (pid == started) == (which == "zfw")
+    ]
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in killed:
             with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, number)
 
 
-@pytest.mark.parametrize("which", ["zfw", "its process", "both"])
+@pytest.mark.parametrize("which", ["zfw", "its processes", "both"])
 @pytest.mark.parametrize("seed", range(6))
 def test_run_at_any_moment(world: World, which: str, seed: int) -> None:
     process = world.start(*RUN, "sleep", "1000", stdout=None, stderr=subprocess.DEVNULL)
@@ -254,7 +261,7 @@ def test_without_its_process_dns_fails_and_nothing_opens_up(world: World) -> Non
         assert shell.ask(NAME) == (0, "")
         assert shell.ask(WEB) == (0, "")
         [before], _ = listing.guards()
-        kill_own(world, "its process", shell.process.pid)
+        kill_own(world, "its processes", shell.process.pid)
         assert wait_until(lambda: listing.guards()[0][0].supervisor_pid is None)
         with world.capture() as arrived:
             assert shell.ask(NAME) == (2, "")
@@ -310,7 +317,7 @@ def test_without_both_the_next_command_collects_what_nobody_is_in(world: World) 
 def test_a_killed_guard_can_be_detached_and_then_traffic_flows(world: World) -> None:
     with world.shell(*GUARDED) as shell:
         assert shell.ask(WEB) == (7, "")
-        kill_own(world, "its process", shell.process.pid)
+        kill_own(world, "its processes", shell.process.pid)
         [status], _ = listing.guards()
         assert world.zfw("detach", status.manifest.id).stdout == f"detached {status.manifest.id}\n"
         assert shell.ask(NAME) == (0, "")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.guard.support.dns_process import watcher_of
 from tests.guard.support.world import UPSTREAM
 from tests.support.command import ZFW
 from tests.support.waiting import wait_until
@@ -53,7 +54,7 @@ def test_that_it_ends_with_the_command_is_nothing_to_warn_of(world: World) -> No
     with _running(world) as (running, supervisor):
         os.kill(running.pid, signal.SIGSTOP)
         children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
-        (command,) = {int(child) for child in children} - {supervisor}
+        (command,) = {int(child) for child in children} - {watcher_of(supervisor)}
         assert running.stdin is not None
         running.stdin.close()
         running.stdin = None
@@ -65,9 +66,13 @@ def test_that_it_ends_with_the_command_is_nothing_to_warn_of(world: World) -> No
         assert _supervisor(world) is None
 
 
-def test_that_it_is_killed_is_warned_of(world: World) -> None:
+def test_that_it_ends_for_good_is_warned_of(world: World) -> None:
     with _running(world) as (running, supervisor):
+        # The watcher last: zfw sees the end of that one.
+        watcher = watcher_of(supervisor)
+        os.kill(watcher, signal.SIGSTOP)
         os.kill(supervisor, signal.SIGKILL)
+        os.kill(watcher, signal.SIGKILL)
         assert running.stderr is not None
         warning = "zfw: warning: the guard's process has ended: DNS fails from now on\n"
         assert running.stderr.readline() == warning

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,10 +11,11 @@ from unittest.mock import patch
 
 import pytest
 
+from tests.guard.support.dns_process import end_for_good, watcher_of
 from tests.guard.support.world import UPSTREAM
 from tests.support.waiting import wait_until
 from zfw_py.errors import UsageError
-from zfw_py.guard import supervisor, takeover
+from zfw_py.guard import supervisor, takeover, watcher
 from zfw_py.guard.events import NO_EVENTS, EventSink
 from zfw_py.guard.model import Policy
 from zfw_py.guard.service import Guard
@@ -86,7 +86,7 @@ def test_one_that_cannot_read_events_leaves_the_sockets_to_the_old_one(
     with (
         another_build(world),
         patch.object(takeover, "_sockets", lambda *_: []),
-        patch.object(takeover, "supervise", side_effect=UsageError("no events")),
+        patch.object(watcher, "supervise", side_effect=UsageError("no events")),
         pytest.raises(UsageError, match="no events"),
     ):
         guard.upgrade()
@@ -96,14 +96,16 @@ def test_one_that_cannot_read_events_leaves_the_sockets_to_the_old_one(
 
 def test_the_new_supervisor_has_what_the_old_one_had(world: World, guard: Guard) -> None:
     before, opened = guard.status().supervisor_pid, open_sockets(guard)
+    assert before is not None
+    starter = watcher_of(before)
     with another_build(world):
         assert guard.upgrade()
         assert not guard.upgrade()
     after = guard.status().supervisor_pid
-    assert before is not None
     assert after not in (before, None)
-    # A child of the test, which created the guard.
-    assert os.waitpid(before, 0) == (before, signal.SIGKILL)
+    # Its watcher has seen its end. It is a child of the test, which created the guard.
+    assert os.waitpid(starter, 0) == (starter, 0)
+    assert not Path(f"/proc/{before}").exists()
     assert resolves(world)
     assert wait_until(lambda: open_sockets(guard) == opened)
     limits = Path(f"/proc/{after}/limits").read_text()
@@ -115,7 +117,7 @@ def test_a_supervisor_that_has_died_is_replaced(world: World, guard: Guard) -> N
     """Of the same build: no programs are exchanged."""
     before = guard.status().supervisor_pid
     assert before is not None
-    os.kill(before, signal.SIGKILL)
+    end_for_good(before)
     assert wait_until(lambda: guard.status().supervisor_pid is None)
     assert not resolves(world)
     with world.inside.entered():

@@ -36,7 +36,8 @@ def command(
 ) -> None:
     """List the guards with their state and counters.
 
-    A warning names each guard whose DNS process has died.
+    A warning names each guard whose DNS process has died, also if it was started again in the
+    last ten minutes.
     """
     from zfw_py.guard.listing import guards
 
@@ -64,6 +65,8 @@ def as_object(status: GuardStatus) -> dict[str, object]:
         "created": manifest.created,
         "problem": status.problem or None,
         "keeper_pid": status.supervisor_pid,
+        "restarts": manifest.restarts,
+        "last_end": manifest.ended or None,
         "processes": status.processes,
         "dns": manifest.servers,
         "policy": manifest.policy or None,
