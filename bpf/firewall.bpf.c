@@ -111,7 +111,7 @@ int ingress(struct __sk_buff *skb)
 	struct bpf_sock *sk;
 
 	fw_note_attached(skb->ifindex);
-	sk = fw_decide_ingress(skb, &packet, &decision);
+	sk = fw_decide_ingress(skb, &packet, &decision, false);
 	if (sk) {
 		long error = bpf_sk_assign(skb, sk, 0);
 
@@ -151,7 +151,7 @@ int egress(struct __sk_buff *skb)
 	struct packet packet = {};
 	struct fw_decision decision = {};
 
-	fw_decide_egress(skb, &packet, &decision);
+	fw_decide_egress(skb, &packet, &decision, false);
 	fw_track(skb, &packet, &decision, FW_FLOW_ADMITTED_OUT);
 	return fw_finish(skb, &packet, true, &decision);
 }
@@ -165,15 +165,45 @@ static __always_inline int fw_write_down(struct __sk_buff *skb, const struct fw_
 	return 0;
 }
 
+/*
+ * What a decision notes in "cpus" for the CPU's next packet is kept meanwhile in cb, since the
+ * stack has no room, and put back: so nothing is left of an explained packet.
+ */
+static __always_inline void fw_keep_notes(struct __sk_buff *skb)
+{
+	struct fw_cpu *cpu = only_element(&cpus);
+
+	if (!cpu)
+		return;
+	skb->cb[0] = cpu->looked_up;
+	skb->cb[1] = cpu->looked_up >> 32;
+	skb->cb[2] = cpu->listener;
+	skb->cb[3] = cpu->new_port;
+}
+
+static __always_inline void fw_put_notes_back(const struct __sk_buff *skb)
+{
+	struct fw_cpu *cpu = only_element(&cpus);
+
+	if (!cpu)
+		return;
+	cpu->looked_up = (__u64)skb->cb[1] << 32 | skb->cb[0];
+	cpu->listener = skb->cb[2];
+	cpu->new_port = skb->cb[3];
+}
+
 SEC("tc")
 int explain_ingress(struct __sk_buff *skb)
 {
 	struct packet packet = {};
 	struct fw_decision decision = {};
-	struct bpf_sock *sk = fw_decide_ingress(skb, &packet, &decision);
+	struct bpf_sock *sk;
 
+	fw_keep_notes(skb);
+	sk = fw_decide_ingress(skb, &packet, &decision, true);
 	if (sk)
 		bpf_sk_release(sk);
+	fw_put_notes_back(skb);
 	return fw_write_down(skb, &decision);
 }
 
@@ -183,7 +213,7 @@ int explain_egress(struct __sk_buff *skb)
 	struct packet packet = {};
 	struct fw_decision decision = {};
 
-	fw_decide_egress(skb, &packet, &decision);
+	fw_decide_egress(skb, &packet, &decision, true);
 	return fw_write_down(skb, &decision);
 }
 

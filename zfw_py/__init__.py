@@ -24,6 +24,8 @@ _HOMES = {
     "RuleNotFound": "zfw_py.firewall.rules",
     "Attachment": "zfw_py.firewall.programs",
     "Decision": "zfw_py.firewall.explain",
+    "Explanation": "zfw_py.firewall.story",
+    "Question": "zfw_py.firewall.question",
     "Flow": "zfw_py.firewall.flows",
     "FlowLimits": "zfw_py.firewall.flow_limits",
     "Document": "zfw_py.firewall.document",
@@ -94,6 +96,7 @@ if TYPE_CHECKING:
     from zfw_py.firewall.model import RuleKey as RuleKey
     from zfw_py.firewall.persistence import Restored as Restored
     from zfw_py.firewall.programs import Attachment as Attachment
+    from zfw_py.firewall.question import Question as Question
     from zfw_py.firewall.rules import Deleted as Deleted
     from zfw_py.firewall.rules import Inserted as Inserted
     from zfw_py.firewall.rules import RuleNotFound as RuleNotFound
@@ -102,6 +105,7 @@ if TYPE_CHECKING:
     from zfw_py.firewall.service import Insert as Insert
     from zfw_py.firewall.status import InterfaceStatus as InterfaceStatus
     from zfw_py.firewall.status import Status as Status
+    from zfw_py.firewall.story import Explanation as Explanation
     from zfw_py.guard.events import EventSink as EventSink
     from zfw_py.guard.events import GuardEvent as GuardEvent
     from zfw_py.guard.listing import GuardStatus as GuardStatus

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 BARE = "python3 -I -c pass"
 # As a multiple of the bare interpreter's start.
 LIMITS = {"zfw -I": 2, "zfw insert": 7, "zfw status": 6}
+EXPLAIN, EXPLAIN_MS = "zfw explain", 150
 # A router's hook has 90 s to take its rules back at shutdown.
 DELETES, DELETE_SECONDS = 2635, 90
 
@@ -39,6 +40,7 @@ def _commands(zfw: str, n: int) -> dict[str, Sequence[str]]:
         "zfw insert": (zfw, "insert", *modern, "-t", "43321"),
         "zfw list": (zfw, "list"),
         "zfw status": (zfw, "status"),
+        EXPLAIN: (zfw, "explain", "-p", "tcp", "--from", "10.9.0.2", "--to", f"{address}:443"),
         "zfw delete": (zfw, "delete", *modern),
     }
 
@@ -79,6 +81,7 @@ def run(installation: Installation, *, quick: bool) -> Section:
     for name, limit in LIMITS.items():
         ratio = section.median(name) / bare
         section.targets.append(Target(f"{name} to {BARE}", ratio, limit, "x"))
+    section.targets.append(Target(EXPLAIN, section.median(EXPLAIN), EXPLAIN_MS, "ms"))
     fit = DELETE_SECONDS * deletes / taken
     section.add(f"zfw -D, one after the other, in {DELETE_SECONDS} s", fit)
     section.rows.append((f"zfw -D that fit {DELETE_SECONDS} s", number(fit), "-", "-", "-"))

@@ -37,6 +37,7 @@ COMMANDS = (
     "flush",
     "status",
     "flows",
+    "explain",
     "set",
     "follow",
     "guard",

@@ -26,10 +26,14 @@ if TYPE_CHECKING:
 
 # The exit code of a command that shows a state, where it is not as it was asked for.
 DIFFERS = 21
+# The exit code of a command whose answer is not the expected one.
+REFUSED = 11
 
 _CHUNK = 1000
 _MOST_WARNINGS = 10
 _BAR_AFTER = 1.0  # seconds
+# Columns of a text that is not for a terminal, and of one for the narrowest.
+_WIDTH, _LEAST_WIDTH = 80, 40
 
 
 def safe(text: str) -> str:
@@ -42,6 +46,26 @@ def safe(text: str) -> str:
 def line(text: str) -> None:
     """Print a line on stdout."""
     print(safe(text))
+
+
+def fields(rows: Iterable[tuple[str, Iterable[str]]]) -> None:
+    """Print rows of a name and paragraphs on stdout, within the width of the terminal.
+
+    A paragraph that begins with a blank is a command line to copy: it is never broken.
+    """
+    from shutil import get_terminal_size
+    from textwrap import wrap
+
+    rows = [(name, list(texts)) for name, texts in rows]
+    margin = max((len(name) for name, _ in rows), default=0) + 2
+    width = max(get_terminal_size((_WIDTH, 0)).columns, _LEAST_WIDTH) - margin
+    for name, texts in rows:
+        for text in texts:
+            is_command = text.startswith(" ")
+            lines = [text] if is_command else wrap(safe(text), width, break_on_hyphens=False)
+            for each in lines:
+                line(f"{name:<{margin}}{each}")
+                name = ""
 
 
 class Events:

@@ -37,6 +37,7 @@ _STYLES = {
     "intercept": "green",
     "pass": "cyan",
     "deny": "red",
+    "drop": "red",
     "tcx": "green",
     "clsact": "green",
 }
@@ -64,6 +65,16 @@ class _Field(NamedTuple):
 
     place: int
     width: int
+
+
+def headline(word: str, rest: str) -> None:
+    """Print a line on stdout that begins with a verdict, which has a colour on a terminal."""
+    if not sys.stdout.isatty() or word not in _STYLES:
+        line(f"{word}{rest}")
+        return
+    from rich.text import Text
+
+    _console().print(Text.assemble((word, _STYLES[word]), safe(rest)), soft_wrap=True)
 
 
 def table(

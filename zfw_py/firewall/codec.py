@@ -124,6 +124,40 @@ def decode_prefix_key(data: bytes) -> tuple[str, str, Prefix, Prefix]:
     )
 
 
+def encode_covering_key(
+    table: int, destination: bytes, source: bytes, lengths: tuple[int, int]
+) -> bytes:
+    """struct zfw_prefix_key of the prefix of these lengths that covers two addresses."""
+    destination_length, source_length = lengths
+    return _prefix_key.pack(
+        _masked(destination, destination_length),
+        _masked(source, source_length),
+        destination_length,
+        source_length,
+        table,
+    )
+
+
+def _masked(address: bytes, length: int) -> bytes:
+    host = 128 - length
+    return (int.from_bytes(address, "big") >> host << host).to_bytes(16, "big")
+
+
+def lengths_of(key: bytes) -> tuple[int, int]:
+    """Destination length and source length of a struct zfw_prefix_key, of 128 bits."""
+    return key[_DESTINATION_LENGTH], key[_SOURCE_LENGTH]
+
+
+def covers_destination(key: bytes, address: bytes) -> bool:
+    """Whether the destination of a struct zfw_prefix_key covers an address of 16 bytes."""
+    return _masked(address, key[_DESTINATION_LENGTH]) == key[:_SOURCE]
+
+
+def covers_source(key: bytes, address: bytes) -> bool:
+    """Whether the source of a struct zfw_prefix_key covers an address of 16 bytes."""
+    return _masked(address, key[_SOURCE_LENGTH]) == key[_SOURCE:_DESTINATION_LENGTH]
+
+
 def table_parts_of(key: bytes) -> tuple[str, int, str]:
     """Direction, family and protocol of a struct zfw_prefix_key."""
     return _PARTS[key[_TABLE]]

@@ -11,6 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from zfw_py.firewall.codec import PortRule
     from zfw_py.firewall.interfaces import Interfaces
     from zfw_py.firewall.maps import Maps
     from zfw_py.values.prefix import Prefix
@@ -94,6 +95,31 @@ def read_rules(
             rule.packets, rule.bytes = segments.counters(slot)
             rules.append(rule)
     return rules
+
+
+def read_rule(maps: Maps, interfaces: Interfaces, prefix_key: bytes, rule: PortRule) -> Rule:
+    """One rule of a prefix, a struct zfw_prefix_key, with service id, interfaces and counters."""
+    direction, protocol, destination, source = codec.decode_prefix_key(prefix_key)
+    made = Rule.trusted(
+        RuleKey.trusted(direction, destination, source, protocol, rule.low_port),
+        rule.high_port,
+        ACTIONS[rule.action],
+        rule.tproxy_port,
+        "",
+        interfaces.names_of(rule.interface_set),
+        rule.is_routed,
+        rule.is_limited,
+    )
+    segment, position = divmod(rule.slot, layout.SEGMENT_SLOTS)
+    records = maps.open_inner("rule_records", segment)
+    counters = maps.open_inner("rule_counters", segment)
+    record = records and records.lookup(codec.u32(position))
+    if record:
+        made.service_id = codec.decode_text(codec.decode_record(record)[0])
+    counted = counters and counters.lookup(codec.u32(position))
+    if counted:
+        made.packets, made.bytes = codec.counter_sum(counted)
+    return made
 
 
 def read_reasons(maps: Maps) -> dict[str, tuple[int, int]]:

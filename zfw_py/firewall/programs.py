@@ -223,6 +223,18 @@ def _attached(maps: Maps, ifindex: int | None) -> list[tuple[Tcx | Clsact, Attac
     ]
 
 
+def attachment_at(maps: Maps, ifindex: int, direction: str) -> Attachment | None:
+    """Our program of one direction on an interface, if there is one.
+
+    Where it is attached by TCX no netlink library is loaded.
+    """
+    for link in _links_here(maps.directory, ifindex):
+        if link.direction == direction and (number := link.program_id()) is not None:
+            return Attachment(ifindex, direction, "tcx", number)
+    number = _clsact(maps.directory, direction, ifindex).program_id()
+    return None if number is None else Attachment(ifindex, direction, "clsact", number)
+
+
 def is_attached(maps: Maps, ifindex: int) -> bool:
     """Whether an interface of this network namespace carries our program."""
     return bool(attachments(maps, ifindex))

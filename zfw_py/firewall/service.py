@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from zfw_py.firewall.flows import Flow
     from zfw_py.firewall.persistence import Restored
     from zfw_py.firewall.programs import Attachment
+    from zfw_py.firewall.question import Question
     from zfw_py.firewall.rules import Deleted, Inserted
     from zfw_py.firewall.rules.edit import RuleEdit
     from zfw_py.firewall.status import Status
+    from zfw_py.firewall.story import Explanation
     from zfw_py.firewall.wanted import Difference, Followed
     from zfw_py.values.prefix import Prefix
 
@@ -403,6 +405,13 @@ class Firewall:
         ingress_ifindex = index_of(came_by) if came_by else 0
         with Maps(is_writer=False) as maps:
             return explain(maps, frame, ifindex, direction, ingress_ifindex)
+
+    def story(self, question: Question) -> Explanation:
+        """What happens to a packet, and all that explains it; see ``story.explain``."""
+        from zfw_py.firewall.story import explain
+
+        with Maps(is_writer=False) as maps:
+            return explain(maps, Interfaces(maps), question)
 
     # Tracked flows
 

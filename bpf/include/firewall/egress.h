@@ -79,9 +79,9 @@ static __always_inline void fw_decide_egress_rules(const struct __sk_buff *skb,
 		decision->track = FW_TRACK_ADOPT;
 }
 
-/* Fills packet and decision; the caller zeroes both. */
+/* Fills packet and decision; the caller zeroes both. is_test: as of fw_decide_ingress(). */
 static __always_inline void fw_decide_egress(struct __sk_buff *skb, struct packet *packet,
-					     struct fw_decision *decision)
+					     struct fw_decision *decision, const bool is_test)
 {
 	struct fw_interface interface = {};
 	enum pkt_parsed parsed;
@@ -92,7 +92,8 @@ static __always_inline void fw_decide_egress(struct __sk_buff *skb, struct packe
 		fw_decide(decision, FW_VERDICT_PASS, FW_REASON_LOOPBACK);
 		return;
 	}
-	parsed = parse_packet(skb, !(interface.link_flags & FW_LINK_NO_ETHERNET), packet);
+	parsed =
+		parse_packet(skb, is_test || !(interface.link_flags & FW_LINK_NO_ETHERNET), packet);
 	/* "ingress" has marked it, so it was forwarded. */
 	if (skb->tc_index == FW_OWN_PACKET && skb->ingress_ifindex) {
 		fw_decide(decision, FW_VERDICT_DROP, FW_REASON_MISROUTED);

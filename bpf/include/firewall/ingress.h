@@ -84,10 +84,13 @@ fw_decide_ingress_rules(struct __sk_buff *skb, struct packet *packet,
 
 /*
  * Fills packet and decision; the caller zeroes both. With FW_VERDICT_ASSIGN it returns the
- * socket to assign the packet to, referenced, else NULL.
+ * socket to assign the packet to, referenced, else NULL. is_test is a constant: a test run's
+ * packet has an Ethernet header on every interface.
  */
-static __always_inline struct bpf_sock *
-fw_decide_ingress(struct __sk_buff *skb, struct packet *packet, struct fw_decision *decision)
+static __always_inline struct bpf_sock *fw_decide_ingress(struct __sk_buff *skb,
+							  struct packet *packet,
+							  struct fw_decision *decision,
+							  const bool is_test)
 {
 	struct fw_interface interface = {};
 	enum fw_flow_socket socket;
@@ -102,7 +105,8 @@ fw_decide_ingress(struct __sk_buff *skb, struct packet *packet, struct fw_decisi
 		fw_decide(decision, FW_VERDICT_PASS, FW_REASON_LOOPBACK);
 		return NULL;
 	}
-	parsed = parse_packet(skb, !(interface.link_flags & FW_LINK_NO_ETHERNET), packet);
+	parsed =
+		parse_packet(skb, is_test || !(interface.link_flags & FW_LINK_NO_ETHERNET), packet);
 	if (fw_decide_early(skb, packet, parsed, interface.settings, false, decision))
 		return NULL;
 	/* A socket of exactly this flow: the kernel delivers the packet there by its own

@@ -96,6 +96,7 @@ static __always_inline bool fw_is_privileged(const struct bpf_sock *sk, bool is_
 		return false;
 	*(volatile __u64 *)&cpu->socket = (unsigned long)sk;
 	inet = (const void *)(unsigned long)READ_ONCE(cpu->socket);
+	cpu->socket = 0;
 	if (bpf_core_read(&uid, sizeof(uid), &((const struct sock *)inet)->sk_uid.val))
 		return true;
 	if (bpf_core_field_exists(inet->inet_flags))

@@ -50,8 +50,12 @@ from tests.firewall.support.tracked import TrackedFlow, TrackedFlows
 from tests.support.seeds import new_seeds
 from tests.support.waiting import wait_until
 from zfw_py import Delete, Firewall, Insert, Prefix, Rule, RuleKey
+from zfw_py.firewall import tried
 from zfw_py.firewall.codec import decode_prefix_key
+from zfw_py.firewall.explain import Programs
+from zfw_py.firewall.interfaces import Interfaces
 from zfw_py.firewall.maps import Maps
+from zfw_py.firewall.question import Icmp, Question, frame
 from zfw_py.firewall.rules.find import port_rules
 
 if TYPE_CHECKING:
@@ -66,6 +70,9 @@ SEEDS = range(10)
 FRAMES_PER_SEED = 2400
 # Of those that leave, in the same worlds.
 LEAVING_PER_SEED = 1200
+# Of packets that options describe, and their TCP flags.
+QUESTIONS_PER_SEED = 2000
+FLAGS = (2, 2, 2, 16, 18, 4, 17)
 STAGES = 3
 SHOWN_MISMATCHES = 3
 
@@ -296,6 +303,34 @@ class _World:
             f"flow    {self._flow_of(frame)}"
         )
 
+    def compare_question(
+        self, asked: Question, maps: Maps, names: Interfaces, running: Programs
+    ) -> None:
+        """Ask the model and the program; and the search, where a rule decides."""
+        assert asked.interface is not None
+        interface = next(each for each in self.interfaces if each.name == asked.interface)
+        made = frame(asked)
+        ifindex = socket.if_nametoindex(interface.name)
+        self.flows.now = time.monotonic()
+        wanted = self._decide(made, interface, asked.direction, None)
+        got = running.decide(made, ifindex, asked.direction)
+        got_key = None if got.slot is None else self.keys[got.slot]
+        found = (got.verdict, got.reason, got_key)
+        assert found == (
+            *(wanted.verdict, wanted.reason),
+            wanted.rule.key if wanted.rule else None,
+        ), asked
+        if got.slot is None and got.reason not in ("no_rule", "egress_no_rule"):
+            return
+        searched = tried.search(
+            *(maps, names, tried.place_of(maps, ifindex)),
+            tried.Sought(
+                *(asked.direction, asked.family, asked.protocol, *asked.mapped),
+                asked.destination_port,
+            ),
+        )
+        assert (searched.rule.slot if searched.rule else None) == got.slot, asked
+
     def _decide(
         self, frame: bytes, interface: Interface, direction: str, came_by: str | None
     ) -> Decision:
@@ -455,4 +490,45 @@ def _rule(each: reference.Rule) -> Rule:
         deny=each.action == "deny",
         interfaces=tuple(sorted(each.interfaces)),
         limited=each.is_limited,
+    )
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_explain_and_model_agree(network: Network, seed: int) -> None:
+    """Of packets that options describe; and its own search finds the program's rule."""
+    rng = Random(seed)
+    with _world(network, rng) as world:
+        world.insert(_new_rules(rng))
+        world.check_rules()
+        world.fill_flows(rng)
+        with Maps(is_writer=False) as maps, Programs(maps) as running:
+            names = Interfaces(maps)
+            for _ in range(QUESTIONS_PER_SEED):
+                asked = _question(rng, world)
+                world.compare_question(asked, maps, names, running)
+
+
+def _question(rng: Random, world: _World) -> Question:
+    """A packet that matches a rule, or just does not."""
+    direction = rng.choice(("ingress", "ingress", "egress"))
+    # Without settings there is no program on an interface that could filter what leaves.
+    names = 4 if direction == "ingress" else 3
+    rules = [each for each in world.model if each.direction == direction] or list(world.model)
+    each = rng.choice(rules)
+    protocol = rng.choice((each.protocol, each.protocol, "tcp", "udp", "icmp"))
+    source, destination = (
+        rng.choice((network[0], network[-1], network[rng.randrange(network.num_addresses)]))
+        for network in (each.source, each.destination)
+    )
+    port = min(max(rng.choice((each.low, each.high, each.low - 1, each.high + 1)), 0), 65535)
+    icmp = None
+    if protocol == "icmp":
+        icmp = Icmp(rng.choice((0, 3, 8, 11, 13, 1, 2, 128, 129, 133, 135, 130)), 0)
+    elif rng.random() < 0.05:
+        icmp = Icmp(3 if each.family == 4 else 1, 1)
+    return Question(
+        *(each.family, protocol, source.packed, rng.choice((50000, 53, 67, 22))),
+        *(destination.packed, port, rng.choice(world.interfaces[:names]).name, direction),
+        tcp_flags=rng.choice(FLAGS),
+        icmp=icmp,
     )
