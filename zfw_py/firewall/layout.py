@@ -214,6 +214,10 @@ FLOW = "=Q8s8sBBB1xI"
 FLOW_SIZE = 32
 FLOW_LIMITS = "=QQI4x"
 FLOW_LIMITS_SIZE = 24
+QUESTION_KEY = "=16sIHHB3x"
+QUESTION_KEY_SIZE = 28
+QUESTION = "=Q"
+QUESTION_SIZE = 8
 STATE = "=IIIII4x32s"
 STATE_SIZE = 56
 DECISION = "=IIII"
@@ -238,6 +242,7 @@ MAPS = {
     "ports_medium": (1, 36, 3952, 131072, 1),
     "prefixes": (12, 4, 4, 1, 0),
     "promises": (9, 40, 16, 4096, 0),
+    "questions": (9, 28, 8, 8192, 0),
     "reasons": (6, 4, 16, 36, 0),
     "routes": (1, 20, 12, 65536, 1),
     "rule_counters": (12, 4, 4, 512, 0),

@@ -29,7 +29,10 @@ STORE = Store(
     absent=lambda: NotInstalled(
         "no firewall in this network namespace", hint="zfw attach IFACE starts one"
     ),
-    added=("added_reasons", "cpus", "latest_promise", "listeners", "pairs", "promises"),
+    added=(
+        *("added_reasons", "cpus", "latest_promise", "listeners", "pairs", "promises"),
+        "questions",
+    ),
 )
 
 

@@ -511,6 +511,23 @@ struct fw_flow_limits {
 	__u32 pad;
 };
 
+/*
+ * A datagram that was let in, to a group or to all. It is answered from another address than it
+ * went to: to its source, or to the group.
+ */
+struct fw_question_key {
+	__be32 address[4]; /* that may be answered */
+	__u32 ifindex;
+	__be16 port; /* that may be answered */
+	__be16 asked_port; /* which the answer comes from */
+	__u8 family;
+	__u8 pad[3];
+};
+
+struct fw_question {
+	__u64 expires; /* ns, bpf_ktime_get_coarse_ns() */
+};
+
 /* Values of fw_state.in_progress: what becomes of an edit if its writer is killed. */
 enum fw_progress {
 	FW_PROGRESS_NONE = 0,
@@ -569,6 +586,7 @@ _Static_assert(sizeof(struct fw_ports_large) + 96 <= 65536, "a large index outgr
 _Static_assert(sizeof(struct fw_lengths) == 8 + 2 * 2184, "padding in fw_lengths");
 _Static_assert(sizeof(struct fw_fragment_key) == 44, "padding in fw_fragment_key");
 _Static_assert(sizeof(struct fw_pair_key) == 40, "padding in fw_pair_key");
+_Static_assert(sizeof(struct fw_question_key) == 28, "padding in fw_question_key");
 _Static_assert(sizeof(struct fw_flow_key) == 40, "padding in fw_flow_key");
 _Static_assert(sizeof(struct fw_flow) == 32, "padding in fw_flow");
 _Static_assert(sizeof(struct fw_state) == 56, "padding in fw_state");

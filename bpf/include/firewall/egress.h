@@ -16,6 +16,7 @@
 #include "common/packet.h"
 #include "firewall/abi.h"
 #include "firewall/decide.h"
+#include "firewall/questions.h"
 #include "firewall/rules.h"
 #include "firewall/sockets.h"
 
@@ -107,6 +108,14 @@ static __always_inline void fw_decide_egress(struct __sk_buff *skb, struct packe
 	    fw_decide_flow(skb, packet, true, decision))
 		return;
 	fw_decide_egress_rules(skb, packet, &interface, decision);
+	/* As an answer of a flow, it leaves whatever the rules say. */
+	if ((decision->reason == FW_REASON_EGRESS_NO_RULE ||
+	     decision->reason == FW_REASON_RULE_DENY) &&
+	    fw_answers_question(skb, packet)) {
+		fw_decide(decision, FW_VERDICT_PASS, FW_REASON_FLOW);
+		decision->slot = FW_NO_SLOT;
+		return;
+	}
 	if (decision->reason == FW_REASON_EGRESS_NO_RULE && fw_is_own_connection(skb, packet)) {
 		fw_decide(decision, FW_VERDICT_PASS, FW_REASON_ESTABLISHED);
 		decision->track = FW_TRACK_ADOPT;

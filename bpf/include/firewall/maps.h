@@ -227,6 +227,14 @@ struct {
 	});
 } flows SEC(".maps");
 
+/* Datagrams to a group or to all, which no flow's key can have with their answers. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct fw_question_key);
+	__type(value, struct fw_question);
+} questions SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);

@@ -18,10 +18,11 @@
 #include "firewall/exceptions.h"
 #include "firewall/flows.h"
 #include "firewall/fragments.h"
+#include "firewall/questions.h"
 #include "firewall/rules.h"
 
 /* Whether a packet without an entry makes one. */
-static __always_inline bool fw_makes_entry(struct __sk_buff *skb, const struct packet *packet,
+static __always_inline bool fw_makes_entry(struct __sk_buff *skb, struct packet *packet,
 					   __u32 track)
 {
 	struct fw_interface interface = {};
@@ -36,11 +37,11 @@ static __always_inline bool fw_makes_entry(struct __sk_buff *skb, const struct p
 		match = fw_search_rules(&query, packet, &interface, FW_TABLE_INGRESS);
 		return match == FW_MATCH_FOUND && query.rule.action != FW_ACTION_DENY;
 	}
-	/* This host asks from the interface's address. Whether a datagram from another one is a
-	 * proxy's answer depends on the rules. */
+	/* This host asks from the interface's address, unless it answers a question to a group.
+	 * Whether a datagram from another one is a proxy's answer depends on the rules. */
 	if (packet->protocol == IPPROTO_UDP &&
 	    fw_is_own_address(skb->ifindex, packet->family, packet->source))
-		return true;
+		return !fw_answers_question(skb, packet);
 	__builtin_memcpy(query.source, packet->destination, sizeof(query.source));
 	__builtin_memcpy(query.destination, packet->source, sizeof(query.destination));
 	query.port = bpf_ntohs(packet->source_port);
@@ -68,6 +69,9 @@ static __always_inline void fw_track(struct __sk_buff *skb, struct packet *packe
 	tracked = fw_track_flow(packet, is_ruled ? FW_TRACK_RENEW : track, admitted);
 	if (is_ruled && tracked == FW_TRACKED_NOT && fw_makes_entry(skb, packet, track))
 		tracked = fw_track_flow(packet, FW_TRACK_ADOPT, admitted);
+	if (admitted == FW_FLOW_ADMITTED_IN && track == FW_TRACK_ADOPT &&
+	    fw_is_to_group(skb, packet))
+		fw_note_question(skb, packet);
 	if (tracked == FW_TRACKED_BEGINNING && decision->verdict == FW_VERDICT_PASS &&
 	    packet->protocol != IPPROTO_TCP)
 		fw_remember_pair(skb, packet, false, true);

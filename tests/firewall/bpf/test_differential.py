@@ -258,6 +258,9 @@ class _World:
         """Other flows in the tables, of both; some are forgotten already."""
         clear_flows()
         self.flows.flows.clear()
+        self.flows.questions.clear()
+        # Of the fragments, what they say of a pair of hosts.
+        self.fragments = {key: each for key, each in self.fragments.items() if key[0] != "pair"}
         self.flows.now = time.monotonic()
         scene = Scene(self.interfaces[0], list(self.model))
         with Maps(is_writer=True) as maps:

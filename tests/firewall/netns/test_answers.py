@@ -175,6 +175,16 @@ KINDS = {
     "UDP service, filtered": Kind(answers.a_datagram_service, (("udp", 8444),), is_filtered=True),
     "TCP of a client, filtered": Kind(answers.tcp_of("client"), is_filtered=True),
     "UDP of the gateway, filtered": Kind(answers.udp_of("gateway"), is_filtered=True),
+    "mDNS question, filtered": Kind(answers.answers_a_group(5353), MDNS, is_filtered=True),
+    "mDNS question, answer to the group, filtered": Kind(
+        answers.answers_to_the_group, MDNS, is_filtered=True
+    ),
+    "NetBIOS question, filtered": Kind(
+        answers.answers_all, (("udp", 137),), is_filtered=True, families=(4,)
+    ),
+    "question from 0.0.0.0, filtered": Kind(
+        answers.answers_one_without_an_address, (("udp", 8445),), is_filtered=True, families=(4,)
+    ),
     "DHCP server, filtered": Kind(
         answers.a_dhcp_server, (("udp", 67),), is_filtered=True, families=(4,)
     ),
@@ -210,6 +220,10 @@ DIFFERENT = {
     "MLD query": (False, True),
     "DHCP offer to all": (False, True),
     "DHCPv6 lease": (False, True),
+    "mDNS question, filtered": (False, True),
+    "mDNS question, answer to the group, filtered": (False, True),
+    "NetBIOS question, filtered": (False, True),
+    "question from 0.0.0.0, filtered": (False, True),
     "DHCP server, filtered": (False, True),
     "DHCPv6 server, filtered": (False, True),
 }

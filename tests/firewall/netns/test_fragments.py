@@ -331,10 +331,10 @@ def test_a_fragment_of_another_datagram_follows_what_passed_before(
         return
     with gateway.counts(rule_pass=1, fragment_passed=1):
         gateway.send(first, orphan)
-    flow_tables.age_pairs(599)
+    flow_tables.expire_earlier("pairs", 599)
     with gateway.counts(fragment_passed=1):
         gateway.send(orphan)
-    flow_tables.age_pairs(2)
+    flow_tables.expire_earlier("pairs", 2)
     with gateway.counts(fragment_orphan=1):
         gateway.send(orphan)
 

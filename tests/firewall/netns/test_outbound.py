@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,8 @@ from scapy.layers.inet import TCP, UDP
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Raw
 
+from tests.firewall.support import flow_tables
+from tests.firewall.support.answers import GROUP, link_local_of, use_groups
 from tests.firewall.support.frames import (
     FAMILIES,
     PROTOCOLS,
@@ -46,6 +49,8 @@ from tests.support.netns import RoutedNetwork
 from zfw_py import Firewall
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from scapy.packet import Packet
 
 pytestmark = pytest.mark.kernel
@@ -604,3 +609,96 @@ def test_fragments_of_what_no_rule_lets_out_stay(router: Router, family: int) ->
         with router.counts(**counts):
             asker.sendto(bytes(5000), (SERVER[family], PORT))
         assert not heard.has(lambda frame: getattr(frame.payload, "src", "") == CLIENT[family])
+
+
+# Questions to a group, which are answered from another address
+
+
+@contextmanager
+def asked(
+    router: Router, family: int, *, passes: bool = True
+) -> Iterator[tuple[socket.socket, socket.socket, tuple[str, int]]]:
+    """The gateway's service, which a question to the group has reached; the asker, its address.
+
+    In IPv6 that is a link-local one.
+    """
+    if passes:
+        router.insert(GROUP[family], "udp", 5353, interfaces=(router.outside,))
+    with (
+        bound(router.gateway, "udp", family, 5353) as service,
+        bound(router.server, "udp", family) as asker,
+    ):
+        use_groups(router.gateway, router.outside, family, service, GROUP[family])
+        level, option = {
+            4: (socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP),
+            6: (socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP),
+        }[family]
+        service.setsockopt(level, option, 0)
+        use_groups(router.server, "eth0", family, asker)
+        asker.sendto(b"question", (GROUP[family], 5353))
+        if passes:
+            data, address = service.recvfrom(100)
+            assert data == b"question"
+            router.gateway.add_neighbour(router.outside, address[0], router.server.mac("eth0"))
+        else:
+            assert is_silent(service)
+            address = (SERVER[family], asker.getsockname()[1])
+        yield service, asker, address
+
+
+@families
+def test_a_question_to_a_group_is_answered_and_no_more(router: Router, family: int) -> None:
+    with (
+        asked(router, family) as (service, asker, (host, port, *scope)),
+        bound(router.gateway, "udp", family, 5354) as other,
+    ):
+        with router.counts(flow=2):
+            service.sendto(b"answer", (host, port, *scope))
+            service.sendto(b"answer", (GROUP[family], port))
+        assert asker.recv(100) == b"answer"
+        for sender, to in (
+            (service, (host, port + 1, *scope)),
+            (service, (SILENT_SERVER[family], port)),
+            (other, (host, port, *scope)),
+        ):
+            with router.counts(egress_no_rule=1):
+                sender.sendto(b"answer", to)
+        # By the interface of the question, and while it is new: answers do not renew it.
+        router.set("outbound_filter", True, router.inside)
+        use_groups(router.gateway, router.inside, family, service)
+        with router.counts(egress_no_rule=1):
+            service.sendto(b"answer", (GROUP[family], port))
+        flow_tables.expire_earlier("questions", 31)
+        with router.counts(egress_no_rule=1):
+            service.sendto(b"answer", (host, port, *scope))
+
+
+@families
+def test_a_question_that_no_rule_lets_in_is_not_answered(router: Router, family: int) -> None:
+    with (
+        asked(router, family, passes=False) as (service, _, address),
+        router.counts(egress_no_rule=1),
+    ):
+        service.sendto(b"answer", address)
+
+
+@families
+@pytest.mark.parametrize("is_filtered", [True, False], ids=["filtered", "open"])
+def test_the_answer_to_a_group_lets_nothing_in(
+    router: Router, is_filtered: bool, family: int
+) -> None:
+    """The rule is for the group alone, and the asker has begun."""
+    router.set("outbound_filter", is_filtered, router.outside)
+    with asked(router, family) as (service, asker, address):
+        service.sendto(b"answer", address)
+        assert asker.recv(100) == b"answer"
+        own: tuple[str | int, ...] = (OUTSIDE_GATEWAY[family], 5353)
+        if family == 6:
+            with router.server.entered():
+                scope = socket.if_nametoindex("eth0")
+            host = link_local_of(router.gateway, router.outside)
+            router.server.add_neighbour("eth0", host, router.gateway.mac(router.outside))
+            own = (host, 5353, 0, scope)
+        with router.counts(no_rule=1):
+            asker.sendto(b"and more", own)
+        assert is_silent(service)

@@ -98,7 +98,7 @@ def _entries(maps: Maps) -> Iterator[tuple[bpf_maps.Map, bytes, bytes]]:
 
 
 def clear_flows() -> None:
-    """Delete all flows, and the pairs of hosts."""
+    """Delete all flows, pairs of hosts, and questions to groups."""
     with Maps(is_writer=True) as maps:
         for inner, key, _ in _entries(maps):
             inner.delete(key)
@@ -106,21 +106,21 @@ def clear_flows() -> None:
 
 
 def clear_pairs() -> None:
-    """Delete all pairs of hosts between which something has passed."""
+    """Delete all pairs of hosts between which something has passed, and questions to groups."""
     with Maps(is_writer=True) as maps:
-        pairs = maps.map("pairs")
-        for key, _ in list(pairs.items()):
-            pairs.delete(key)
+        for name in ("pairs", "questions"):
+            entries = maps.map(name)
+            for key, _ in list(entries.items()):
+                entries.delete(key)
 
 
-def age_pairs(seconds: float) -> None:
-    """Make all pairs of hosts expire earlier."""
+def expire_earlier(name: str, seconds: float) -> None:
+    """Make all entries of the map ``pairs`` or ``questions`` expire earlier."""
     with Maps(is_writer=True) as maps:
-        pairs = maps.map("pairs")
-        for key, value in list(pairs.items()):
-            (expires,) = struct.unpack(layout.PAIR, value)
-            older = max(expires - round(seconds * SECOND), 0)
-            pairs.update(key, struct.pack(layout.PAIR, older))
+        entries = maps.map(name)
+        for key, value in list(entries.items()):
+            (expires,) = struct.unpack("=Q", value)
+            entries.update(key, struct.pack("=Q", max(expires - round(seconds * SECOND), 0)))
 
 
 def age_flows(seconds: float) -> None:

@@ -954,6 +954,12 @@ def decide_egress(
     matched = rules.match(
         protocol, packet.source, packet.destination, ports[1], interface, "egress"
     )
+    if (
+        not is_forwarded
+        and (matched is None or matched.action == "deny")
+        and flows.answers_question(segment, interface.name)
+    ):
+        return Decision("pass", "flow")
     if matched is None:
         # A connection of this host that is older than the filter.
         if (
@@ -1002,15 +1008,29 @@ def carry_out(
     segment = segment_of(packet)
     assert segment is not None
     how = decision.track
+    if direction == "ingress" and how == "adopt" and _is_to_group(frame, packet):
+        assert interface is not None
+        flows.note_question(segment, interface.name)
     if how in ("if_ruled", "unless_ruled"):
-        how = "adopt" if _makes_a_flow(segment, how, rules, interface) else "renew"
+        how = "adopt" if _makes_a_flow(segment, how, rules, interface, flows) else "renew"
     begins = flows.track(segment, how, "in" if direction == "ingress" else "out")
     if begins and not segment.is_tcp and decision.verdict == "pass" and fragments is not None:
         fragments[_pair(packet.destination, packet.source, packet)] = "pass"
 
 
+def _is_to_group(frame: bytes, packet: Packet) -> bool:
+    """Is it a datagram to a group, or to all?"""
+    to = packet.destination
+    is_to_all = to == BROADCAST or frame[:6] == b"\xff" * 6
+    return packet.protocol == UDP and (to.is_multicast or is_to_all)
+
+
 def _makes_a_flow(
-    segment: Segment, how: str, rules: RuleSet | None, interface: Interface | None
+    segment: Segment,
+    how: str,
+    rules: RuleSet | None,
+    interface: Interface | None,
+    flows: TrackedFlows,
 ) -> bool:
     """Is this end the one that began: by the ingress rules of the interface?"""
     assert rules is not None
@@ -1021,9 +1041,9 @@ def _makes_a_flow(
         matched = rules.match(protocol, source, destination, port, interface)
         return matched is not None and matched.action != "deny"
     (source, port), (destination, _) = segment.source, segment.destination
-    # What this host sends from the interface's address is its own question.
+    # What this host sends from the interface's address is its own question, or answers a group's.
     if segment.protocol == UDP and source in interface.addresses:
-        return True
+        return not flows.answers_question(segment, interface.name)
     matched = rules.match(protocol, destination, source, port, interface)
     # The other end may have begun what a rule passes, or a datagram for a proxy.
     began = {"pass"} if segment.is_tcp else {"pass", "intercept"}

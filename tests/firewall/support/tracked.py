@@ -322,6 +322,8 @@ class TrackedFlows:
     tcp_idle: float = 3600
     now: float = 0
     flows: dict[tuple[int, frozenset[End]], TrackedFlow] = field(default_factory=dict)
+    # Until when a question to a group may be answered: interface, whom, and from which port.
+    questions: dict[tuple[str, End, int], float] = field(default_factory=dict)
 
     def idle_of(self, flow: TrackedFlow) -> float:
         """Seconds without a packet after which a flow expires."""
@@ -360,6 +362,18 @@ class TrackedFlows:
             and flow.is_admitted_in
             and flow.seen + self.idle_of(flow) + LATE_ANSWER >= self.now
         )
+
+    def note_question(self, segment: Segment, interface: str) -> None:
+        """A datagram to a group or to all is let in: its source or the group may be answered."""
+        port = segment.source[1]
+        for whom in (segment.source[0], segment.destination[0]):
+            key = interface, (whom, port), segment.destination[1]
+            self.questions[key] = self.now + self.udp_idle
+
+    def answers_question(self, segment: Segment, interface: str) -> bool:
+        """Does a datagram of this host answer such a question?"""
+        key = interface, segment.destination, segment.source[1]
+        return segment.protocol == UDP and self.questions.get(key, -1) >= self.now
 
     def put(self, flow: TrackedFlow) -> None:
         """Add a flow."""
