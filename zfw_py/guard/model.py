@@ -25,7 +25,7 @@ from zfw_py.values.endpoint import Endpoint, Server, parse_server, split_port
 from zfw_py.values.prefix import Prefix, parse_address, unmapped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
 Default = Literal["deny", "allow"]
 Refusal = Literal["nxdomain", "refused"]
@@ -49,6 +49,9 @@ _IPV4 = Prefix.any(4).mapped
 # RFC 6052, section 2.1; RFC 3056, section 2.
 _NAT64 = b"\0\x64\xff\x9b" + bytes(8)
 _6TO4 = b"\x20\x02"
+# Docker's DNS in each container. The guard redirects port 53; on other ports it would resolve any
+# name for a guarded program.
+_DOCKER_DNS = Prefix(4, b"\x7f\0\0\x0b", 32).mapped
 # RFC 1122, section 3.2.1.3, and RFC 4291, section 2.5.3.
 _LOOPBACK = (Prefix(4, b"\x7f\0\0\0", 8).mapped, Prefix(6, bytes(15) + b"\1", 128).mapped)
 
@@ -111,11 +114,11 @@ class Policy(Struct, frozen=True, kw_only=True, dict=True):
         Policy.parse(allow=["example.com:443", "10.0.0.0/8"], block=["10.9.0.0/16"])
 
     ``default``: the action if no entry matches. None: deny, but allow if there are blocks and no
-    allows. ``has_loopback`` allows 127.0.0.0/8 and ::1 like entries, without an effect on the
-    default. With ``is_log_only`` nothing is denied, only logged. ``dns_upstreams``: the servers to
-    ask; empty: those of the system. ``refuse``: the DNS answer for a name that is not allowed;
-    None: nxdomain. ``min_ttl``: an address of a name is admitted for the record's time to live, and
-    for at least this many seconds; None: 300.
+    allows. ``has_loopback`` allows 127.0.0.0/8 without 127.0.0.11, and ::1, like entries, but has
+    no effect on the default. With ``is_log_only`` nothing is denied, only logged.
+    ``dns_upstreams``: the servers to ask; empty: those of the system. ``refuse``: the DNS answer
+    for a name that is not allowed; None: nxdomain. ``min_ttl``: an address of a name is admitted
+    for the record's time to live, and for at least this many seconds; None: 300.
 
     Raises UsageError for a block with a port, and for a ``min_ttl`` that is not from 5 to 604,800.
     """
@@ -255,14 +258,12 @@ class Policy(Struct, frozen=True, kw_only=True, dict=True):
         """Flatten the prefix entries, so that one look-up of the longest prefix decides.
 
         The keys are ``Prefix.mapped``: 16 bytes, IPv4 as ::ffff:a.b.c.d, and a length of 0 to 128.
-        Loopback is among them if it is allowed. An IPv6 prefix around ::ffff:0:0/96 does not cover
-        IPv4: that prefix gets an element of its own. A block of an IPv4 prefix also blocks the IPv6
-        addresses that lead there by NAT64 and 6to4. Raises UsageError for a prefix with more than
-        62 ports, including those of the prefixes around it.
+        Loopback is among them if it is allowed, without Docker's DNS in it. An IPv6 prefix around
+        ::ffff:0:0/96 does not cover IPv4: that prefix gets an element of its own. A block of an
+        IPv4 prefix also blocks the IPv6 addresses that lead there by NAT64 and 6to4. Raises
+        UsageError for a prefix with more than 62 ports, including those of the prefixes around it.
         """
         ports: dict[tuple[bytes, int], set[int | None]] = {}
-        if self.has_loopback:
-            ports = {key: {None} for key in _LOOPBACK}
         for entry in self.allow:
             if isinstance(entry, PrefixEntry):
                 ports.setdefault(entry.prefix.mapped, set()).add(entry.port)
@@ -272,6 +273,11 @@ class Policy(Struct, frozen=True, kw_only=True, dict=True):
             if isinstance(entry, PrefixEntry)
             for key in _with_translated(*entry.prefix.mapped)
         }
+        apart: dict[tuple[bytes, int], Reach] = {}
+        if self.has_loopback:
+            apart[_DOCKER_DNS] = _reach_of(_DOCKER_DNS, ports, blocked)
+            for key in _LOOPBACK:
+                ports.setdefault(key, set()).add(None)
         keys = ports.keys() | blocked
         if any(Prefix(6, _IPV4[0], length).mapped in keys for length in range(_IPV4[1])):
             keys.add(_IPV4)
@@ -286,24 +292,47 @@ class Policy(Struct, frozen=True, kw_only=True, dict=True):
             while around and around[-1][0] < first:
                 around.pop()
             outer = around[-1][1] if around and key != _IPV4 else _NOTHING
-            own = ports.get(key, ())
-            if key in blocked:
-                reach = Reach((), "block")
-            elif None in own:
-                reach = Reach((), "allow")
-            elif outer.otherwise == "allow" or not own:
-                reach = outer
-            else:
-                allowed = {port for port in own if port is not None}.union(outer.ports)
-                if len(allowed) > MAX_PORTS:
-                    raise UsageError(
-                        f"{_prefix_text(key)}: allowed on {len(allowed)} ports,"
-                        f" with those of the prefixes around it; {MAX_PORTS} at most"
-                    )
-                reach = Reach(tuple(sorted(allowed)), outer.otherwise)
+            reach = _within(outer, key, ports, blocked)
             flat[key] = reach
             around.append((last, reach))
-        return flat
+        return flat | apart
+
+
+def _reach_of(
+    key: tuple[bytes, int],
+    ports: Mapping[tuple[bytes, int], set[int | None]],
+    blocked: Container[tuple[bytes, int]],
+) -> Reach:
+    """What the entries say of one IPv4 address, a key of ``flatten``."""
+    value = int.from_bytes(key[0], "big")
+    reach = _NOTHING
+    for length in range(_IPV4[1], 129):
+        around = ((value >> (128 - length) << (128 - length)).to_bytes(16, "big"), length)
+        reach = _within(reach, around, ports, blocked)
+    return reach
+
+
+def _within(
+    outer: Reach,
+    key: tuple[bytes, int],
+    ports: Mapping[tuple[bytes, int], set[int | None]],
+    blocked: Container[tuple[bytes, int]],
+) -> Reach:
+    """What is said of a prefix, given what is said of the next one around it."""
+    own = ports.get(key, ())
+    if key in blocked:
+        return Reach((), "block")
+    if None in own:
+        return Reach((), "allow")
+    if outer.otherwise == "allow" or not own:
+        return outer
+    allowed = {port for port in own if port is not None}.union(outer.ports)
+    if len(allowed) > MAX_PORTS:
+        raise UsageError(
+            f"{_prefix_text(key)}: allowed on {len(allowed)} ports,"
+            f" with those of the prefixes around it; {MAX_PORTS} at most"
+        )
+    return Reach(tuple(sorted(allowed)), outer.otherwise)
 
 
 def _with_translated(address: bytes, length: int) -> Iterator[tuple[bytes, int]]:

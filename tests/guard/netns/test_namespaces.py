@@ -42,14 +42,22 @@ def container(world: World, service: Path) -> Iterator[Shell]:
 
 
 @contextmanager
-def embedded_dns(world: World, shell: Shell, address: str, *records: str) -> Iterator[None]:
+def embedded_dns(
+    world: World, shell: Shell, address: str, *records: str, port: int = 53
+) -> Iterator[None]:
     """A DNS server in the container's network, by a process that is not guarded."""
     dnsmasq = shutil.which("dnsmasq", path="/usr/sbin")
     assert dnsmasq
     options = ("--no-resolv", "--no-hosts", "--bind-interfaces", "--local=/#/", "--user=root")
     process = world.start(
         *("nsenter", f"--net=/proc/{shell.process.pid}/ns/net"),
-        *(dnsmasq, "--keep-in-foreground", f"--listen-address={address}", *options),
+        *(
+            dnsmasq,
+            "--keep-in-foreground",
+            f"--listen-address={address}",
+            f"--port={port}",
+            *options,
+        ),
         *(f"--host-record={each}" for each in records),
         stdout=None,
         stderr=None,
@@ -100,6 +108,26 @@ def test_a_container_keeps_the_names_of_its_siblings(world: World, service: Path
         assert wait_until(lambda: address_of(later, "db.internal") == "10.1.2.5")
         conf.write_text("nameserver 127.0.0.12\n")
         assert wait_until(lambda: address_of(first, "db.internal") == "10.1.2.4")
+
+
+def test_docker_s_dns_is_not_asked_past_the_proxy(world: World, service: Path) -> None:
+    """It listens on a port of the engine's choice, to which nftables leads port 53."""
+    ask = "dig +short +tries=1 +time=2 -p 40053 @127.0.0.11 data.attacker.example"
+
+    def answer(*options: str) -> tuple[str, str]:
+        with ExitStack() as stack:
+            shell = stack.enter_context(container(world, service))
+            record = "data.attacker.example,10.1.2.3"
+            stack.enter_context(embedded_dns(world, shell, "127.0.0.11", record, port=40053))
+            assert wait_until(lambda: shell.ask(f"{ask} 2>&1")[1].strip() == "10.1.2.3")
+            identifier = attach(world, service, "--allow", "both.example", *options)
+            found = [shell.ask(f"{ask} {kind}")[1].strip() for kind in ("", "+tcp")]
+            assert world.zfw("detach", identifier).returncode == 0
+            return found[0], found[1]
+
+    for one in answer():
+        assert "10.1.2.3" not in one
+    assert answer("--allow", "127.0.0.11") == ("10.1.2.3", "10.1.2.3")
 
 
 def has_names(shell: Shell) -> bool:

@@ -94,8 +94,8 @@ class Rules:
                 ports = said.setdefault(network.prefixlen, set())
                 assert ports is not None
                 ports.add(port)
-        # Loopback counts as an allow entry, but not for the default action.
-        if self.has_loopback and to.address.is_loopback:
+        # Loopback counts as an allow entry, but not for the default action. Docker's DNS does not.
+        if self.has_loopback and to.address.is_loopback and str(to.address) != "127.0.0.11":
             length = 8 if to.address.version == 4 else 128
             said[length] = {None}
         for network in self.block:

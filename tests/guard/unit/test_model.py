@@ -421,6 +421,7 @@ class TestFlatten:
     def test_loopback_is_allowed_like_any_other_prefix(self) -> None:
         assert Policy().flatten() == {
             Prefix.parse("127.0.0.0/8").mapped: Reach((), "allow"),
+            Prefix.parse("127.0.0.11").mapped: Reach((), "none"),
             Prefix.parse("::1").mapped: Reach((), "allow"),
         }
         made = policy("127.0.0.1:80", block=("127.0.0.2", "::1", "0.0.0.0/0")).flatten()
@@ -429,6 +430,7 @@ class TestFlatten:
             Prefix.parse("127.0.0.0/8").mapped: Reach((), "allow"),
             Prefix.parse("127.0.0.1").mapped: Reach((), "allow"),
             Prefix.parse("127.0.0.2").mapped: Reach((), "block"),
+            Prefix.parse("127.0.0.11").mapped: Reach((), "block"),
             Prefix.parse("::1").mapped: Reach((), "block"),
             **dict.fromkeys(translated("0.0.0.0/0", "127.0.0.2/32"), Reach((), "block")),
         }
@@ -546,13 +548,24 @@ class TestFlatten:
         blocked = policy(*ports, block=("10.1.0.0/16",))
         assert flat(blocked)["::ffff:10.1.0.0/112"] == ((), "block")
 
+    def test_docker_s_dns_is_allowed_by_entries_alone(self) -> None:
+        key = Prefix.parse("127.0.0.11").mapped
+        for allow, expected in (
+            ((), Reach((), "none")),
+            (("127.0.0.11",), Reach((), "allow")),
+            (("127.0.0.0/8",), Reach((), "allow")),
+            (("0.0.0.0/0:80", "127.0.0.11:5353"), Reach((80, 5353), "none")),
+            (("::/0",), Reach((), "none")),
+        ):
+            assert policy(*allow).flatten()[key] == expected
+
     def test_a_hundred_thousand(self) -> None:
         addresses = [Prefix(4, index.to_bytes(4, "big"), 32) for index in range(0, 10**6, 10)]
         made = Policy(
             allow=tuple(PrefixEntry(prefix, 443) for prefix in addresses),
             block=(PrefixEntry(Prefix.parse("0.1.0.0/16")),),
         ).flatten()
-        assert len(made) == 100_001 + 2 + 2  # loopback, and the block behind NAT64 and 6to4
+        assert len(made) == 100_001 + 3 + 2  # loopback, and the block behind NAT64 and 6to4
         assert made[addresses[0].mapped] == Reach((443,), "none")
         assert made[Prefix.parse("0.1.0.4").mapped] == Reach((443,), "block")
         assert made[addresses[-1].mapped] == Reach((443,), "none")

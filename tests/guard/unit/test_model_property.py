@@ -108,10 +108,12 @@ def policy_of(
     )
 
 
+# Without 127.0.0.11.
 LOOPBACK = [
     Prefixed(IPv4Network("127.0.0.0/8"), None, is_block=False),
     Prefixed(IPv6Network("::1"), None, is_block=False),
 ]
+DOCKER_DNS = IPv4Address("127.0.0.11")
 
 
 def attempt(read: Callable[[], _Read]) -> _Read | UsageError:
@@ -171,13 +173,14 @@ def test_one_look_up_tells_what_all_entries_say(
     entries: list[Prefixed], others: list[Address], has_loopback: bool
 ) -> None:
     flat = policy_of(entries, has_loopback=has_loopback).flatten()
-    if has_loopback:
-        entries = [*entries, *LOOPBACK]
-    for network in [entry.network for entry in entries]:
+    implied = LOOPBACK if has_loopback else []
+    others += [DOCKER_DNS, IPv4Address("127.0.0.10")]
+    for network in [entry.network for entry in (*entries, *implied)]:
         others += [network.network_address, network.broadcast_address]
     for address in others:
         for port in (*PORTS, 22):
-            expected = decided(entries, address, port)
+            meant = entries if address == DOCKER_DNS else [*entries, *implied]
+            expected = decided(meant, address, port)
             event(expected)
             assert looked_up(flat, address, port) == expected, (address, port)
 
