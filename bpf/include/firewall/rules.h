@@ -49,20 +49,6 @@ struct fw_rule_query {
 	struct fw_port_rule rule; /* the result */
 };
 
-/*
- * The first bits of a word. length may be below 0 or above 32. There is no branch, because the
- * verifier would follow every combination of the eight calls in the loop.
- */
-static __always_inline __be32 fw_mask_word(__be32 word, __s32 length)
-{
-	__s32 cut;
-
-	length &= ~(length >> 31);
-	cut = 32 - length;
-	cut &= ~(cut >> 31);
-	return word & bpf_htonl((__u32)(0xffffffffULL << (cut & 63)));
-}
-
 static __always_inline bool fw_rule_applies(const struct fw_port_rule *rule,
 					    const struct fw_rule_query *query)
 {
@@ -177,27 +163,51 @@ __noinline int fw_search_large(struct fw_rule_query *query)
 				   FW_LARGE_RULES, ports->intervals, FW_LARGE_INTERVALS, 2048);
 }
 
+/*
+ * value, or 0 if it is below 0. There is no branch, because the verifier would follow every
+ * combination of them. The barrier keeps the sign apart: clang would otherwise see what this
+ * computes, and write a branch.
+ */
+static __always_inline __u32 fw_at_least_0(__s32 value)
+{
+	__s32 sign = value >> 31;
+
+	barrier_var(sign);
+	return value & ~sign;
+}
+
+/* Ones, and zeros in the last bits: 0 to 64 of them. One shift would take 63 at most. */
+static __always_inline __u64 fw_mask(__u32 zeros)
+{
+	return ~0ULL << (zeros / 2) << ((zeros + 1) / 2);
+}
+
+/* Sets a half of an address, two words, to what is left of it. */
+static __always_inline void fw_cut_half(__be32 *half, const __be32 *address, __u64 mask)
+{
+	half[0] = address[0] & bpf_htonl((__u32)(mask >> 32));
+	half[1] = address[1] & bpf_htonl((__u32)mask);
+}
+
 /* Sets *key to the packet's prefixes of these lengths. */
 static __always_inline void fw_cut_to_prefix(const struct fw_rule_query *query,
 					     struct fw_length_pair lengths,
 					     struct fw_prefix_key *key)
 {
-	int i;
+	__u8 to = lengths.destination_length, from = lengths.source_length;
+	__u64 to_mask = fw_mask(64 - fw_at_least_0(to - 64));
+	__u64 from_mask = fw_mask(64 - fw_at_least_0(from - 64));
 
-	key->destination_length = lengths.destination_length;
-	key->source_length = lengths.source_length;
+	key->destination_length = to;
+	key->source_length = from;
 	if (key->table & FW_TABLE_IPV6) {
-#pragma unroll
-		for (i = 0; i < 4; i++) {
-			key->destination[i] = fw_mask_word(query->destination[i],
-							   lengths.destination_length - 32 * i);
-			key->source[i] =
-				fw_mask_word(query->source[i], lengths.source_length - 32 * i);
-		}
+		fw_cut_half(key->destination, query->destination, fw_mask(fw_at_least_0(64 - to)));
+		fw_cut_half(key->destination + 2, query->destination + 2, to_mask);
+		fw_cut_half(key->source, query->source, fw_mask(fw_at_least_0(64 - from)));
+		fw_cut_half(key->source + 2, query->source + 2, from_mask);
 	} else {
-		key->destination[3] =
-			fw_mask_word(query->destination[3], lengths.destination_length - 96);
-		key->source[3] = fw_mask_word(query->source[3], lengths.source_length - 96);
+		key->destination[3] = query->destination[3] & bpf_htonl((__u32)to_mask);
+		key->source[3] = query->source[3] & bpf_htonl((__u32)from_mask);
 	}
 }
 
