@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import os
 import resource
+import select
 import socket
 import threading
 import time
@@ -475,7 +476,7 @@ def test_no_server_is_a_failure_that_says_so(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(upstream, "UDP_TIMEOUT", 0.05)
     monkeypatch.setattr(proxy, "PATIENCE", 0.5)
     with FakeServer(lambda *_: []) as silent, proxied(silent) as (running, policy):
-        answer = running.ask(WWW, use_edns=0)
+        answer = running.ask(WWW, is_tcp=True, use_edns=0)
         assert answer.rcode() == dns.rcode.SERVFAIL
         assert extended_errors(answer) == [22]
         assert len({query.id for query, _ in silent.asked}) == 2
@@ -485,8 +486,58 @@ def test_no_server_is_a_failure_that_says_so(monkeypatch: pytest.MonkeyPatch) ->
 def test_all_attempts_together_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proxy, "PATIENCE", 0.05)
     with FakeServer(lambda *_: []) as silent, proxied(silent, silent, silent) as (running, _):
-        assert running.ask(WWW).rcode() == dns.rcode.SERVFAIL
+        assert running.ask(WWW, is_tcp=True).rcode() == dns.rcode.SERVFAIL
         assert len(silent.asked) == 1
+
+
+def test_where_no_server_answers_a_client_gets_no_answer_either(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its own time-out is what it reports without a guard."""
+    monkeypatch.setattr(proxy, "PATIENCE", 0.05)
+    with (
+        FakeServer(lambda *_: []) as silent,
+        proxied(silent) as (running, policy),
+        running.udp() as udp,
+    ):
+        udp.send(frame_of(WWW))
+        assert wait_until(lambda: policy.events)
+        assert policy.events[0][4:] == ("allow", "upstream_failed", (), "SERVFAIL", False)
+        assert select.select([udp], [], [], 0.2)[0] == []
+    # A closed port is an answer: an ICMP error.
+    with proxied(silent) as (running, _):
+        assert running.ask(WWW).rcode() == dns.rcode.SERVFAIL
+
+
+@pytest.mark.parametrize(
+    ("rcodes", "expected"),
+    [
+        ((dns.rcode.REFUSED,), dns.rcode.REFUSED),
+        ((dns.rcode.NOTIMP,), dns.rcode.NOTIMP),
+        ((dns.rcode.FORMERR,), dns.rcode.FORMERR),
+        ((dns.rcode.SERVFAIL, dns.rcode.REFUSED), dns.rcode.REFUSED),
+        ((dns.rcode.REFUSED, dns.rcode.SERVFAIL), dns.rcode.SERVFAIL),
+        ((dns.rcode.REFUSED, None), dns.rcode.REFUSED),
+        ((None, dns.rcode.REFUSED), dns.rcode.REFUSED),
+        ((dns.rcode.NOTAUTH,), dns.rcode.SERVFAIL),
+    ],
+)
+def test_the_error_of_the_last_server_is_handed_on(
+    stack: ExitStack,
+    monkeypatch: pytest.MonkeyPatch,
+    rcodes: tuple[dns.rcode.Rcode | None, ...],
+    expected: dns.rcode.Rcode,
+) -> None:
+    """A resolver reports each of them in its own words. It does not wait for one that is silent."""
+    monkeypatch.setattr(upstream, "UDP_TIMEOUT", 0.05)
+    servers = [
+        stack.enter_context(
+            FakeServer((lambda *_: []) if rcode is None else always("", rcode=rcode))
+        )
+        for rcode in rcodes
+    ]
+    running, _ = stack.enter_context(proxied(*servers))
+    assert running.ask(WWW).rcode() == expected
 
 
 def test_why_upstream_fails_is_handed_on(running: Running, server: FakeServer) -> None:

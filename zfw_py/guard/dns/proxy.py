@@ -340,10 +340,12 @@ class Proxy:
     async def _fetch(self, key: _Key, upstream: Upstream, question: Question) -> None:
         """Ask upstream, and answer all clients that wait."""
         failure: Reason | None = None
+        is_silence = False
         try:
             answer = await self._follow(upstream, question)
         except NoAnswer as no_answer:
-            answer, failure = Answer(SERVFAIL, no_answer.options), "upstream_failed"
+            answer, failure = Answer(no_answer.rcode, no_answer.options), "upstream_failed"
+            is_silence = no_answer.is_silence
         except BadAnswer as bad:
             answer, failure = error(SERVFAIL, edns.OTHER, str(bad)), "upstream_failed"
         except Exception as bug:  # noqa: BLE001 - costs this query
@@ -355,6 +357,9 @@ class Proxy:
         if not question.options:  # with options it may be valid for one client's subnet only
             self._cache.put(key, answer, self._clock())
         for pending in waiting:
+            if is_silence and pending.transport == "udp":
+                # As without a guard: the client's own time-out says what happened.
+                pending = pending._replace(reply=lambda _: None)
             if failure is not None:
                 self._attempt(pending, partial(self._fail, answer=answer, reason=failure))
             else:

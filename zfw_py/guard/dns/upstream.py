@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from dns.message import Message
     from dns.name import Name
+    from dns.rcode import Rcode
 
     from zfw_py.guard.dns.questions import Question
     from zfw_py.values.endpoint import Endpoint
@@ -59,11 +60,20 @@ _epochs = itertools.count(1)
 
 
 class NoAnswer(ZfwError):
-    """No server had an answer. ``options``: extended errors for the client, as EDNS options."""
+    """No server had an answer.
 
-    def __init__(self, message: str, options: bytes) -> None:
+    ``rcode``: the error of the last server that answered with one, as a resolver reports it.
+    ``options``: extended errors for the client, as EDNS options. ``is_silence``: nothing at all
+    came from any server in the time, not even an ICMP error.
+    """
+
+    def __init__(
+        self, message: str, options: bytes, rcode: Rcode = SERVFAIL, *, is_silence: bool = False
+    ) -> None:
         super().__init__(message)
         self.options = options
+        self.rcode = rcode
+        self.is_silence = is_silence
 
 
 def check_upstreams(upstreams: Iterable[Endpoint], listening: Iterable[tuple[str, int]]) -> None:
@@ -157,14 +167,16 @@ class Upstream:
         """Ask for this name, with the type and flags of the question; the first good reply.
 
         ``deadline`` is a time of the running loop. A server that answers with an error is not asked
-        again. While one is silent, the next one is asked too. Raises NoAnswer after two rounds.
+        again. While one is silent, the next one is asked too. Raises NoAnswer after two rounds: if
+        one has answered with an error, the others have UDP_TIMEOUT more, else until the deadline.
         """
         loop = asyncio.get_running_loop()
         servers = self._in_order()
         plan = [server for _ in range(ROUNDS) for server in servers]
         attempts: dict[asyncio.Task[Message], _SocketAddress] = {}
         errors = b""
-        has_answered = False
+        failed: dict[_SocketAddress, Rcode] = {}
+        is_silence = False
         try:
             while (plan or attempts) and loop.time() < deadline:
                 if plan:
@@ -174,34 +186,40 @@ class Upstream:
                 left = max(deadline - loop.time(), 0)
                 done, _ = await asyncio.wait(
                     attempts,
-                    timeout=min(UDP_TIMEOUT, left) if plan else left,
+                    timeout=min(UDP_TIMEOUT, left) if plan or failed else left,
                     return_when=asyncio.FIRST_COMPLETED,
                 )
                 if not done:
                     self._note_silence(server)
+                    if not plan:
+                        break
                 for task in [each for each in attempts if each in done]:
-                    server = attempts.pop(task)
+                    answering = attempts.pop(task)
                     try:
                         reply = task.result()
-                    except OSError:
+                    except OSError as error:
+                        is_silence |= isinstance(error, TimeoutError)
                         continue
-                    has_answered = True
-                    self._silent.pop(server, None)
+                    self._silent.pop(answering, None)
                     if reply.rcode() in _ANSWERS:
                         return reply
+                    failed[answering] = reply.rcode()
                     more = edns.errors(reply.options)
                     if len(errors) + len(more) <= edns.MOST_OPTIONS:
                         errors += more
-                    plan = [each for each in plan if each != server]
+                    plan = [each for each in plan if each != answering]
         finally:
+            is_silence |= bool(attempts)
             for task in attempts:
                 task.cancel()
             await asyncio.gather(*attempts, return_exceptions=True)
-        if not has_answered:
+        if not failed:
             reason = edns.extended_error(edns.NO_REACHABLE_AUTHORITY)
-            raise NoAnswer("no upstream server answers", reason)
+            raise NoAnswer("no upstream server answers", reason, is_silence=is_silence)
         reason = edns.extended_error(edns.NETWORK_ERROR)
-        raise NoAnswer("no upstream server knows", errors or reason)
+        last = [failed[each] for each in servers if each in failed][-1]
+        rcode = last if last in _ERRORS else SERVFAIL
+        raise NoAnswer("no upstream server knows", errors or reason, rcode)
 
     def _in_order(self) -> list[_SocketAddress]:
         """The servers, those that are silent last."""
