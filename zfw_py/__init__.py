@@ -40,6 +40,8 @@ _HOMES = {
     "GuardTarget": "zfw_py.guard.target",
     "Policy": "zfw_py.guard.model",
     "Prefix": "zfw_py.values.prefix",
+    "OWN4": "zfw_py.firewall.model",
+    "OWN6": "zfw_py.firewall.model",
     "Rule": "zfw_py.firewall.model",
     "RuleKey": "zfw_py.firewall.model",
     "RedirectStatus": "zfw_py.docker_dns.listing",
@@ -92,6 +94,8 @@ if TYPE_CHECKING:
     from zfw_py.firewall.explain import Decision as Decision
     from zfw_py.firewall.flow_limits import FlowLimits as FlowLimits
     from zfw_py.firewall.flows import Flow as Flow
+    from zfw_py.firewall.model import OWN4 as OWN4
+    from zfw_py.firewall.model import OWN6 as OWN6
     from zfw_py.firewall.model import Rule as Rule
     from zfw_py.firewall.model import RuleKey as RuleKey
     from zfw_py.firewall.persistence import Restored as Restored

@@ -33,6 +33,8 @@ def _no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"-c": "10.0.0.0/8"}, "-c, --destination: '10.0.0.0/8' contradicts the prefix length 32"),
         ({"-m": "33"}, "-c, --destination: prefix length 33 of '100.72.0.4' is not within 0 to 32"),
         ({"-m": ""}, "-m, --prefix-length: not a prefix length within 0 to 128: ''"),
+        ({"-c": "own4"}, "-m, --prefix-length: not together with own4"),
+        ({"-o": "own4"}, "-o, --source: not an IPv4 or IPv6 address: 'own4'"),
         ({"-o": "here"}, "-o, --source: not an IPv4 or IPv6 address: 'here'"),
         ({"-o": "fd00::5"}, "-o, --source: fd00::5/128 is not IPv4 as the destination is"),
         ({"-n": "8"}, "-o, --source: missing, -n, --source-length needs it"),

@@ -12,7 +12,15 @@ from _operator import itemgetter
 from struct import Struct
 
 from zfw_py.firewall import layout
-from zfw_py.firewall.model import ACTIONS, DIRECTIONS, PROTOCOLS, RuleKey
+from zfw_py.firewall.model import (
+    ACTIONS,
+    DIRECTIONS,
+    OWN4,
+    OWN6,
+    PROTOCOLS,
+    OwnAddresses,
+    RuleKey,
+)
 from zfw_py.values.prefix import IPV4_MAPPED, Prefix
 
 TYPE_CHECKING = False
@@ -102,6 +110,8 @@ def table_parts(table: int) -> tuple[str, int, str]:
 def encode_prefix_key(key: RuleKey) -> bytes:
     """struct zfw_prefix_key of a rule."""
     destination, destination_length = key.destination.mapped
+    if isinstance(key.destination, OwnAddresses):
+        destination_length = layout.OWN_LENGTH
     source, source_length = key.source.mapped
     return _prefix_key.pack(
         destination,
@@ -116,26 +126,34 @@ def decode_prefix_key(data: bytes) -> tuple[str, str, Prefix, Prefix]:
     """Direction, protocol, destination and source of a struct zfw_prefix_key."""
     destination, source, destination_length, source_length, table = _prefix_key.unpack(data)
     direction, family, protocol = _PARTS[table]
-    return (
-        direction,
-        protocol,
-        Prefix.from_mapped(family, destination, destination_length),
-        Prefix.from_mapped(family, source, source_length),
-    )
+    if destination_length == layout.OWN_LENGTH:
+        to: Prefix = OWN4 if family == 4 else OWN6
+    else:
+        to = Prefix.from_mapped(family, destination, destination_length)
+    return direction, protocol, to, Prefix.from_mapped(family, source, source_length)
 
 
 def encode_covering_key(
     table: int, destination: bytes, source: bytes, lengths: tuple[int, int]
 ) -> bytes:
-    """struct zfw_prefix_key of the prefix of these lengths that covers two addresses."""
+    """struct zfw_prefix_key of the prefix of these lengths that covers two addresses.
+
+    With the length of own addresses the destination has to be one.
+    """
     destination_length, source_length = lengths
+    is_own = destination_length == layout.OWN_LENGTH
     return _prefix_key.pack(
-        _masked(destination, destination_length),
+        _own_of(table) if is_own else _masked(destination, destination_length),
         _masked(source, source_length),
         destination_length,
         source_length,
         table,
     )
+
+
+def _own_of(table: int) -> bytes:
+    """The destination in the keys of a table's own addresses."""
+    return OWN6.mapped[0] if table & layout.TABLE_IPV6 else OWN4.mapped[0]
 
 
 def _masked(address: bytes, length: int) -> bytes:
@@ -149,7 +167,10 @@ def lengths_of(key: bytes) -> tuple[int, int]:
 
 
 def covers_destination(key: bytes, address: bytes) -> bool:
-    """Whether the destination of a struct zfw_prefix_key covers an address of 16 bytes."""
+    """Whether the destination of a struct zfw_prefix_key covers an address of 16 bytes.
+
+    The key is not that of own addresses.
+    """
     return _masked(address, key[_DESTINATION_LENGTH]) == key[:_SOURCE]
 
 
@@ -191,8 +212,22 @@ def length_key_of(key: bytes) -> bytes:
     return key[_TABLE : _TABLE + 1] + key[_DESTINATION_LENGTH:_TABLE] + b"\0"
 
 
-# What the programs try prefixes in the order of, longest first: both lengths, then the table.
+# Both lengths of a struct fw_prefix_key, and its table.
 level_of: Callable[[bytes], bytes] = itemgetter(slice(_DESTINATION_LENGTH, _TABLE + 1))
+
+
+def precedence_of(lengths: Sequence[int]) -> tuple[int, ...]:
+    """The order of look-ups, the greatest first; ``lengths`` begins with a destination length.
+
+    Own addresses come behind single addresses.
+    """
+    longest, *rest = lengths
+    return (2 * longest if longest != layout.OWN_LENGTH else 2 * 128 - 1, *rest)
+
+
+def is_own_key(key: bytes) -> bool:
+    """Whether a struct fw_prefix_key is that of own addresses."""
+    return key[_DESTINATION_LENGTH] == layout.OWN_LENGTH
 
 
 def decode_length_key(data: bytes) -> tuple[int, tuple[int, int]]:
@@ -378,11 +413,21 @@ def encode_barrier(old: bytes) -> bytes:
 
 def decode_lengths(data: bytes) -> list[tuple[int, int]]:
     """The active list's pairs of (destination length, source length)."""
+    flat = _active_lengths(data)
+    return list(zip(flat[::2], flat[1::2], strict=True))
+
+
+def has_own_length(data: bytes) -> bool:
+    """Whether the active list has a pair for own addresses."""
+    return layout.OWN_LENGTH in _active_lengths(data)[::2]
+
+
+def _active_lengths(data: bytes) -> bytes:
     active, _, lists = _lengths.unpack(data)
     start = (active & 1) * layout.LENGTH_LIST_SIZE
     count = from_u32(lists[start : start + 4])
-    flat = lists[start + 4 : start + 4 + 2 * count]
-    return list(zip(flat[::2], flat[1::2], strict=True))
+    flat: bytes = lists[start + 4 : start + 4 + 2 * count]
+    return flat
 
 
 # Interfaces
@@ -427,7 +472,7 @@ def decode_wanted(data: bytes) -> dict[str, str]:
 encode_interface: Callable[[int, int, int, int], bytes] = _interface.pack
 decode_interface: Callable[[bytes], tuple[int, int, int, int]] = _interface.unpack
 
-# struct zfw_address: an interface's index and one of its addresses.
+# struct fw_address: an interface's index and one of its addresses; index 0 for an own address.
 encode_address: Callable[[int, bytes], bytes] = _address.pack
 decode_address: Callable[[bytes], tuple[int, bytes]] = _address.unpack
 
@@ -454,6 +499,12 @@ decode_route: Callable[[bytes], tuple[int, int, int]] = _route.unpack
 def encode_route_key(prefix: Prefix) -> bytes:
     """struct zfw_route_key."""
     return Struct(layout.ROUTE_KEY).pack(*prefix.mapped)
+
+
+def decode_made_local(item: tuple[bytes, bytes]) -> tuple[bytes, int]:
+    """The address of a struct fw_route_key, 16 bytes, and the owner of its struct fw_route."""
+    key, value = item
+    return key[:16], decode_route(value)[2]
 
 
 def decode_route_key(data: bytes) -> Prefix:

@@ -17,7 +17,13 @@ from msgspec.structs import fields
 
 from zfw_py.errors import UsageError
 from zfw_py.firewall.flow_limits import LIMITS, FlowLimits
-from zfw_py.firewall.model import FIELDS, Rule, RuleKey, check_interface_name
+from zfw_py.firewall.model import (
+    FIELDS,
+    Rule,
+    RuleKey,
+    check_interface_name,
+    parse_destination,
+)
 from zfw_py.firewall.settings import SETTINGS
 from zfw_py.values.prefix import Prefix
 from zfw_py.values.structured import ContentError, bounded, make, parse
@@ -230,7 +236,7 @@ def _parse_rule(entry: RuleEntry, path: str) -> Rule:
         source = None if entry.source is UNSET else Prefix.parse(entry.source, option="source")
         rule = Rule(
             RuleKey(
-                Prefix.parse(entry.destination, option="destination"),
+                parse_destination(entry.destination, None, "destination", ""),
                 entry.protocol,
                 entry.low_port,
                 source=source,

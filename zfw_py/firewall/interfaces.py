@@ -12,21 +12,23 @@ from _socket import if_indextoname, if_nameindex, if_nametoindex
 
 from zfw_py.errors import MapFull, NotFound
 from zfw_py.firewall import codec, layout
+from zfw_py.firewall.model import OWN4, OWN6, OwnAddresses
 from zfw_py.kernel.own_netns import ETHERNET_TYPES, interface_addresses, link_type
+from zfw_py.values.prefix import IPV4_MAPPED, Prefix
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable
+    from collections.abc import Collection, Container, Iterable, Mapping
 
     from zfw_py.firewall.maps import Maps
     from zfw_py.firewall.model import Rule
-    from zfw_py.values.prefix import Prefix
 
 _EMPTY_ROW = bytes(layout.INTERFACE_SIZE)
 
 _MOST_ADDRESSES = layout.MAPS["addresses"][3]
 
 _LOOPBACK_IFINDEX = 1  # lo comes first in every network namespace
+_ANY_INTERFACE = 0  # of an own address in the table of addresses
 
 
 def index_of(name: str) -> int:
@@ -156,13 +158,15 @@ class Interfaces:
         Raises MapFull.
         """
         found = interface_addresses()
-        if sum(map(len, found.values())) <= _MOST_ADDRESSES:
+        # Each twice, if all are known and there are rules for own addresses.
+        if 2 * sum(map(len, found.values())) <= _MOST_ADDRESSES:
             return
         names = dict(if_nameindex())
         known = {names.get(ifindex) for ifindex, _, _ in self._places(names).values()}
         count = sum(len(found.get(name, ())) for name in {*known, *more} if name)
-        if count > _MOST_ADDRESSES:
-            raise _too_many(count)
+        own = self._own_addresses(found)
+        if count + len(own) > _MOST_ADDRESSES:
+            raise _too_many(count, len(own))
 
     def _take_over(self, name: str) -> None:
         """Give a renamed interface's new name what the old name has."""
@@ -217,6 +221,8 @@ class Interfaces:
 
     def with_ssh_to(self, destination: Prefix) -> list[str]:
         """The interfaces with programs that pass SSH to an own address within a prefix."""
+        if isinstance(destination, OwnAddresses):
+            destination = Prefix.any(destination.family)
         network, length = destination.mapped
         if self._own is None:
             self._own = addresses_by_index(self._maps)
@@ -386,8 +392,7 @@ class Interfaces:
             row = self._row(name, ifindex, names.get(ifindex, name), flags)
             if _row_of(self._maps, ifindex) != row:
                 self._maps.map("interfaces").update(_row_key(ifindex), codec.encode_interface(*row))
-        if known:
-            self._refresh_addresses(names, known.values(), away)
+        self._refresh_addresses(names, known.values(), away)
 
     def present(self) -> dict[str, int]:
         """Each known name that an interface of this namespace has, with the index."""
@@ -426,12 +431,20 @@ class Interfaces:
         return found
 
     def stale(self, indexes: Container[int]) -> dict[str, str]:
-        """What the programs read and is out of date, by name, of interfaces of these indexes."""
+        """What the programs read and is out of date, by name, of interfaces of these indexes.
+
+        With rules for own addresses, also by their names as destinations.
+        """
         names = dict(if_nameindex())
         shown = self._shown()
-        known = addresses_by_index(self._maps)
+        known = _addresses(self._maps)
         addresses = interface_addresses()
         found = {}
+        for address in self._own_addresses(addresses).symmetric_difference(
+            known.get(_ANY_INTERFACE, ())
+        ):
+            own = OWN4 if address.startswith(IPV4_MAPPED) else OWN6
+            found[str(own)] = "its addresses are out of date"
         flags = self._common_flags()
         for name, (ifindex, _, _) in self._places(names).items():
             if ifindex not in indexes:
@@ -495,17 +508,43 @@ class Interfaces:
             for ifindex in known
             for address in found.get(names.get(ifindex, ""), ())
         }
+        own = self._own_addresses(found)
+        wanted |= {codec.encode_address(_ANY_INTERFACE, address) for address in own}
         table = self._maps.map("addresses")
         present = {key for key, _ in table.items()}
         if away:
             wanted |= {key for key in present if codec.decode_address(key)[0] in away}
         if len(wanted) > _MOST_ADDRESSES:
-            raise _too_many(len(wanted))
+            raise _too_many(len(wanted) - len(own), len(own))
         # First those that are no addresses any more: the table may be full.
         for key in present - wanted:
             table.delete(key)
         for key in wanted - present:
             table.update(key, codec.u32(1))
+
+    def _own_addresses(self, found: Mapping[str, Collection[bytes]]) -> frozenset[bytes]:
+        """The own addresses of rules for these, among those of all interfaces; none without one.
+
+        What zfw made local is an address of lo, but no own one.
+        """
+        lengths = self._maps.map("lengths")
+        if not any(
+            codec.has_own_length(lengths.lookup(codec.u32(table)) or b"")
+            for table in range(layout.TABLE_EGRESS)
+        ):
+            return frozenset()
+        lo = if_indextoname(_LOOPBACK_IFINDEX)
+        made = {
+            address
+            for address, owner in map(codec.decode_made_local, self._maps.map("routes").items())
+            if owner != layout.OWNER_OTHER
+        }
+        return frozenset(
+            address
+            for name, addresses in found.items()
+            for address in addresses
+            if name != lo or address not in made
+        )
 
 
 def note_detached(maps: Maps, attached: Iterable[int]) -> None:
@@ -518,9 +557,10 @@ def note_detached(maps: Maps, attached: Iterable[int]) -> None:
             table.update(_row_key(ifindex), codec.encode_interface(*cleared))
 
 
-def _too_many(count: int) -> MapFull:
+def _too_many(known: int, own: int) -> MapFull:
+    rules = f", rules for own addresses need {own} more" if own else ""
     return MapFull(
-        f"the interfaces that the firewall knows have {count} addresses, and"
+        f"the interfaces that the firewall knows have {known} addresses{rules}, and"
         f" {_MOST_ADDRESSES} fit into its table"
     )
 
@@ -559,6 +599,20 @@ def settings_of(bits: int) -> dict[str, bool]:
 
 def addresses_by_index(maps: Maps) -> dict[int, list[bytes]]:
     """The addresses that the programs know, by interface index: 16 bytes each."""
+    found = _addresses(maps)
+    found.pop(_ANY_INTERFACE, None)
+    return found
+
+
+def is_own_address(maps: Maps, family: int, address: bytes) -> bool:
+    """Whether rules for own addresses count for this one, 16 bytes; False without such rules."""
+    if family == 6 and address.startswith(IPV4_MAPPED):
+        return False
+    key = codec.encode_address(_ANY_INTERFACE, address)
+    return maps.map("addresses").lookup(key) is not None
+
+
+def _addresses(maps: Maps) -> dict[int, list[bytes]]:
     found: dict[int, list[bytes]] = {}
     for key, _ in maps.map("addresses").items():
         ifindex, address = codec.decode_address(key)

@@ -7,7 +7,14 @@ from os.path import exists
 
 from zfw_py.errors import NotFound, NotInstalled, PermissionDenied, raise_expected
 from zfw_py.firewall import layout
-from zfw_py.firewall.codec import State, encode_barrier, encode_lengths, from_u32, u32
+from zfw_py.firewall.codec import (
+    State,
+    encode_barrier,
+    encode_lengths,
+    from_u32,
+    precedence_of,
+    u32,
+)
 from zfw_py.kernel import bpf_maps
 from zfw_py.kernel.own_netns import netns_cookie
 from zfw_py.lifecycle.store import ROOT, Pins, Store
@@ -154,10 +161,10 @@ class Maps(Pins):
         self._inner.pop((name, index), None)
 
     def write_lengths(self, table: int, pairs: set[tuple[int, int]]) -> None:
-        """Make these the active pairs of prefix lengths of a table, longest first."""
+        """Make these the active pairs of prefix lengths of a table, in the order of look-ups."""
         lengths, number = self.map("lengths"), u32(table)
         old = lengths.lookup(number) or bytes(layout.LENGTHS_SIZE)
-        for value in encode_lengths(old, sorted(pairs, reverse=True)):
+        for value in encode_lengths(old, sorted(pairs, key=precedence_of, reverse=True)):
             lengths.update(number, value)
 
     def bar(self, table: int) -> None:

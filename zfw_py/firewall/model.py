@@ -140,6 +140,46 @@ def check_service_id(text: str, option: str) -> str:
     return text
 
 
+class OwnAddresses(Prefix):
+    """A destination: each address of this host's interfaces, but those that zfw made local.
+
+    There is one of each family, ``OWN4`` and ``OWN6``, whose texts are own4 and own6. It has the
+    length of a single address, and zeros in place of one.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, family: int) -> None:
+        bits = 32 if family == 4 else 128
+        super().__init__(family, bytes(bits // 8), bits)
+
+    def __str__(self) -> str:
+        return f"own{self.family}"
+
+    def __repr__(self) -> str:
+        return f"OWN{self.family}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, OwnAddresses) and other.family == self.family
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+
+OWN4, OWN6 = OwnAddresses(4), OwnAddresses(6)
+_OWN = {str(own): own for own in (OWN4, OWN6)}
+
+
+def parse_destination(text: str, length: int | None, option: str, length_option: str) -> Prefix:
+    """Read ``own4``, ``own6``, or what ``Prefix.parse`` reads."""
+    own = _OWN.get(text)
+    if own is None:
+        return Prefix.parse(text, length, option)
+    if length is not None:
+        raise UsageError(f"{length_option}: not together with {own}")
+    return own
+
+
 class RuleKey:
     """The key of a rule: a rule that has the key of another one replaces it."""
 
@@ -163,6 +203,11 @@ class RuleKey:
     ) -> None:
         """``source`` defaults to any address; ``names`` are those of the fields in errors."""
         self.direction = check_direction(direction, names["direction"])
+        if direction == "egress" and isinstance(destination, OwnAddresses):
+            raise UsageError(
+                f"{names['destination']}: nothing leaves for {destination}: a rule for it is one"
+                " of ingress"
+            )
         self.destination = destination
         self.source = check_source(source, destination.family, names["source"])
         self.protocol = check_protocol(protocol, names["protocol"])
@@ -304,12 +349,18 @@ class RuleText:
     Methods raise UsageError, which begins with the name of the field at fault.
     """
 
-    __slots__ = ("_names", "_texts")
+    __slots__ = ("_has_own", "_names", "_texts")
 
-    def __init__(self, texts: Mapping[str, str], names: Mapping[str, str]) -> None:
-        """``texts`` by field; a field that was not given is missing. ``names`` has all FIELDS."""
+    def __init__(
+        self, texts: Mapping[str, str], names: Mapping[str, str], *, has_own: bool = False
+    ) -> None:
+        """``texts`` by field; a field that was not given is missing. ``names`` has all FIELDS.
+
+        ``has_own``: a destination may be own4 or own6. The classic grammar does not have them.
+        """
         self._texts = texts
         self._names = names
+        self._has_own = has_own
 
     def rule(
         self,
@@ -350,7 +401,7 @@ class RuleText:
 
     def destination(self) -> Prefix:
         """The destination: an address with its length, or without one for a single address."""
-        return self._prefix("destination", "prefix_length")
+        return self._prefix("destination", "prefix_length", has_own=self._has_own)
 
     def source(self, family: int) -> Prefix | None:
         """The source, where a destination of this family may have one; None if not given."""
@@ -369,11 +420,14 @@ class RuleText:
                 return None
         return self._prefix("source", "source_length")
 
-    def _prefix(self, field: str, length_field: str) -> Prefix:
+    def _prefix(self, field: str, length_field: str, *, has_own: bool = False) -> Prefix:
         text = self._required(field, length_field)
         length = None
         if length_field in self._texts:
             length = parse_length(self._texts[length_field], self._names[length_field])
+        if has_own:
+            names = self._names[field], self._names[length_field]
+            return parse_destination(text, length, *names)
         return Prefix.parse(text, length, self._names[field])
 
     def _port(self, field: str) -> int:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.firewall import codec, layout
+from zfw_py.firewall.model import OwnAddresses
 from zfw_py.kernel import local_delivery
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ def obstacle_to(destination: Prefix) -> str | None:
     The kernel looks the local table up before all others: an interface's subnet that is made
     local, whole or in part, could no longer reach its neighbours.
     """
+    if isinstance(destination, OwnAddresses):
+        return f"{destination} is local already"
     subnet = local_delivery.overlapping_subnet(*_words(destination))
     return f"{destination} shares addresses with the subnet {subnet}" if subnet else None
 

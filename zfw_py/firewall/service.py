@@ -9,7 +9,7 @@ from __future__ import annotations
 from zfw_py.errors import Conflict, NotFound, NotInstalled, UsageError
 from zfw_py.firewall.interfaces import Interfaces, index_of, own_name, primary_name
 from zfw_py.firewall.maps import Maps
-from zfw_py.firewall.model import DIRECTIONS, Rule, RuleKey
+from zfw_py.firewall.model import DIRECTIONS, OwnAddresses, Rule, RuleKey
 from zfw_py.firewall.rules import Transaction
 
 TYPE_CHECKING = False
@@ -39,6 +39,11 @@ class Insert:
     def __init__(self, rule: Rule, *, route: bool = False) -> None:
         self.rule = rule
         self.route = route
+
+    @property
+    def is_newer(self) -> bool:
+        """Whether programs of an earlier build do not know what the rule says."""
+        return self.rule.is_limited or isinstance(self.rule.key.destination, OwnAddresses)
 
     def own_names(self) -> tuple[str, ...]:
         """The own names of the rule's interfaces. Raises NotFound."""
@@ -105,7 +110,7 @@ class Firewall:
         insert = Insert(rule, route=route)
         names = insert.own_names()
         with Maps(is_writer=True) as maps:
-            if rule.is_limited:
+            if insert.is_newer:
                 _upgrade(maps)
             with Transaction(maps) as edit:
                 return insert.collect(edit, names)
@@ -124,12 +129,12 @@ class Firewall:
     def apply(self, edits: Sequence[Insert | Delete]) -> list[Inserted | Deleted]:
         """Inserts and deletes in order, under one lock: all of them, or on an error none."""
         names = []
-        has_limited = False
+        is_newer = False
         for edit in edits:
             names.append(edit.own_names())
-            has_limited |= isinstance(edit, Insert) and edit.rule.is_limited
+            is_newer |= isinstance(edit, Insert) and edit.is_newer
         with Maps(is_writer=True) as maps:
-            if has_limited:
+            if is_newer:
                 _upgrade(maps)
             with Transaction(maps) as collected:
                 collected.finder.expect(len(edits))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from zfw_py.firewall import codec, layout
+from zfw_py.firewall.interfaces import is_own_address
 from zfw_py.firewall.rules.find import rules_of
 
 if TYPE_CHECKING:
@@ -60,6 +61,10 @@ class Tried(NamedTuple):
     why: str
 
 
+# A prefix's place in the order of look-ups, see codec.precedence_of(), and why it did not match.
+_Other = tuple[tuple[int, ...], Tried]
+
+
 class Search(NamedTuple):
     """What was found: the rule's prefix key and the rule, or None twice.
 
@@ -83,9 +88,9 @@ def place_of(maps: Maps, ifindex: int) -> Place:
 
 def search(maps: Maps, interfaces: Interfaces, place: Place, sought: Sought) -> Search:
     """The rule for a packet, and what comes before it and does not match."""
-    others: list[tuple[tuple[int, int], Tried]] = []
+    others: list[_Other] = []
     key = rule = None
-    winner = (-1, -1)
+    winner: tuple[int, ...] = (-1, -1)
     for lengths, found, rules in _levels(maps, sought):
         on_port = [each for each in rules if each.low_port <= sought.port <= each.high_port]
         rule = next((each for each in on_port if _applies(interfaces, place, each)), None)
@@ -101,15 +106,24 @@ def search(maps: Maps, interfaces: Interfaces, place: Place, sought: Sought) -> 
     return Search(key, rule, [each for _, each in others], is_complete)
 
 
-def _levels(maps: Maps, sought: Sought) -> Iterator[tuple[tuple[int, int], bytes, list[PortRule]]]:
-    """The prefixes of a table that cover both addresses, longest first, with their rules."""
+def _levels(maps: Maps, sought: Sought) -> Iterator[tuple[tuple[int, ...], bytes, list[PortRule]]]:
+    """The prefixes of a table that cover both addresses, in the order of look-ups.
+
+    Each with its place in that order, the greatest first, and with its rules.
+    """
     table = codec.table_of(sought.direction, sought.family, sought.protocol)
     lengths = maps.map("lengths").lookup(codec.u32(table))
     for pair in codec.decode_lengths(lengths) if lengths else ():
         key = codec.encode_covering_key(table, sought.destination, sought.source, pair)
+        if codec.is_own_key(key) and not _is_own(maps, sought):
+            continue
         element = maps.prefixes.lookup(key)
         if element is not None:
-            yield pair, key, rules_of(maps, element)[1]
+            yield codec.precedence_of(pair), key, rules_of(maps, element)[1]
+
+
+def _is_own(maps: Maps, sought: Sought) -> bool:
+    return is_own_address(maps, sought.family, sought.destination)
 
 
 def _applies(interfaces: Interfaces, place: Place, rule: PortRule) -> bool:
@@ -126,8 +140,8 @@ def _matches(interfaces: Interfaces, place: Place, port: int, rules: list[PortRu
 
 
 def _other_protocol(
-    maps: Maps, interfaces: Interfaces, place: Place, sought: Sought, winner: tuple[int, int]
-) -> list[tuple[tuple[int, int], Tried]]:
+    maps: Maps, interfaces: Interfaces, place: Place, sought: Sought, winner: tuple[int, ...]
+) -> list[_Other]:
     """Rules that would match but for their protocol."""
     other = _PROTOCOLS[sought.protocol]
     return [
@@ -138,26 +152,31 @@ def _other_protocol(
 
 
 def _other_sources(
-    maps: Maps, interfaces: Interfaces, place: Place, sought: Sought, winner: tuple[int, int]
-) -> tuple[list[tuple[tuple[int, int], Tried]], bool]:
+    maps: Maps, interfaces: Interfaces, place: Place, sought: Sought, winner: tuple[int, ...]
+) -> tuple[list[_Other], bool]:
     """Rules that would match but for their source; and whether they were looked for."""
     table = codec.table_of(sought.direction, sought.family, sought.protocol)
     any_source = 96 if sought.family == 4 else 0
     lengths = maps.map("lengths").lookup(codec.u32(table))
     pairs = codec.decode_lengths(lengths) if lengths else []
-    if not any(pair > winner and pair[1] > any_source for pair in pairs):
+    if not any(codec.precedence_of(pair) > winner and pair[1] > any_source for pair in pairs):
         return [], True
     counts = maps.map("length_counts").items()
     if sum(codec.from_u32(value) for _, value in counts) > MOST_READ:
         return [], False
     found = []
     for key, element in maps.prefixes.items():
-        pair = codec.lengths_of(key)
+        pair = codec.precedence_of(codec.lengths_of(key))
         if (
             codec.table_number_of(key) != table
             or pair <= winner
-            or not codec.covers_destination(key, sought.destination)
             or codec.covers_source(key, sought.source)
+        ):
+            continue
+        if not (
+            _is_own(maps, sought)
+            if codec.is_own_key(key)
+            else codec.covers_destination(key, sought.destination)
         ):
             continue
         if _matches(interfaces, place, sought.port, rules_of(maps, element)[1]):

@@ -37,6 +37,9 @@ enum fw_limit {
 	/* Different pairs (destination length, source length) in one table: every combination that
 	 * IPv4 has, 33 * 33. */
 	FW_MAX_LENGTHS = 1089,
+	/* Destination length of the prefix that stands for this host's own addresses, the rows of
+	 * "addresses" with ifindex 0. A packet tries it behind single addresses. */
+	FW_OWN_LENGTH = 255,
 	/* Interface names in rules and settings, and different sets of such names in rules. */
 	FW_MAX_INTERFACE_NAMES = 1024,
 	FW_MAX_INTERFACE_SETS = 1024,
@@ -217,7 +220,7 @@ enum fw_rule_flag {
 struct fw_prefix_key {
 	__be32 destination[4];
 	__be32 source[4];
-	__u8 destination_length; /* 0..128 */
+	__u8 destination_length; /* 0..128 or FW_OWN_LENGTH, with a destination of zeros */
 	__u8 source_length; /* 0..128 */
 	__u8 table; /* enum fw_table */
 	__u8 pad;
@@ -294,7 +297,7 @@ struct fw_length_pair {
 
 struct fw_length_list {
 	__u32 count;
-	struct fw_length_pair pairs[FW_MAX_LENGTHS + 1]; /* longest first */
+	struct fw_length_pair pairs[FW_MAX_LENGTHS + 1]; /* in the order of look-ups */
 };
 
 /*
@@ -345,9 +348,9 @@ struct fw_interface_set {
 	__u64 members[FW_MAX_INTERFACE_NAMES / 64];
 };
 
-/* An address of an attached interface. */
+/* An address of an interface that the firewall knows; or of any, while rules are for own ones. */
 struct fw_address {
-	__u32 ifindex;
+	__u32 ifindex; /* 0: an own address, whichever interface has it */
 	__be32 address[4];
 };
 

@@ -40,6 +40,7 @@ static __always_inline void fw_read_interface(__u32 ifindex, struct fw_interface
 	if (known && known->ifindex == ifindex)
 		*interface = *known;
 	else {
+		interface->ifindex = ifindex;
 		interface->settings = FW_SETTING_OUTBOUND_FILTER;
 		interface->name_id = FW_NO_NAME;
 	}

@@ -142,7 +142,10 @@ struct {
 	__type(value, struct fw_interface_set);
 } interface_sets SEC(".maps");
 
-/* The addresses of attached interfaces, for the SSH and DHCP exceptions. */
+/*
+ * The addresses of known interfaces, for the SSH and DHCP exceptions. While a rule is for own
+ * addresses, also those of all interfaces, but for the ones that zfw made local.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 16384);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * The rule for a packet: longest destination prefix first, then longest source prefix, then order
- * of insertion. If no rule of a prefix matches, the next shorter prefix is tried.
+ * of insertion. If no rule of a prefix matches, the next shorter prefix is tried. This host's own
+ * addresses are a prefix between the single addresses and all others.
  */
 #ifndef FIREWALL_RULES_H
 #define FIREWALL_RULES_H
@@ -17,6 +18,7 @@
 #include "common/packet.h"
 #include "common/verifier.h"
 #include "firewall/abi.h"
+#include "firewall/exceptions.h"
 #include "firewall/maps.h"
 
 /* Pairs of lengths that one call of fw_match_lengths() tries. */
@@ -30,6 +32,8 @@ enum fw_match {
 	/* The prefix's rules are in ports_medium or ports_large. */
 	FW_MATCH_IN_MEDIUM,
 	FW_MATCH_IN_LARGE,
+	/* A prefix of own addresses comes next: fw_match_own(). */
+	FW_MATCH_IN_OWN,
 	/* The element was replaced while it was read. */
 	FW_MATCH_CHANGING,
 };
@@ -270,6 +274,7 @@ __noinline int fw_match_lengths(struct fw_rule_query *query)
 	key.destination[2] = key.source[2] = bpf_htonl(0xffff);
 	for (i = 0; i < FW_LENGTHS_BATCH; i++) {
 		__u32 position = query->position;
+		struct fw_length_pair pair;
 		struct fw_prefix *prefix;
 
 		if (position >= list->count || position >= FW_MAX_LENGTHS) {
@@ -277,7 +282,13 @@ __noinline int fw_match_lengths(struct fw_rule_query *query)
 			break;
 		}
 		query->position = position + 1;
-		fw_cut_to_prefix(query, list->pairs[position], &key);
+		pair = list->pairs[position];
+		if (pair.destination_length == FW_OWN_LENGTH) {
+			query->key.source_length = pair.source_length;
+			match = FW_MATCH_IN_OWN;
+			break;
+		}
+		fw_cut_to_prefix(query, pair, &key);
 		prefix = bpf_map_lookup_elem(inner, &key);
 		if (!prefix)
 			continue;
@@ -295,6 +306,35 @@ __noinline int fw_match_lengths(struct fw_rule_query *query)
 	return match;
 }
 
+/*
+ * Tries the prefix of own addresses with the source length of query->key. A function of its own:
+ * its look-up of an address would not fit into the frame of fw_match_lengths().
+ */
+__noinline int fw_match_own(struct fw_rule_query *query)
+{
+	FW_KEY_ON_STACK key = {};
+	struct fw_length_pair lengths = {};
+	struct fw_prefix *prefix;
+	void *inner;
+
+	if (!query)
+		return FW_MATCH_NONE;
+	key.table = query->key.table;
+	if (!fw_is_own_address(0, key.table & FW_TABLE_IPV6 ? AF_INET6 : AF_INET,
+			       query->destination))
+		return FW_MATCH_NEXT;
+	inner = only_element(&prefixes);
+	if (!inner)
+		return FW_MATCH_NONE;
+	/* All own addresses have one prefix: its destination has none of their bits. */
+	lengths.source_length = query->key.source_length;
+	key.destination[2] = key.source[2] = bpf_htonl(0xffff);
+	fw_cut_to_prefix(query, lengths, &key);
+	key.destination_length = FW_OWN_LENGTH;
+	prefix = bpf_map_lookup_elem(inner, &key);
+	return prefix ? fw_match_prefix(query, prefix, &key) : FW_MATCH_NEXT;
+}
+
 /* The rest of a search that one call of fw_match_lengths() did not end. */
 __noinline int fw_match_further(struct fw_rule_query *query, int match)
 {
@@ -307,9 +347,11 @@ __noinline int fw_match_further(struct fw_rule_query *query, int match)
 	table = bpf_map_lookup_elem(&lengths, &number);
 	if (!table)
 		return FW_MATCH_NONE;
-	/* For each pair of lengths at most one port index. */
-	for (i = 0; i < 2 * FW_MAX_LENGTHS + 2; i++) {
-		if (match == FW_MATCH_IN_MEDIUM)
+	/* For each pair of lengths at most one prefix of own addresses and one port index. */
+	for (i = 0; i < 3 * FW_MAX_LENGTHS + 2; i++) {
+		if (match == FW_MATCH_IN_OWN)
+			match = fw_match_own(query);
+		else if (match == FW_MATCH_IN_MEDIUM)
 			match = fw_search_medium(query);
 		else if (match == FW_MATCH_IN_LARGE)
 			match = fw_search_large(query);
@@ -338,7 +380,8 @@ static __always_inline int fw_search_rules(struct fw_rule_query *query, const st
 	query->is_per_interface = !!(interface->settings & FW_SETTING_PER_INTERFACE_RULES);
 	query->name_id = interface->name_id;
 	match = fw_match_lengths(query);
-	if (match == FW_MATCH_NEXT || match == FW_MATCH_IN_MEDIUM || match == FW_MATCH_IN_LARGE)
+	if (match == FW_MATCH_NEXT || match == FW_MATCH_IN_OWN || match == FW_MATCH_IN_MEDIUM ||
+	    match == FW_MATCH_IN_LARGE)
 		match = fw_match_further(query, match);
 	return match;
 }

@@ -107,6 +107,28 @@ unknown   A test run cannot assign the socket: bpf_sk_assign() may still fail
     assert found["route"] == {"kind": "local", "interface": "lo", "gateway": None}
 
 
+def test_own_addresses_are_tried_behind_the_single_one(
+    zfw: Zfw, firewall: Firewall, network: Network
+) -> None:
+    here = network.gateway_ipv4
+    insert(zfw, here, "tcp", 80)
+    insert(zfw, "own4", "tcp", 81)
+    insert(zfw, "own4", "tcp", 443, "-o", "10.1.0.0/16")
+    insert(zfw, "0.0.0.0/0", "tcp", 443)
+    words = ("explain", "-p", "tcp", "--from", "10.9.0.2:40000", "--to")
+    found = explained(zfw, *words, f"{here}:443")
+    assert found["rule"]["destination"] == "0.0.0.0/0"
+    assert [tuple(each.values()) for each in found["tried"]] == [
+        (f"{here}/32", "0.0.0.0/0", "its port is 80"),
+        ("own4", "10.1.0.0/16", "the packet's source is another"),
+        ("own4", "0.0.0.0/0", "its port is 81"),
+    ]
+    insert(zfw, "own4", "tcp", 443, "--deny")
+    found = explained(zfw, *words, f"{here}:443")
+    assert (found["reason"], found["rule"]["destination"]) == ("rule_deny", "own4")
+    assert explained(zfw, *words, f"{SERVICE}:443")["tried"] == []
+
+
 def test_each_verdict_against_each_expectation(zfw: Zfw, firewall: Firewall) -> None:
     words = {
         "drop": (*WEB,),

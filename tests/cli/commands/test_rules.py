@@ -94,6 +94,29 @@ def test_the_list_shows_which_rules_count_elsewhere_too(
     ]
 
 
+def test_rules_for_own_addresses(
+    zfw: Zfw, firewall: Firewall, stdin: Callable[[str], object]
+) -> None:
+    own = ("-c", "own4", "-p", "udp", "-l", "53")
+    assert zfw("insert", *own) == (0, "inserted ingress udp own4 port 53 pass\n", "")
+    assert zfw("insert", *own, "--deny").out == "replaced ingress udp own4 port 53 deny\n"
+    stdin("insert -c own6 -p tcp -l 80 -t 43321\ninsert -cown6 -o fd00::/8 -ptcp -l80\n")
+    assert zfw("batch").out == "2 inserted, 0 replaced, 0 deleted\n"
+    listed = json.loads(zfw("list", "--json").out)
+    assert [(rule["family"], rule["destination"], rule["action"]) for rule in listed] == [
+        (4, "own4", "deny"),
+        (6, "own6", "intercept"),
+        (6, "own6", "pass"),
+    ]
+    assert len(json.loads(zfw("list", "--json", "-c", "own6").out)) == 2
+    assert zfw("insert", *own, "-z", "egress") == (
+        2,
+        "",
+        "zfw: -c, --destination: nothing leaves for own4: a rule for it is one of ingress\n",
+    )
+    assert zfw("delete", *own) == (0, "deleted ingress udp own4 port 53\n", "")
+
+
 def test_the_grammar_of_a_line_says_whether_its_rule_is_limited(
     zfw: Zfw, firewall: Firewall, stdin: Callable[[str], object]
 ) -> None:

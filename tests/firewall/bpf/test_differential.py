@@ -49,12 +49,13 @@ from tests.firewall.support.reference import (
 from tests.firewall.support.tracked import TrackedFlow, TrackedFlows
 from tests.support.seeds import new_seeds
 from tests.support.waiting import wait_until
-from zfw_py import Delete, Firewall, Insert, Prefix, Rule, RuleKey
+from zfw_py import OWN4, OWN6, Delete, Firewall, Insert, Prefix, Rule, RuleKey
 from zfw_py.firewall import tried
 from zfw_py.firewall.codec import decode_prefix_key
 from zfw_py.firewall.explain import Programs
 from zfw_py.firewall.interfaces import Interfaces
 from zfw_py.firewall.maps import Maps
+from zfw_py.firewall.model import OwnAddresses
 from zfw_py.firewall.question import Icmp, Question, frame
 from zfw_py.firewall.rules.find import port_rules
 
@@ -94,6 +95,8 @@ LISTENERS = {
     (6, "tcp", 40003),
     (4, "udp", 40004),
 }
+# Own addresses, see _add_addresses().
+OWN = {4: "100.72.0.1", 6: "fd00:1::1"}
 EXTRA_INTERFACE, UNKNOWN_INTERFACE = "other0", "other1"
 FLOWS = 60
 UDP_IDLE = 300
@@ -167,6 +170,7 @@ def _new_rules(rng: Random) -> list[reference.Rule]:
         tproxy_ports=TPROXY_PORTS,
         interfaces=("lo", "gw0", EXTRA_INTERFACE, UNKNOWN_INTERFACE),
         egress=rng.choice((0.05, 0.4, 0.4)),
+        own=OWN,
     )
 
 
@@ -231,7 +235,7 @@ class _World:
                 direction, protocol, destination, source = decode_prefix_key(prefix)
                 for low, _, _, _, slot, *_ in rules:
                     assert slot not in self.keys
-                    networks = ip_network(str(destination)), ip_network(str(source))
+                    networks = _network(destination), _network(source)
                     self.keys[slot] = (direction, protocol, *networks, low)
                     found.setdefault(self.keys[slot][:-1], []).append(low)
         expected: dict[tuple[object, ...], list[int]] = {}
@@ -398,7 +402,10 @@ def _world(network: Network, rng: Random) -> Iterator[_World]:
             interfaces.append(_set_at_random(rng, firewall, lo))
             # Not attached, never set, without an address.
             interfaces.append(Interface(UNKNOWN_INTERFACE))
-            yield _World(firewall, interfaces, _open_sockets(stack))
+            names = ("lo", network.interface, EXTRA_INTERFACE, UNKNOWN_INTERFACE)
+            own = frozenset().union(*(_addresses(network, name) for name in names))
+            model = RuleSet(own_addresses=own)
+            yield _World(firewall, interfaces, _open_sockets(stack), model)
     finally:
         firewall.detach_all()
 
@@ -474,13 +481,19 @@ def _open_sockets(stack: ExitStack) -> Sockets:
 
 def _listed_key(rule: Rule) -> tuple[object, ...]:
     key = rule.key
-    networks = ip_network(str(key.destination)), ip_network(str(key.source))
+    networks = _network(key.destination), _network(key.source)
     return (key.direction, key.protocol, *networks, key.low_port)
 
 
+def _network(prefix: Prefix) -> object:
+    """A prefix as the key of a rule of the model has it."""
+    return str(prefix) if isinstance(prefix, OwnAddresses) else ip_network(str(prefix))
+
+
 def _rule(each: reference.Rule) -> Rule:
+    own = OWN4 if each.family == 4 else OWN6
     key = RuleKey(
-        Prefix.parse(str(each.destination)),
+        own if each.is_own else Prefix.parse(str(each.destination)),
         each.protocol,
         each.low,
         source=Prefix.parse(str(each.source)),

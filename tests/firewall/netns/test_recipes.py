@@ -212,13 +212,18 @@ def test_a_udp_proxy_answers_from_the_original_destination(
 
 def test_a_pass_rule_keeps_the_gateways_own_services_from_a_wide_rule(lan: RoutedNetwork) -> None:
     follow(lan.gateway, "own")
-    with udp_listener(port=PROXY_PORT), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as dns:
-        dns.settimeout(PATIENCE)
-        dns.bind(("0.0.0.0", 53))
-        with asking(lan.client, "10.9.0.1", 53) as client:
-            data, address = dns.recvfrom(100)
-            dns.sendto(b"answer to " + data, address)
-            assert client.recv(100) == b"answer to question"
+    with udp_listener(port=PROXY_PORT):
+        # The second one comes later.
+        for own in ("10.9.0.1", "10.9.0.7"):
+            lan.gateway.run("ip", "address", "replace", f"{own}/24", "dev", "lan0")
+            Firewall().refresh()
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as dns:
+                dns.settimeout(PATIENCE)
+                dns.bind((own, 53))
+                with asking(lan.client, own, 53) as client:
+                    data, address = dns.recvfrom(100)
+                    dns.sendto(b"answer to " + data, address)
+                    assert client.recv(100) == b"answer to question"
 
 
 # Beside netfilter

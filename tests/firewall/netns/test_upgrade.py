@@ -23,7 +23,7 @@ from tests.firewall.support.attached import (
     use_object,
 )
 from tests.support.netns import Network
-from zfw_py import Firewall, Insert, KernelError, Prefix, Rule, RuleKey
+from zfw_py import OWN4, Firewall, Insert, KernelError, Prefix, Rule, RuleKey
 
 if TYPE_CHECKING:
     pass
@@ -80,13 +80,19 @@ def test_an_upgrade_reaches_every_interface(
 
 @pytest.mark.usefixtures("stand_in")
 @pytest.mark.parametrize("by_batch", [False, True])
+@pytest.mark.parametrize("kind", ["limited", "own"])
 def test_a_rule_that_older_programs_may_not_know_brings_the_new_ones(
-    machine: Network, newer_object: Path, monkeypatch: pytest.MonkeyPatch, *, by_batch: bool
+    machine: Network,
+    newer_object: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    *,
+    by_batch: bool,
 ) -> None:
-    """An older program does not know that a rule is limited to its interfaces."""
+    """An older program knows no rule limited to its interfaces, and none for own addresses."""
+    destination = Prefix.parse("100.72.0.4")
 
-    def insert(**kind: bool) -> None:
-        rule = Rule(RuleKey(Prefix.parse("100.72.0.4"), "tcp", 80), interfaces=("lo",), **kind)
+    def insert(rule: Rule) -> None:
         if by_batch:
             firewall.apply([Insert(rule)])
         else:
@@ -96,9 +102,12 @@ def test_a_rule_that_older_programs_may_not_know_brings_the_new_ones(
     firewall.attach(INTERFACE, "both")
     old = our_program()
     use_object(monkeypatch, newer_object)
-    insert(limited=False)
+    insert(Rule(RuleKey(destination, "tcp", 80), interfaces=("lo",), limited=False))
     assert our_program() == old
-    insert()
+    if kind == "own":
+        insert(Rule(RuleKey(OWN4, "tcp", 80)))
+    else:
+        insert(Rule(RuleKey(destination, "tcp", 81), interfaces=("lo",)))
     assert our_program() != old
     assert attached(INTERFACE) == [
         (direction, "tcx", our_program(direction)) for direction in ("ingress", "egress")

@@ -123,7 +123,14 @@ class Contents:
         assert self.length_counts == counts
         for table, pairs in enumerate(self.lengths):
             expected = {(k[1], k[2]) for k in counts if k[0] == table}
-            assert pairs == sorted(expected, reverse=True), "the lengths in use, longest first"
+            # Those of own addresses, which have the number 255, behind those of single ones.
+            in_order = [
+                pair
+                for length in (128, 255, *reversed(range(128)))
+                for pair in sorted(expected, reverse=True)
+                if pair[0] == length
+            ]
+            assert pairs == in_order, "the lengths in use, in the order of look-ups"
         assert {c: set(index) for c, index in self.ports.items()} == expected_ports
         assert len(set(slots)) == len(slots), "a slot of two rules"
         assert sorted([*slots, *self._free_slots()]) == list(range(self.state.next_slot))

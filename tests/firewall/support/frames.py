@@ -27,6 +27,7 @@ from tests.firewall.support.listeners import (
 from tests.support.netns import Network
 from tests.support.waiting import PATIENCE, wait_until
 from zfw_py import Firewall, Prefix, Rule, RuleKey
+from zfw_py.firewall.model import parse_destination
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -149,7 +150,7 @@ class Filtering:
     ) -> Inserted:
         """Insert a rule: intercept for the local port ``to``, pass if that is 0, or deny."""
         key = RuleKey(
-            Prefix.parse(destination),
+            parse_destination(destination, None, "destination", ""),
             protocol,
             low,
             source=Prefix.parse(source) if source else None,

@@ -8,7 +8,7 @@ checksums are 0, since the programs do not read them.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from random import Random
@@ -733,11 +733,13 @@ def random_rules(
     tproxy_ports: Sequence[int],
     interfaces: Sequence[str] = (),
     egress: float = 0.05,
+    own: Mapping[int, str] | None = None,
 ) -> list[Rule]:
     """Rules with distinct keys, in a random order of entry.
 
     For each of ``sizes`` one prefix with so many rules: the prefixes lie within
     each other, the port ranges of each overlap. ``egress`` is the share of their direction.
+    With ``own``, an own address of each family, some are for own addresses.
     """
     rules: dict[tuple[object, ...], Rule] = {}
     for size in sizes:
@@ -747,6 +749,9 @@ def random_rules(
         source = network(rng.choice(_SOURCES[family]) if _chance(rng, 0.6) else _SOURCES[family][0])
         protocol = rng.choice(("tcp", "udp"))
         direction = "egress" if _chance(rng, egress) else "ingress"
+        is_own = False
+        if own is not None and direction == "ingress" and _chance(rng, 0.2):
+            is_own, destination = True, network(own[family])
         # A few lists for all rules of the prefix: each list that a port may depend on
         # takes room in the prefix's port index.
         lists: list[frozenset[str]] = [frozenset()]
@@ -773,6 +778,7 @@ def random_rules(
                 names := rng.choice(lists),
                 direction,
                 is_limited=bool(names) and _chance(rng, 0.5),
+                is_own=is_own,
             )
             rules.setdefault(rule.key, rule)
     mixed = list(rules.values())

@@ -84,6 +84,8 @@ class Rule:
     direction: str = "ingress"
     # It counts on its interfaces alone, whatever their settings.
     is_limited: bool = False
+    # It is for each own address of the host, whatever ``destination`` is but its family.
+    is_own: bool = False
 
     @property
     def family(self) -> int:
@@ -93,14 +95,21 @@ class Rule:
     @property
     def key(self) -> tuple[object, ...]:
         """The rule's key: a second rule with the same key replaces it."""
-        return (self.direction, self.protocol, self.destination, self.source, self.low)
+        to = f"own{self.family}" if self.is_own else self.destination
+        return (self.direction, self.protocol, to, self.source, self.low)
+
+    @property
+    def precedence(self) -> tuple[float, int]:
+        """The greatest is tried first: own addresses come between one address and two."""
+        bits = self.destination.max_prefixlen
+        return bits - 0.5 if self.is_own else self.destination.prefixlen, self.source.prefixlen
 
     def __str__(self) -> str:
         to = f" {self.tproxy_port}" if self.tproxy_port else ""
         on = f" on {','.join(sorted(self.interfaces))}" if self.interfaces else ""
         on += " alone" if self.is_limited else ""
         return (
-            f"{self.direction} {self.protocol} {self.destination} from {self.source}"
+            f"{self.direction} {self.protocol} {self.key[2]} from {self.source}"
             f" ports {self.low}-{self.high} {self.action}{to}{on}"
         )
 
@@ -137,7 +146,11 @@ def rule(
 class RuleSet:
     """The rules, in the order in which they were inserted."""
 
-    def __init__(self, rules: Iterable[Rule] = ()) -> None:
+    def __init__(
+        self, rules: Iterable[Rule] = (), own_addresses: frozenset[Address] = frozenset()
+    ) -> None:
+        """``own_addresses`` are those of the host's interfaces, whichever they are."""
+        self.own_addresses = own_addresses
         self._rules: list[Rule] = []
         self._by_precedence: dict[tuple[object, ...], list[tuple[int, ...]]] | None = None
         for each in rules:
@@ -201,9 +214,14 @@ class RuleSet:
         ):
             if not low <= port <= high:
                 continue
-            if to & to_mask != to_net or from_ & from_mask != from_net:
+            if from_ & from_mask != from_net:
                 continue
             candidate = self._rules[place]
+            if candidate.is_own:
+                if destination not in self.own_addresses:
+                    continue
+            elif to & to_mask != to_net:
+                continue
             looks_at_names = interface.per_interface_rules or candidate.is_limited
             if looks_at_names and interface.name not in candidate.interfaces:
                 continue
@@ -220,8 +238,7 @@ class RuleSet:
             places = sorted(
                 range(len(self._rules)),
                 key=lambda place: (
-                    -self._rules[place].destination.prefixlen,
-                    -self._rules[place].source.prefixlen,
+                    *(-length for length in self._rules[place].precedence),
                     place,
                 ),
             )

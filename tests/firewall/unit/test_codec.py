@@ -25,13 +25,16 @@ from zfw_py.firewall.codec import (
     encode_prefix_key,
     encode_single_prefix,
     from_u32,
+    has_own_length,
+    is_own_key,
     length_key_of,
+    precedence_of,
     size_class_of,
     table_of,
     table_parts,
     u32,
 )
-from zfw_py.firewall.model import Rule, RuleKey
+from zfw_py.firewall.model import OWN4, OWN6, Rule, RuleKey
 from zfw_py.values.prefix import Prefix
 
 pytestmark = pytest.mark.skipif(sys.byteorder == "big", reason="the bytes here are little-endian")
@@ -60,12 +63,39 @@ DENY = PortRule((80, 80, 0, 0, 5, layout.ACTION_DENY, 0, 0))
 DENY_BYTES = bytes.fromhex("5000 5000 0000 0000 05000000 02 00 0000")
 
 
+OWN4_BYTES = bytes.fromhex(
+    "00000000 00000000 0000ffff 00000000 00000000 00000000 0000ffff 00000000 ff 60 01 00"
+)
+OWN6_BYTES = bytes.fromhex("00000000 00000000 00000000 00000000") * 2 + b"\xff\0\3\0"
+
+
 @pytest.mark.parametrize(
-    ("key", "data"), [(KEY, KEY_BYTES), (KEY_IPV6, KEY_IPV6_BYTES)], ids=["IPv4", "IPv6"]
+    ("key", "data"),
+    [
+        (KEY, KEY_BYTES),
+        (KEY_IPV6, KEY_IPV6_BYTES),
+        (RuleKey(OWN4, "udp", 53), OWN4_BYTES),
+        (RuleKey(OWN6, "udp", 53), OWN6_BYTES),
+    ],
+    ids=["IPv4", "IPv6", "own4", "own6"],
 )
 def test_prefix_key(key: RuleKey, data: bytes) -> None:
     assert encode_prefix_key(key) == data
     assert decode_prefix_key(data) == (key.direction, key.protocol, key.destination, key.source)
+
+
+def test_own_addresses_come_behind_single_ones() -> None:
+    lengths = [(128, 96), (128, 0), (layout.OWN_LENGTH, 128), (layout.OWN_LENGTH, 0), (127, 128)]
+    assert sorted(lengths, key=precedence_of, reverse=True) == lengths
+    assert [is_own_key(data) for data in (KEY_BYTES, KEY_IPV6_BYTES, OWN4_BYTES, OWN6_BYTES)] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    for some in (lengths, lengths[:2], lengths[3:], []):
+        _, new = encode_lengths(bytes(layout.LENGTHS_SIZE), some)
+        assert has_own_length(new) == any(pair[0] == layout.OWN_LENGTH for pair in some)
 
 
 def test_a_mapped_address_and_the_ipv4_one_have_different_keys() -> None:

@@ -325,6 +325,16 @@ BAD: dict[str, tuple[tuple[str | int, ...], object, str]] = {
         0,
         "rules[1].high_port: 0 is below the low port 1",
     ),
+    "own egress": (
+        ("rules", 1, "destination"),
+        "own6",
+        "rules[1].destination: nothing leaves for own6: a rule for it is one of ingress",
+    ),
+    "own": (
+        ("rules", 0, "destination"),
+        "own",
+        "rules[0].destination: not an IPv4 or IPv6 address: 'own'",
+    ),
     "action": (("rules", 1, "action"), "drop", "rules[1].action: invalid enum value 'drop'"),
     "action egress": (
         ("rules", 0, "direction"),

@@ -66,7 +66,7 @@ def entries(draw: st.DrawFn) -> RuleEntry:
     actions = ("pass", "deny") if direction == "egress" else ("intercept", "pass", "deny")
     action = draw(st.sampled_from(actions))
     return RuleEntry(
-        destination=prefix(),
+        destination=f"own{family}" if direction == "ingress" and draw(st.booleans()) else prefix(),
         source=prefix() if draw(st.booleans()) else UNSET,
         direction=direction,
         protocol=draw(st.sampled_from(("tcp", "udp"))),

@@ -7,10 +7,15 @@ import pytest
 
 from zfw_py.errors import UsageError
 from zfw_py.firewall.model import (
+    FIELDS,
+    OWN4,
+    OWN6,
     Rule,
     RuleKey,
+    RuleText,
     check_interface_name,
     check_service_id,
+    parse_destination,
     parse_length,
     parse_port,
     parse_protocol,
@@ -23,6 +28,44 @@ HERE_IPV6 = Prefix.parse("2001:db8::1")
 
 def key(low_port: int = 80, **others: object) -> RuleKey:
     return RuleKey(HERE, "tcp", low_port, **others)  # type: ignore[arg-type]
+
+
+class TestOwnAddresses:
+    @pytest.mark.parametrize(("text", "own"), [("own4", OWN4), ("own6", OWN6)])
+    def test_are_read_and_written(self, text: str, own: Prefix) -> None:
+        assert parse_destination(text, None, "-c", "-m") is own
+        assert str(own) == text
+        assert own.family == int(text[-1])
+
+    def test_are_equal_to_themselves_alone(self) -> None:
+        others = [OWN4, OWN6, Prefix.parse("0.0.0.0"), Prefix.parse("::"), Prefix.any(4)]
+        assert [[a == b for b in others] for a in others] == [
+            [place == number for number in range(5)] for place in range(5)
+        ]
+        assert len({*others}) == 5
+        assert RuleKey(OWN4, "tcp", 1) == RuleKey(OWN4, "tcp", 1)
+
+    @pytest.mark.parametrize("text", ["own", "own5", "OWN4", "own4/32", "own4 ", "local"])
+    def test_have_no_other_name(self, text: str) -> None:
+        with pytest.raises(UsageError, match="-c: not an IPv4 or IPv6 address"):
+            parse_destination(text, None, "-c", "-m")
+
+    def test_take_no_length(self) -> None:
+        with pytest.raises(UsageError, match="-m: not together with own4"):
+            parse_destination("own4", 32, "-c", "-m")
+
+    def test_have_rules_of_ingress_alone(self) -> None:
+        with pytest.raises(UsageError, match="destination: nothing leaves for own6"):
+            RuleKey(OWN6, "tcp", 1, direction="egress")
+
+    def test_have_a_source_of_their_family(self) -> None:
+        assert str(RuleKey(OWN6, "tcp", 1)) == "ingress tcp own6 port 1"
+        with pytest.raises(UsageError, match=r"source: 192\.0\.2\.1/32 is not IPv6"):
+            RuleKey(OWN6, "tcp", 1, source=HERE)
+
+    def test_are_no_words_of_the_classic_grammar(self) -> None:
+        with pytest.raises(UsageError, match="not an IPv4 or IPv6 address: 'own4'"):
+            RuleText({"destination": "own4"}, FIELDS).destination()
 
 
 class TestAddress:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from zfw_py.firewall import codec, layout
 from zfw_py.firewall.codec import PortRule, encode_prefix_key
-from zfw_py.firewall.model import RuleKey
+from zfw_py.firewall.model import RuleKey, parse_destination
 from zfw_py.firewall.rules.order import after, before, covers, is_union, levels, union
 from zfw_py.values.prefix import Prefix
 
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 
 PORTS = (1, 2, 3, 4)
 INTERFACES = (0, 1)
-# A chain: a packet to the first address tries all of them, in this order.
+# A chain: a packet to the first address, which is an own one, tries all of them, in this order.
 CHAIN = [
-    encode_prefix_key(RuleKey(Prefix.parse(to), "udp", 1, source=Prefix.parse(from_)))
-    for to in ("10.1.1.1", "10.1.1.0/24", "10.0.0.0/8")
+    encode_prefix_key(
+        RuleKey(parse_destination(to, None, "", ""), "udp", 1, source=Prefix.parse(from_))
+    )
+    for to in ("10.1.1.1", "own4", "10.1.1.0/24", "10.0.0.0/8")
     for from_ in ("192.0.2.1", "0.0.0.0/0")
 ]
 Rules = dict[bytes, list[PortRule]]

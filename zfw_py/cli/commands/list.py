@@ -44,7 +44,7 @@ def command(
         typer.Option(
             "-c",
             "--destination",
-            metavar="ADDR[/LEN]",
+            metavar="ADDR[/LEN]|own4|own6",
             help="Only rules with exactly this destination.",
         ),
     ] = None,

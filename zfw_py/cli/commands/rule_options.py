@@ -21,8 +21,8 @@ OPTIONS = {
         "--destination",
         kind=str,
         default=...,
-        metavar="ADDR[/LEN]",
-        help="Destination, IPv4 or IPv6.",
+        metavar="ADDR[/LEN]|own4|own6",
+        help="Destination, IPv4 or IPv6; own4 and own6 are the addresses of this host.",
     ),
     "prefix_length": Option(
         "-m", "--prefix-length", metavar="LEN", help="Prefix length of the destination."
@@ -94,7 +94,7 @@ NAMES = {name: option.name for name, option in OPTIONS.items()}
 def read_insert(values: Mapping[str, Any]) -> Insert:
     """The insert that the values of ``OPTIONS`` describe. Raises UsageError, naming the option."""
     texts = {field: text for field in FIELDS if (text := values.get(field)) is not None}
-    rule = RuleText(texts, NAMES).rule(
+    rule = RuleText(texts, NAMES, has_own=True).rule(
         values.get("interfaces") or (), deny=values.get("deny", False)
     )
     return Insert(rule, route=values.get("route", False))
@@ -107,4 +107,4 @@ def inverse(insert: Insert) -> Delete:
 
 def read_destination(text: str) -> Prefix:
     """Read a destination, as ``-c`` takes it."""
-    return RuleText({"destination": text}, NAMES).destination()
+    return RuleText({"destination": text}, NAMES, has_own=True).destination()

@@ -77,6 +77,10 @@ class Commit:
             _change_lengths(maps, lengths_added, 1)
             if lengths_added:
                 _make_room(maps, sum(lengths_added.values()))
+            if any(map(codec.is_own_key, self._keys)):
+                # Before a rule for them, so that no packet meets neither the rules of before nor
+                # those of after.
+                edit.interfaces.refresh()
             self._write_prefixes()
             self._remove_indexes()
             _change_lengths(maps, lengths_removed, -1)

@@ -24,7 +24,7 @@ Rules of a union are marked, so that the next writer can complete or undo the ed
 from __future__ import annotations
 
 from zfw_py.firewall import layout
-from zfw_py.firewall.codec import PortRule, level_of
+from zfw_py.firewall.codec import PortRule, level_of, precedence_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def levels(keys: Iterable[bytes], *, most_specific_first: bool) -> list[list[byt
     by_level: dict[bytes, list[bytes]] = {}
     for key in keys:
         by_level.setdefault(level_of(key), []).append(key)
-    return [by_level[level] for level in sorted(by_level, reverse=most_specific_first)]
+    in_order = sorted(by_level, key=precedence_of, reverse=most_specific_first)
+    return [by_level[level] for level in in_order]
 
 
 def covers(
