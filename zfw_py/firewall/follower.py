@@ -82,6 +82,8 @@ class _Follower:
             return False
         for name, direction, mode in done.attached:
             self._log(f"attached {name} {direction} by {mode}")
+        for prefix in done.made_local:
+            self._log(f"made {prefix} local again")
         self._log_errors(done.errors)
         self.is_outdated = self._digest not in (None, done.object_digest)
         self._digest = done.object_digest

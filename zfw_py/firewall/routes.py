@@ -64,6 +64,11 @@ def obstacle_to(destination: Prefix) -> str | None:
     return f"{destination} shares addresses with the subnet {subnet}" if subnet else None
 
 
+def make_local(prefix: Prefix) -> None:
+    """Make a prefix local that has a record, unless it is. Raises KernelError."""
+    local_delivery.add_local(*_words(prefix))
+
+
 def held(maps: Maps) -> list[Prefix]:
     """The destinations that some rule holds a route for."""
     return [prefix for prefix, record in _records(maps) if record.rules]
@@ -156,7 +161,7 @@ def reconcile(maps: Maps, needed: dict[Prefix, int]) -> None:
         rules = needed.pop(prefix, 0)
         if rules or record.binds:
             if owner == layout.OWNER_ZFW:
-                local_delivery.add_local(*_words(prefix))
+                make_local(prefix)
             _write(maps, prefix, _Record(rules, record.binds, owner))
         elif record.rules or record.owner == layout.OWNER_PENDING:
             _remove(maps, prefix, owner)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from zfw_py.errors import MapFull, NotFound, ZfwError
 from zfw_py.firewall import programs
 from zfw_py.firewall.interfaces import Interfaces, index_of
+from zfw_py.firewall.lost_routes import lost, make_again
 from zfw_py.firewall.maps import STORE
 from zfw_py.kernel.lock import hold_number, is_number_held, open_numbers
 from zfw_py.kernel.own_netns import netns_cookie
@@ -25,15 +26,18 @@ if TYPE_CHECKING:
 
     from zfw_py.firewall.maps import Maps
     from zfw_py.firewall.programs import Attachment
+    from zfw_py.values.prefix import Prefix
 
 
 class Followed(NamedTuple):
-    """What ``follow`` attached, as (interface, direction, mode), and what it could not attach.
+    """What ``follow`` attached, as (interface, direction, mode), and what it could not do.
 
+    ``made_local`` are the prefixes of rules and binds that it made local again.
     ``object_digest`` is that of the build that the programs are from.
     """
 
     attached: list[tuple[str, str, str]]
+    made_local: list[Prefix]
     errors: list[str]
     object_digest: bytes
 
@@ -135,7 +139,10 @@ def detach_unwanted_away(maps: Maps, interfaces: Interfaces) -> None:
 
 
 def follow(maps: Maps, interfaces: Interfaces) -> Followed:
-    """Bring rows and addresses up to date; attach what is wanted and not attached."""
+    """Bring rows and addresses up to date; attach what is wanted and not attached.
+
+    Then make local what another program made no longer so.
+    """
     attached = []
     errors = []
     try:
@@ -153,7 +160,15 @@ def follow(maps: Maps, interfaces: Interfaces) -> Followed:
         attached.append((name, direction, mode))
     if attached:
         programs.remove_dead_links(maps)
-    return Followed(attached, errors, maps.state().object_digest)
+    made_local = []
+    for prefix in lost(maps):
+        try:
+            make_again(prefix)
+        except ZfwError as error:
+            errors.append(error.message)
+        else:
+            made_local.append(prefix)
+    return Followed(attached, made_local, errors, maps.state().object_digest)
 
 
 def following() -> int:
@@ -250,6 +265,10 @@ def differences(maps: Maps, interfaces: Interfaces, attached: list[Attachment]) 
             found.append(Difference(name, what, command))
     has_program = {each.ifindex for each in attached if each.direction == "egress"}
     found += _moved_here()
+    found += [
+        Difference("lo", f"{prefix} is not local any more", "zfw follow --once")
+        for prefix in lost(maps)
+    ]
     for name, settings in interfaces.settings().items():
         is_wanted = "egress" in interfaces.wanted().get(name, {})
         if not settings["outbound_filter"] or is_wanted or present.get(name) in has_program:

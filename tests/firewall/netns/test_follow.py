@@ -353,6 +353,43 @@ def test_clsact_that_another_program_removed_comes_back(namespace: Namespace) ->
         assert is_attached("d0", "ingress", "egress")
 
 
+@pytest.mark.parametrize("how", ["lo down", "lo flushed"])
+def test_a_prefix_of_route_that_another_program_removed_is_local_again(
+    namespace: Namespace, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    """As a network manager does when it starts again."""
+    commands = ["address flush dev lo", "address add 127.0.0.1/8 dev lo"]
+    if how == "lo down":
+        commands = ["link set lo down", "link set lo up"]
+    namespace.ip("link add d0 type bridge")
+    Firewall().attach("d0")
+    destinations = {"100.72.0.0/16": "100.72.9.9", "fd72::1/128": "fd72::1", "fd73::/64": "fd73::9"}
+    for destination in destinations:
+        key = RuleKey(Prefix.parse(destination), "tcp", 80)
+        Firewall().insert(Rule(key, tproxy_port=43321), route=True)
+    Firewall().bind(Prefix.parse("100.73.0.1"))
+
+    def is_local() -> bool:
+        found = [
+            namespace.run("ip", "route", "get", to, check=False) for to in destinations.values()
+        ]
+        return all(each.stdout.startswith("local") for each in found)
+
+    assert is_local()
+    namespace.ip(*commands)
+    found, lines = status(capsys)
+    assert found == 21
+    assert "lo: fd72::1/128 is not local any more: zfw follow --once" in lines
+    with Follower(namespace) as follower:
+        assert wait_until(lambda: is_local() and status(capsys) == (0, []), SOON)
+        namespace.ip(*commands)
+        assert wait_until(lambda: is_local() and status(capsys) == (0, []), SOON)
+        follower.end()
+    assert follower.output.count("made fd72::1/128 local again") == 2
+    Firewall().detach_all()
+    assert not is_local()
+
+
 # Interfaces that are moved to another namespace, as into a container
 
 

@@ -25,7 +25,8 @@ def command(
     """Keep the firewall right while interfaces and addresses change.
 
     Attaches the firewall again to an interface that was made anew, renamed or moved
-    back, and brings the addresses up to date by which SSH and DHCP pass. It runs in
+    back, and brings the addresses up to date by which SSH and DHCP pass. Prefixes
+    of --route that another program removed are made local again. It runs in
     the foreground, for the network namespace that it was started in, and may be
     started before the firewall and before the interfaces. zfw systemd install starts
     it at boot.
@@ -36,6 +37,8 @@ def command(
         done = Firewall().follow()
         for name, direction, mode in done.attached:
             output.line(f"attached {name} {direction} by {mode}")
+        for prefix in done.made_local:
+            output.line(f"made {prefix} local again")
         output.warnings(done.errors)
         if done.errors:
             raise typer.Exit(ZfwError.exit_code)
