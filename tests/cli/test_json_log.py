@@ -73,6 +73,25 @@ def test_a_link_that_is_put_in_the_path_leads_nowhere(
     assert "symbolic links" in capsys.readouterr().err
 
 
+def test_a_link_in_a_directory_that_others_can_write_to_is_not_followed(tmp_path: Path) -> None:
+    """Any link in the path, not only the last one."""
+    shared, target = tmp_path / "shared", tmp_path / "etc"
+    shared.mkdir()
+    shared.chmod(0o777)
+    target.mkdir()
+    (shared / "logs").symlink_to(target)
+    for path in (shared / "logs/log", shared / "logs/deeper/log"):
+        with pytest.raises(UsageError, match="a symbolic link, which zfw does not follow"):
+            JsonLog(str(path), "zfw")
+    assert list(target.iterdir()) == []
+    (target / "log").touch()
+    with (target / "log").open("a") as first:
+        log = JsonLog.of(first.fileno(), str(shared / "logs/log"), "zfw")
+    (target / "log").unlink()
+    log.write({"n": 1})
+    assert list(target.iterdir()) == []
+
+
 def test_a_directory_that_is_removed_is_no_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING
 
 from zfw_py.cli import output
 from zfw_py.errors import KernelError, NotFound, PermissionDenied, UsageError, ZfwError
+from zfw_py.kernel.files import open_directory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from zfw_py.values.endpoint import Endpoint
 
-# O_NOFOLLOW: users who can write to the directory could link the name to another file.
-_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 # How often the name of the file is looked at, in seconds.
 _LOOK_INTERVAL = 1.0
+# O_NOFOLLOW: users who can write to the directory could link the name to another file.
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -56,7 +56,7 @@ class JsonLog:
         """
         directory = -1
         try:
-            directory = os.open(os.path.dirname(path) or ".", _DIRECTORY)
+            directory = open_directory(os.path.dirname(path))
             fd = os.open(os.path.basename(path) or ".", _APPEND, 0o600, dir_fd=directory)
         except OSError as error:
             if directory >= 0:
@@ -73,7 +73,7 @@ class JsonLog:
         """One that another process has opened, by a descriptor of it."""
         made = cls.__new__(cls)
         try:
-            directory = os.open(os.path.dirname(path), _DIRECTORY)
+            directory = open_directory(os.path.dirname(path))
         except OSError:
             directory = -1  # removed since: the file is kept as it is
         made._begin(os.dup(fd), directory, path, command)

@@ -6,8 +6,8 @@ from __future__ import annotations
 import os
 import secrets
 from contextlib import suppress
-from errno import EINVAL
-from stat import S_ISREG
+from errno import EINVAL, ELOOP
+from stat import S_ISLNK, S_ISREG, S_ISVTX, S_IWGRP, S_IWOTH
 from struct import Struct
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,8 @@ _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _SYS_OPENAT2, _RESOLVE = 437, 0x10 | 0x02
 _OPEN_HOW = Struct("=QQQ")  # flags, mode, resolve
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_STEP = os.O_PATH | os.O_CLOEXEC
+_MOST_LINKS = 40  # of path_resolution(7)
 
 
 def read(path: str, most: int) -> bytes:
@@ -60,6 +62,48 @@ def open_in_root(root: str, path: str) -> int:
         os.close(fd)
 
 
+def open_directory(path: str) -> int:
+    """A descriptor of a directory, by no symbolic link that another user can have made.
+
+    A link counts as the caller's if it belongs to root or the caller, in a directory of theirs that
+    no other user can write to, or that has the sticky bit. "" is the working directory. Raises
+    OSError; ELOOP for a link of another user.
+    """
+    present = os.open("/" if path.startswith("/") else ".", _STEP)
+    links = 0
+    try:
+        left = path.split("/")[::-1]
+        while left:
+            name = left.pop()
+            if name in ("", "."):
+                continue
+            following = os.open(name, _STEP | os.O_NOFOLLOW, dir_fd=present)
+            if S_ISLNK(os.fstat(following).st_mode):
+                try:
+                    links += 1
+                    if links > _MOST_LINKS or not _is_own(os.fstat(following), os.fstat(present)):
+                        raise OSError(ELOOP, os.strerror(ELOOP), path)
+                    target = os.readlink("", dir_fd=following)
+                finally:
+                    os.close(following)
+                left += target.split("/")[::-1]
+                if not target.startswith("/"):
+                    continue
+                following = os.open("/", _STEP)
+            os.close(present)
+            present = following
+        return os.open(".", _DIRECTORY, dir_fd=present)
+    finally:
+        os.close(present)
+
+
+def _is_own(link: os.stat_result, directory: os.stat_result) -> bool:
+    """Whether a link is of root or the caller, and no other user can replace it."""
+    own = (0, os.geteuid())
+    is_shared = directory.st_mode & (S_IWGRP | S_IWOTH) and not directory.st_mode & S_ISVTX
+    return link.st_uid in own and directory.st_uid in own and not is_shared
+
+
 def read_stdin(most: int) -> bytes:
     """Read stdin to its end, with the same bound."""
     import sys
@@ -76,14 +120,14 @@ def _bounded(data: bytes, name: str, most: int) -> bytes:
 def write(path: str, data: bytes, mode: int = 0o600) -> None:
     """Create or replace a file atomically and durably.
 
-    Only a regular file is replaced, and no link is followed. Raises a ZfwError that names the
-    file, which is unchanged then.
+    Only a regular file is replaced. No link is followed in its place, and none in its path that
+    another user can have made. Raises a ZfwError that names the file, which is unchanged then.
     """
     parent, name = os.path.split(path)
     if name in ("", ".", ".."):
         raise UsageError(f"{path}: not the name of a file")
     try:
-        directory = os.open(parent or ".", _DIRECTORY)
+        directory = open_directory(parent)
     except FileNotFoundError:
         raise NotFound(f"{path}: no such directory") from None
     except OSError as error:
