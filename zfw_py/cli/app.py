@@ -36,6 +36,7 @@ COMMANDS = (
     "list",
     "flush",
     "status",
+    "doctor",
     "flows",
     "explain",
     "set",

@@ -22,7 +22,7 @@ from zfw_py.kernel.own_netns import netns_cookie
 from zfw_py.lifecycle.programs import make_root
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from zfw_py.firewall.maps import Maps
     from zfw_py.firewall.programs import Attachment
@@ -219,21 +219,45 @@ def absent(maps: Maps, interfaces: Interfaces) -> list[str]:
 def differences(maps: Maps, interfaces: Interfaces, attached: list[Attachment]) -> list[Difference]:
     """Where the kernel, or what the programs read, is not what is wanted. Changes nothing.
 
-    ``attached`` is what the kernel says, as ``programs.attachments``. That an interface does not
-    exist is no difference while a follower runs, which attaches it when it appears.
+    ``attached`` is what the kernel says, as ``programs.attachments``.
     """
-    found = []
+    return sorted(
+        [
+            *unlike_wanted(maps, interfaces, attached),
+            *ahead(attached),
+            *idle_filters(interfaces, attached),
+            *out_of_date(interfaces, attached),
+            *not_local(maps),
+        ]
+    )
+
+
+def unlike_wanted(
+    maps: Maps, interfaces: Interfaces, attached: list[Attachment]
+) -> Iterator[Difference]:
+    """Attachments that are wanted and are not there, or the other way round.
+
+    That an interface does not exist is no difference while a follower runs, which attaches it
+    when it appears.
+    """
     if not is_followed():
-        what = "there is no such interface, and no zfw follow runs that attaches it later"
-        found += [Difference(name, what, _forget(name)) for name in absent(maps, interfaces)]
+        what = (
+            "there is no such interface, and no zfw follow runs that attaches it later;"
+            " if it shall not be attached"
+        )
+        for name in absent(maps, interfaces):
+            yield Difference(name, what, f"zfw detach {name}")
     present = interfaces.present()
     actual = {(each.ifindex, each.direction): each.mode for each in attached}
     for name, modes in interfaces.wanted().items():
         ifindex = present.get(name, 0)
         if not ifindex:
             if _is_away(maps, interfaces.indexes()[name]):
-                what = "it is in another network namespace, and is still filtered by this firewall"
-                found.append(Difference(name, what, _forget(name)))
+                what = (
+                    "it is in another network namespace, and is still filtered by this firewall;"
+                    " if it shall not be attached"
+                )
+                yield Difference(name, what, f"zfw detach {name}")
             continue
         lacking: dict[str, list[str]] = {}
         for direction, mode in modes.items():
@@ -242,16 +266,23 @@ def differences(maps: Maps, interfaces: Interfaces, attached: list[Attachment]) 
                 lacking.setdefault(mode, []).append(direction)
             elif mode not in ("auto", mode_there):
                 what = f"{direction} is attached by {mode_there}, not by {mode}"
-                found.append(Difference(name, what, _attach(name, [direction], mode)))
+                yield Difference(name, what, _attach(name, [direction], mode))
         for mode, directions in lacking.items():
             verb = "is" if len(directions) == 1 else "are"
             what = f"{' and '.join(directions)} {verb} not attached"
-            found.append(Difference(name, what, _attach(name, directions, mode)))
+            yield Difference(name, what, _attach(name, directions, mode))
     for ifindex, direction in actual:
         name = _name_of(ifindex)
-        what = f"{direction} is attached, and not recorded as wanted"
-        command = f"{_attach(name, [direction], 'auto')}, or zfw detach {name}"
-        found.append(Difference(name, what, command))
+        what = (
+            f"{direction} is attached, and not recorded as wanted; zfw detach {name} detaches it,"
+            " and this records it"
+        )
+        yield Difference(name, what, _attach(name, [direction], "auto"))
+    yield from _moved_here()
+
+
+def ahead(attached: list[Attachment]) -> Iterator[Difference]:
+    """Programs that run before the firewall's."""
     for each in attached:
         if others := programs.in_front(each):
             what = (
@@ -259,26 +290,36 @@ def differences(maps: Maps, interfaces: Interfaces, attached: list[Attachment]) 
                 " firewall's, and may pass packets past it"
             )
             name = _name_of(each.ifindex)
-            command = f"zfw detach {name}, then {_attach(name, [each.direction], each.mode)}"
+            # Detaching takes both directions.
+            directions = [other.direction for other in attached if other.ifindex == each.ifindex]
+            command = f"zfw detach {name} && {_attach(name, directions, each.mode)}"
             if each.mode == "clsact":
                 command = f"zfw attach {name} --direction {each.direction} --mode tcx"
-            found.append(Difference(name, what, command))
+            yield Difference(name, what, command)
+
+
+def idle_filters(interfaces: Interfaces, attached: list[Attachment]) -> Iterator[Difference]:
+    """Outbound filters without an egress program."""
+    present = interfaces.present()
     has_program = {each.ifindex for each in attached if each.direction == "egress"}
-    found += _moved_here()
-    found += [
-        Difference("lo", f"{prefix} is not local any more", "zfw follow --once")
-        for prefix in lost(maps)
-    ]
     for name, settings in interfaces.settings().items():
         is_wanted = "egress" in interfaces.wanted().get(name, {})
         if not settings["outbound_filter"] or is_wanted or present.get(name) in has_program:
             continue
         what = "outbound-filter is on, and has no effect without an egress program"
-        found.append(Difference(name, what, _attach(name, ["egress"], "auto")))
-    indexes = {each.ifindex for each in attached}
-    for name, what in interfaces.stale(indexes).items():
-        found.append(Difference(name, what, "zfw follow --once"))
-    return sorted(found)
+        yield Difference(name, what, _attach(name, ["egress"], "auto"))
+
+
+def out_of_date(interfaces: Interfaces, attached: list[Attachment]) -> Iterator[Difference]:
+    """Addresses, indexes and settings that the programs read and that have changed."""
+    for name, what in interfaces.stale({each.ifindex for each in attached}).items():
+        yield Difference(name, what, "zfw follow --once")
+
+
+def not_local(maps: Maps) -> Iterator[Difference]:
+    """Prefixes that --route or -B made local, and that are local no more."""
+    for prefix in lost(maps):
+        yield Difference("lo", f"{prefix} is not local any more", "zfw follow --once")
 
 
 def read_moved_here() -> list[Difference]:
@@ -312,10 +353,6 @@ def _moved_here() -> list[Difference]:
 def _is_away(maps: Maps, recorded: int) -> bool:
     """Whether the interface that had this index is in another network namespace."""
     return bool(recorded and programs.index_away(maps, recorded))
-
-
-def _forget(name: str) -> str:
-    return f"zfw detach {name} if it shall not be attached"
 
 
 def _attach(name: str, directions: Sequence[str], mode: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 from struct import Struct
 
 from zfw_py.kernel import bpf_maps
@@ -14,6 +15,8 @@ _PROG_QUERY = 16
 _RAW_TRACEPOINT_OPEN = 17
 _LINK_CREATE = 28
 _LINK_UPDATE = 29
+_LINK_GET_FD_BY_ID = 30
+_LINK_GET_NEXT_ID = 31
 _LINK_DETACH = 34
 
 # enum bpf_attach_type; TCX since 6.6 (e420bed02507)
@@ -173,3 +176,52 @@ def is_program(fd: int) -> bool:
     """Whether a descriptor is that of a program, and not of a map or link (proc(5), fdinfo)."""
     with open(f"/proc/self/fdinfo/{fd}") as file:
         return any(line.startswith("prog_type:") for line in file)
+
+
+# struct bpf_prog_info: 64 bytes, then the name.
+_NAME_OFFSET, _NAME_SIZE = 64, 16
+# struct bpf_link_info: type, id, prog_id
+_link_info = Struct("=III")
+
+
+def program_name(number: int) -> str:
+    """The name of a loaded program, at most 15 characters; empty if it is gone.
+
+    Raises OSError. Needs CAP_SYS_ADMIN.
+    """
+    try:
+        fd = bpf_maps.open_program(number)
+    except FileNotFoundError:
+        return ""
+    try:
+        info = bpf_maps.object_info(fd, _NAME_OFFSET + _NAME_SIZE)
+    finally:
+        os.close(fd)
+    return info[_NAME_OFFSET:].partition(b"\0")[0].decode()
+
+
+def link_of(program_id: int) -> int:
+    """The id of a link that has a program attached; 0 if there is none.
+
+    Raises OSError. Needs CAP_SYS_ADMIN.
+    """
+    number = 0
+    while True:
+        data = bpf_maps.attribute(Struct("=III").pack(number, 0, 0))
+        try:
+            bpf_maps.bpf(_LINK_GET_NEXT_ID, data)
+        except FileNotFoundError:
+            return 0
+        number = _u32.unpack_from(data, 4)[0]
+        try:
+            fd = bpf_maps.bpf(
+                _LINK_GET_FD_BY_ID, bpf_maps.attribute(Struct("=III").pack(number, 0, 0))
+            )
+        except FileNotFoundError:
+            continue  # it has gone meanwhile
+        try:
+            _, link_id, program = _link_info.unpack(bpf_maps.object_info(fd, _link_info.size))
+        finally:
+            os.close(fd)
+        if program == program_id:
+            return int(link_id)

@@ -1,37 +1,29 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The route of one packet, and the sockets on one port: what a single command asks the kernel.
+"""The route of one packet, and the sockets that wait for any peer.
 
 By rtnetlink(7) and sock_diag(7) without pyroute2, whose import takes longer than the rest of
-such a command. ``routing`` and ``sock_diag`` are for all else. Both functions ask in the
+such a command. ``routing`` and ``sock_diag`` are for all else. All functions ask in the
 caller's network namespace.
 """
 
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import sys
 from struct import Struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from zfw_py.errors import KernelError
+from zfw_py.kernel import netlink
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-_NETLINK_ROUTE, _NETLINK_SOCK_DIAG = 0, 4
-_NLM_F_REQUEST, _NLM_F_DUMP = 1, 0x300
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_header = Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
-_attribute = Struct("=HH")  # struct nlattr: length, type
-_error = Struct("=i")
 _u32 = Struct("=I")
 
 # include/uapi/linux/rtnetlink.h
 _RTM_GETROUTE = 26
 _rtmsg = Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
 _RTA_DST, _RTA_SRC, _RTA_IIF, _RTA_OIF, _RTA_GATEWAY, _RTA_VIA = 1, 2, 3, 4, 5, 18
+_RTA_IP_PROTO, _RTA_DPORT = 27, 29
 _KINDS = {1: "unicast", 2: "local", 3: "broadcast", 4: "anycast", 5: "multicast"}
 # What a look-up that finds no way answers with: fib_props in net/ipv4/fib_semantics.c, and
 # EXDEV or EINVAL where the source is refused.
@@ -85,26 +77,35 @@ class PortSocket(NamedTuple):
     inode: int
     is_transparent: bool | None
     is_v6only: bool
+    port: int
 
 
 def route_of(
-    family: int, destination: bytes, source: bytes | None = None, came_by: int = 0
+    family: int,
+    destination: bytes,
+    source: bytes | None = None,
+    came_by: int = 0,
+    to: tuple[str, int] | None = None,
 ) -> PacketRoute:
     """The route of a packet; addresses are 4 or 16 bytes in network order.
 
     With ``came_by`` it is that of a packet which arrives by the interface of this index, and
-    the kernel checks the source as it does then. Raises KernelError.
+    the kernel checks the source as it does then. ``to`` is "tcp" or "udp" and the destination
+    port, for rules that look at them. Raises KernelError.
     """
     number = socket.AF_INET if family == 4 else socket.AF_INET6
     bits = 8 * len(destination)
     body = _rtmsg.pack(number, bits, bits if source else 0, 0, 0, 0, 0, 0, 0)
-    body += _packed(_RTA_DST, destination)
+    body += netlink.attribute(_RTA_DST, destination)
     if source:
-        body += _packed(_RTA_SRC, source)
+        body += netlink.attribute(_RTA_SRC, source)
     if came_by:
-        body += _packed(_RTA_IIF, _u32.pack(came_by))
+        body += netlink.attribute(_RTA_IIF, _u32.pack(came_by))
+    if to:
+        body += netlink.attribute(_RTA_IP_PROTO, bytes([_PROTOCOLS[to[0]]]))
+        body += netlink.attribute(_RTA_DPORT, to[1].to_bytes(2, "big"))
     try:
-        _, answer = next(_ask(_NETLINK_ROUTE, _RTM_GETROUTE, 0, body))
+        answer = netlink.get(netlink.ROUTE, _RTM_GETROUTE, body)
     except OSError as error:
         if error.errno == errno.EINVAL and came_by and _has_route(family, destination):
             return PacketRoute("source")
@@ -112,7 +113,7 @@ def route_of(
             return PacketRoute(_NO_ROUTE[error.errno])
         raise KernelError("look for a route", error.errno or 0) from error
     kind = _rtmsg.unpack_from(answer)[7]
-    found = _attributes(answer[_rtmsg.size :])
+    found = netlink.attributes(answer[_rtmsg.size :])
     gateway = found.get(_RTA_GATEWAY)
     via = found.get(_RTA_VIA)  # an IPv6 gateway of an IPv4 route: its family, then its address
     if gateway is None and via is not None:
@@ -131,74 +132,43 @@ def _has_route(family: int, destination: bytes) -> bool:
 
 
 def sockets_on(protocol: str, port: int) -> list[PortSocket] | None:
-    """The sockets of "tcp" or "udp" that are bound to this port and wait for any peer.
+    """Those of ``sockets_of`` on one port. Raises KernelError."""
+    found = sockets_of(protocol)
+    # A dump ignores the ports of a request.
+    return None if found is None else [each for each in found if each.port == port]
+
+
+def sockets_of(protocol: str) -> list[PortSocket] | None:
+    """The sockets of "tcp" or "udp" that are bound and wait for any peer.
 
     None if this kernel does not list them. Raises KernelError.
     """
     found = []
     for family in (socket.AF_INET, socket.AF_INET6):
-        # A dump ignores the ports of a request.
         body = _diag_request.pack(family, _PROTOCOLS[protocol], 0, _STATES[protocol], bytes(48))
         try:
-            for _, answer in _ask(_NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY, _NLM_F_DUMP, body):
-                parts = _diag_message.unpack_from(answer)
-                kind, source_port, address, ifindex = parts[0], parts[4], parts[6], parts[8]
-                uid, inode = parts[-2:]
-                if int.from_bytes(source_port, "big") != port:
-                    continue
-                more = _attributes(answer[_diag_message.size :])
-                options = more.get(_INET_DIAG_SOCKOPT)
-                found.append(
-                    PortSocket(
-                        4 if kind == socket.AF_INET else 6,
-                        address[:4] if kind == socket.AF_INET else address,
-                        ifindex,
-                        uid,
-                        inode,
-                        None if options is None else bool(options[0] & _TRANSPARENT),
-                        bool(more.get(_INET_DIAG_SKV6ONLY, b"\0")[0]),
-                    )
-                )
+            answers = netlink.dump(netlink.SOCK_DIAG, _SOCK_DIAG_BY_FAMILY, body)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT):
                 return None
             raise KernelError("list the sockets", error.errno or 0) from error
+        found += map(_port_socket, answers)
     return found
 
 
-def _packed(kind: int, value: bytes) -> bytes:
-    return _attribute.pack(_attribute.size + len(value), kind) + value
-
-
-def _attributes(data: bytes) -> dict[int, bytes]:
-    """The attributes behind a message's structure, by their type."""
-    found = {}
-    while len(data) >= _attribute.size:
-        length, kind = _attribute.unpack_from(data)
-        if length < _attribute.size:
-            break
-        found[kind & 0x3FFF] = data[_attribute.size : length]
-        data = data[length + 3 & ~3 :]
-    return found
-
-
-def _ask(protocol: int, kind: int, flags: int, body: bytes) -> Iterator[tuple[int, bytes]]:
-    """The answers to one request, each with its type. Raises OSError."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol) as kernel:
-        kernel.bind((0, 0))
-        flags |= _NLM_F_REQUEST
-        kernel.send(_header.pack(_header.size + len(body), kind, flags, 1, 0) + body)
-        while True:
-            data = kernel.recv(1 << 16)
-            while len(data) >= _header.size:
-                length, answer, _, _, _ = _header.unpack_from(data)
-                payload = data[_header.size : length]
-                if answer in (_NLMSG_ERROR, _NLMSG_DONE):
-                    code = -_error.unpack_from(payload)[0] if len(payload) >= 4 else 0
-                    if code:
-                        raise OSError(code, os.strerror(code))
-                    return
-                yield answer, payload
-                if not flags & _NLM_F_DUMP:
-                    return
-                data = data[length + 3 & ~3 :]
+def _port_socket(answer: bytes) -> PortSocket:
+    parts = _diag_message.unpack_from(answer)
+    kind, port, address, ifindex = parts[0], parts[4], parts[6], parts[8]
+    uid, inode = parts[-2:]
+    more = netlink.attributes(answer[_diag_message.size :])
+    options = more.get(_INET_DIAG_SOCKOPT)
+    return PortSocket(
+        4 if kind == socket.AF_INET else 6,
+        address[:4] if kind == socket.AF_INET else address,
+        ifindex,
+        uid,
+        inode,
+        None if options is None else bool(options[0] & _TRANSPARENT),
+        bool(more.get(_INET_DIAG_SKV6ONLY, b"\0")[0]),
+        int.from_bytes(port, "big"),
+    )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Dumps by netlink(7), without a library.
+"""Questions by netlink(7), without a library.
 
 For what a listing reads: importing pyroute2, which the modules that change something use, takes
 six times as long as the start of the interpreter.
@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+# Protocols, include/uapi/linux/netlink.h
 ROUTE = 0
+SOCK_DIAG = 4
 NETFILTER = 12
 
 _header = Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
@@ -63,6 +65,25 @@ def _dump_once(protocol: int, kind: int, request: bytes) -> list[bytes] | None:
                         raise OSError(number, os.strerror(number))
                     return found if is_whole else None
                 found.append(payload)
+
+
+def get(protocol: int, kind: int, request: bytes) -> bytes:
+    """The one message that answers a request, without its netlink header. Raises OSError."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol) as one:
+        one.bind((0, 0))
+        length = _header.size + len(request)
+        one.send(_header.pack(length, kind, _NLM_F_REQUEST, 1, 0) + request)
+        kind_found, _, payload = next(_messages(one.recv(_LARGEST)))
+    if kind_found == _NLMSG_ERROR:
+        number = -_error.unpack_from(payload)[0]
+        raise OSError(number, os.strerror(number))
+    return payload
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    """An attribute of a request."""
+    length = _attribute.size + len(value)
+    return _attribute.pack(length, kind) + value + bytes(_aligned(length) - length)
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:

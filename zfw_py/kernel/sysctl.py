@@ -9,3 +9,12 @@ def local_port_range() -> tuple[int, int]:
     with open("/proc/sys/net/ipv4/ip_local_port_range", encoding="ascii") as file:
         low, high = map(int, file.read().split())
     return low, high
+
+
+def number(name: str) -> int | None:
+    """The value of a parameter, such as "net/ipv4/conf/all/rp_filter"; None if there is none."""
+    try:
+        with open(f"/proc/sys/{name}", encoding="ascii") as file:
+            return int(file.read())
+    except FileNotFoundError:
+        return None

@@ -96,7 +96,7 @@ def test_the_status_says_which_program_runs_before_ours(
         " past it",
     )
     assert found.command == (
-        f"zfw detach {INTERFACE}, then zfw attach {INTERFACE} --direction {direction}"
+        f"zfw detach {INTERFACE} && zfw attach {INTERFACE} --direction {direction}"
         if mode == "tcx"
         else f"zfw attach {INTERFACE} --direction {direction} --mode tcx"
     )

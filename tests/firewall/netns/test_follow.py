@@ -180,8 +180,8 @@ def test_without_a_follower_a_device_made_anew_is_not_open_in_silence(
     assert status(capsys) == (
         21,
         [
-            "ppp0: there is no such interface, and no zfw follow runs that attaches it later:"
-            " zfw detach ppp0 if it shall not be attached"
+            "ppp0: there is no such interface, and no zfw follow runs that attaches it later;"
+            " if it shall not be attached: zfw detach ppp0"
         ],
     )
     namespace.ip("link add ppp0 type bridge")
@@ -337,8 +337,8 @@ def test_a_new_device_with_the_old_name_is_filtered_and_the_renamed_one_stays_so
     assert status(capsys) == (
         21,
         [
-            "b0: ingress is attached, and not recorded as wanted:"
-            " zfw attach b0 --direction ingress, or zfw detach b0"
+            "b0: ingress is attached, and not recorded as wanted; zfw detach b0 detaches it,"
+            " and this records it: zfw attach b0 --direction ingress"
         ],
     )
     assert main(["attach", "b0"]) == 0
@@ -444,8 +444,8 @@ def test_a_moved_interface_is_not_shut_by_what_is_written_where_it_was(
         assert status(capsys) == (
             21,
             [
-                "gw0: it is in another network namespace, and is still filtered by this firewall:"
-                " zfw detach gw0 if it shall not be attached"
+                "gw0: it is in another network namespace, and is still filtered by this firewall;"
+                " if it shall not be attached: zfw detach gw0"
             ],
         )
         assert {e.interface for e in Firewall().save().attachments} == {"gw0"}
