@@ -143,7 +143,7 @@ def sockets_of(protocol: str) -> list[PortSocket] | None:
 
     None if this kernel does not list them. Raises KernelError.
     """
-    found = []
+    found: list[PortSocket] = []
     for family in (socket.AF_INET, socket.AF_INET6):
         body = _diag_request.pack(family, _PROTOCOLS[protocol], 0, _STATES[protocol], bytes(48))
         try:
