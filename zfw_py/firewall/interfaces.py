@@ -338,13 +338,19 @@ class Interfaces:
         )
 
     def number_of(self, names: Iterable[str]) -> int:
-        """The number of the set of these names, of a new one if need be.
-
-        A set is never changed once it has a number: rules may refer to it. Raises MapFull.
-        """
+        """The number of the set of these names, of a new one if need be. Raises MapFull."""
         members = 0
         for name in names:
             members |= 1 << self.add(name)
+        return self.number_with(members)
+
+    def number_with(self, members: int) -> int:
+        """As ``number_of``, given a bitmap of names; 0 for the empty one.
+
+        A set is never changed once it has a number: rules may refer to it. Raises MapFull.
+        """
+        if not members:
+            return 0
         sets = self._loaded_sets()
         if members in sets:
             self._sets_given.add(sets.index(members))

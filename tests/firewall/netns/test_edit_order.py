@@ -19,7 +19,7 @@ import pytest
 
 from tests.firewall.support import frames
 from tests.firewall.support.contents import INTERFACE, Contents, fill, listing
-from tests.firewall.support.faults import fail_at, is_killed_at
+from tests.firewall.support.faults import fail_at, is_killed_at, watch_each_write
 from tests.firewall.support.packets import ethernet, ipv4, udp
 from tests.firewall.support.reference import ETHERTYPE_IPV4
 from zfw_py import Delete, Firewall, Insert, Prefix, Rule, RuleKey
@@ -246,6 +246,36 @@ def test_rules_that_become_limited(
             partial(gateway.firewall.apply, [Insert(each) for each in second]),
             is_whole=False,
         )
+
+
+@pytest.mark.parametrize("limited", [False, True])
+def test_rules_that_do_not_fit_together_let_nothing_in_meanwhile(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, *, limited: bool
+) -> None:
+    """Between both passes their prefix drops all, also where rules have to name the interface."""
+    gateway.firewall.set([INTERFACE], "per_interface_rules", not limited)
+    ours: dict[str, object] = {"interfaces": (INTERFACE,), "limited": limited}
+    wide = rule(DESTINATIONS[2], SOURCES[1], 1, 9, "pass", **ours)
+    denied = [
+        [rule(DESTINATIONS[0], SOURCES[1], low, 7, "deny", **ours)]
+        + [
+            rule(DESTINATIONS[0], SOURCES[1], port, port, "deny", **ours)
+            for port in range(first, first + 1100)
+        ]
+        for low, first in ((1, 10000), (2, 20000))
+    ]
+    from_scratch([wide, *denied[0]])
+    edits: list[Insert | Delete] = [Delete(each.key) for each in denied[0]]
+    edits += [Insert(each) for each in denied[1]]
+    edits.append(Insert(rule(DESTINATIONS[1], SOURCES[1], 9, 9, "deny", **ours)))
+
+    def reason() -> str:
+        return explain(Maps(is_writer=False), FRAMES[7], if_nametoindex(INTERFACE)).reason
+
+    found = watch_each_write(monkeypatch, reason)
+    gateway.firewall.apply(edits)
+    assert set(found) <= {"rule_deny", "rules_changing"}
+    assert len(found) > 10
 
 
 @pytest.mark.parametrize("again", range(0, 24, 3))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.firewall.support.contents import Contents
+from tests.firewall.support.faults import watch_each_write
 from tests.firewall.support.following import Follower
 from tests.firewall.support.frames import (
     AFTERWARDS,
@@ -29,10 +30,9 @@ from zfw_py import OWN4, OWN6, Delete, Firewall, Insert, MapFull, Prefix, Rule, 
 from zfw_py.firewall import layout
 from zfw_py.firewall.explain import explain
 from zfw_py.firewall.maps import Maps
-from zfw_py.kernel import bpf_maps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from tests.support.netns import Namespace
 
@@ -376,21 +376,6 @@ def test_a_rule_of_an_address_becomes_one_of_own_addresses_without_a_gap(
         assert reason() == "rule_deny"
     finally:
         gateway.gateway.run("ip", "address", "del", text, "dev", "lo")
-
-
-def watch_each_write(monkeypatch: pytest.MonkeyPatch, look: Callable[[], str]) -> list[str]:
-    """What ``look`` returns after each write to a map, from now on."""
-    found: list[str] = []
-    for name in ("update", "delete", "update_many", "delete_many"):
-        write = getattr(bpf_maps.Map, name)
-
-        def watched(*arguments: object, write: Callable[..., object] = write) -> object:
-            done = write(*arguments)
-            found.append(look())
-            return done
-
-        monkeypatch.setattr(bpf_maps.Map, name, watched)
-    return found
 
 
 # What is said of them

@@ -82,3 +82,20 @@ def is_killed_at(
         action()
 
     return is_killed(act)
+
+
+def watch_each_write(monkeypatch: pytest.MonkeyPatch, look: Callable[[], str]) -> list[str]:
+    """What ``look`` returns after each write to a map, from now on."""
+    found: list[str] = []
+
+    def wrapped(original: Callable[..., object]) -> Callable[..., object]:
+        def write(self: bpf_maps.Map, *arguments: object) -> object:
+            done = original(self, *arguments)
+            found.append(look())
+            return done
+
+        return write
+
+    for name in WRITES:
+        monkeypatch.setattr(bpf_maps.Map, name, wrapped(getattr(bpf_maps.Map, name)))
+    return found

@@ -240,8 +240,14 @@ class Commit:
         intervals, most = resolve(rules, self._edit.interfaces.members_of)
         size_class = codec.size_class_of(len(rules), len(intervals))
         if size_class is None or most > layout.MAX_CANDIDATES:
-            # Together they are too many: the prefix drops all until its new rules are there.
-            deny = (0, old[0].slot, layout.ACTION_DENY, 0, 0)
+            # Together they are too many: the prefix drops all until its new rules are there. On
+            # interfaces that look at names the deny has to name all that the rules name.
+            interfaces = self._edit.interfaces
+            members = 0
+            for rule in rules:
+                members |= interfaces.members_of(rule.interface_set)
+            number = interfaces.number_with(members)
+            deny = (number, old[0].slot, layout.ACTION_DENY, 0, 0)
             rules, size_class, intervals = [PortRule((*_ALL_PORTS, 0, *deny))], 0, []
         prefix.union_class = size_class
         return self._element(prefix, stamp, size_class, rules, intervals)
