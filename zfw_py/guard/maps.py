@@ -88,6 +88,8 @@ class Manifest(msgspec.Struct, frozen=True):
     policy: dict[str, object]
     lines: Lines = "denials"  # what the supervisor of a run prints on stderr
     digest: str = ""  # SHA-256 of the object file; empty for guards from before 0.2
+    # The servers of resolv.conf at the creation stay, because the supervisor sees other files.
+    is_dns_fixed: bool = False
     # How often the supervisor ended and was started again, when last (seconds since 1970), and why.
     restarts: int = 0
     restarted: float = 0.0

@@ -54,6 +54,19 @@ _SEARCH_INTERVAL = 5.0
 _DEFAULT = [Endpoint("127.0.0.1", DNS_PORT)]
 
 
+def servers_seen_by(pid: int, otherwise: list[str] | None = None) -> list[str]:
+    """The servers that a process's resolv.conf names now.
+
+    ``otherwise``: while it names none; without, those that the C library asks then.
+    """
+
+    def open_file() -> int:
+        return open_in_root(root_of(pid), RESOLV_CONF)
+
+    found = ResolvConf(open_file, [])()
+    return [str(each) for each in found] or otherwise or [str(each) for each in _DEFAULT]
+
+
 class _Namespace:
     """One namespace: the proxy's sockets in it, and the servers that are asked for it."""
 

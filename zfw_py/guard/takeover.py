@@ -28,6 +28,8 @@ import signal
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
+from msgspec.structs import replace
+
 from zfw_py.errors import Conflict, NotFound, raise_expected
 from zfw_py.guard import background, cgroups, document, layout, listeners, programs
 from zfw_py.guard.codec import proxies_of
@@ -128,14 +130,16 @@ def _exchange_supervisor(
             opened: list[Listeners] = []
             outputs = Outputs(None, "none")
             place = manifest.proxy_cgroup
-            has_own_files = True
+            has_own_files = not manifest.is_dns_fixed
             if process is not None:
                 opened = _sockets(old.pid, proxies)
                 for each in opened:
                     maps.write_listeners(each)
                 outputs, creator = _outputs(old.pid, manifest, creator)
                 place = cgroup.of_process(old.pid)
-                has_own_files = has_same_files(old.pid)
+                if not has_same_files(old.pid):
+                    has_own_files = False
+                    maps.write_manifest(replace(manifest, is_dns_fixed=True))
                 enter(path_of(old.pid))
                 os.close(process)
             elif not place and cgroups.is_within(cgroup.of_process(os.getpid()), manifest.cgroup):

@@ -68,7 +68,7 @@ def as_object(status: GuardStatus) -> dict[str, object]:
         "restarts": manifest.restarts,
         "last_end": manifest.ended or None,
         "processes": status.processes,
-        "dns": manifest.servers,
+        "dns": status.servers,
         "policy": manifest.policy or None,
         "learnt_addresses": status.resolved,
         "decisions": status.decisions,
@@ -98,7 +98,7 @@ def _cells(status: GuardStatus) -> tuple[str | int, ...]:
         status.processes,
         _count(manifest.policy.get("allow")),
         _count(manifest.policy.get("block")),
-        ",".join(manifest.servers),
+        ",".join(status.servers),
         status.resolved,
         denied(status),
     )
