@@ -77,6 +77,9 @@ OPTIONS = "options timeout:3 attempts:2\n"
 FILES = {
     "the first refuses packets": f"nameserver {REFUSING}\nnameserver {SERVER}\n{OPTIONS}",
     "the first is silent": f"nameserver {SILENT}\nnameserver {SERVER}\n{OPTIONS}",
+    "the second is silent": f"nameserver {SERVER}\nnameserver {SILENT}\n{OPTIONS}",
+    "over TCP": f"nameserver {SERVER}\n{OPTIONS}options use-vc edns0 trust-ad\n",
+    "one question a time": f"nameserver {SERVER}\n{OPTIONS}options single-request-reopen rotate\n",
     "a search list": (
         f"nameserver {SERVER}\nsearch ns.svc.cluster.local {DOMAIN} cluster.local\n"
         f"{OPTIONS}options ndots:5\n"
@@ -85,6 +88,8 @@ FILES = {
 FEW = ["good", "nxdomain", "nodata", "chain", "v4-else-nxdomain", "servfail", "refused"]
 # What is better with a guard: which clients, and which behaviours.
 BETTER = {
+    # These have no answer of a server that cuts it and does not serve TCP.
+    *((client, "cut") for client in CLIENTS if client not in ("musl", "busybox")),
     # These do not ask again by TCP, and the proxy does.
     ("musl", "truncating"),
     ("busybox", "truncating"),
@@ -157,7 +162,7 @@ def _ordered(line: str) -> str:
 
 
 def _compared(
-    world: World, clients: dict[str, list[str]], behaviours: list[str], domain: str = DOMAIN
+    world: World, clients: dict[str, list[str]], behaviours: list[str], domain: str
 ) -> dict[str, tuple[Seen, Seen]]:
     """What each client sees without and with a guard, all at the same time."""
     plain, guarded = world.new_cgroup(), world.new_cgroup()
@@ -182,20 +187,41 @@ def _compared(
         each.join()
     assert world.zfw("detach", done.stdout.strip()).returncode == 0
     assert len(found) == 2 * len(clients)
+    for each in found.values():
+        assert len(each.lines) == len(behaviours)
     return {client: (found[client, False], found[client, True]) for client in clients}
 
 
-def _assert_the_same(compared: dict[str, tuple[Seen, Seen]]) -> None:
-    found = []
-    for client, (plain, guarded) in compared.items():
+def _differences(seen: dict[str, tuple[Seen, Seen]]) -> dict[str, list[str]]:
+    """By client, what it sees otherwise with a guard."""
+    found: dict[str, list[str]] = {}
+    for client, (plain, guarded) in seen.items():
         print(f"{client}: {plain.seconds:.1f} s, with a guard {guarded.seconds:.1f} s")
+        lines = found.setdefault(client, [])
+        good = next(lines for name, lines in plain.lines.items() if name.startswith("good"))
+        if not any(ADDRESS in line for line in good):
+            lines.append(f"{client}: fails without a guard")
         if guarded.seconds > plain.seconds + EXTRA:
-            found.append(f"{client}: {guarded.seconds:.1f} s, without {plain.seconds:.1f} s")
-        for name in plain.lines.keys() | guarded.lines.keys():
+            lines.append(f"{client}: {guarded.seconds:.1f} s, without {plain.seconds:.1f} s")
+        for name in sorted(plain.lines.keys() | guarded.lines.keys()):
             pair = plain.lines.get(name), guarded.lines.get(name)
-            if pair[0] != pair[1] and (client, name.split(".")[0]) not in BETTER:
-                found.append(f"{client}, {name}:\n  without {pair[0]}\n  with    {pair[1]}")
-    assert not found, "\n".join(found)
+            behaviour = name.split(".")[0]
+            if pair[0] != pair[1] and (client, behaviour) not in BETTER:
+                lines.append(f"{client}, {name}:\n  without {pair[0]}\n  with    {pair[1]}")
+    return {client: lines for client, lines in found.items() if lines}
+
+
+def _assert_the_same(
+    world: World, clients: dict[str, list[str]], behaviours: list[str], domain: str
+) -> None:
+    """On a busy machine a client may run into its own time-out: a difference has to stay."""
+    found: dict[str, list[str]] = {}
+    for _ in range(3):
+        found = _differences(_compared(world, clients, behaviours, domain))
+        clients = {client: clients[client] for client in found}
+        if not clients:
+            return
+    raise AssertionError("\n".join(line for lines in found.values() for line in lines))
 
 
 GROUPS = [tuple(CLIENTS)[at : at + AT_ONCE] for at in range(0, len(CLIENTS), AT_ONCE)]
@@ -205,18 +231,17 @@ GROUPS = [tuple(CLIENTS)[at : at + AT_ONCE] for at in range(0, len(CLIENTS), AT_
 def test_each_client_sees_the_same(outside: World, built: Path, group: tuple[str, ...]) -> None:
     (outside.folder / "resolv.conf").write_text(f"nameserver {SERVER}\n{OPTIONS}")
     clients = {name: CLIENTS[name](built) for name in group}
-    compared = _compared(outside, clients, list(BEHAVIOURS))
-    for plain, _ in compared.values():
-        assert len(plain.lines) == len(BEHAVIOURS)
-        assert any(ADDRESS in line for line in plain.lines[f"good.{DOMAIN}"])
-    _assert_the_same(compared)
+    _assert_the_same(outside, clients, list(BEHAVIOURS), DOMAIN)
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_each_file_means_the_same(outside: World, built: Path, file: str) -> None:
     (outside.folder / "resolv.conf").write_text(FILES[file])
-    clients = {name: CLIENTS[name](built) for name in FOLLOWING}
-    domain = "" if file == "a search list" else DOMAIN
+    is_search = file == "a search list"
+    # Node.js asks c-ares without it.
+    following = [name for name in FOLLOWING if not is_search or name != "c-ares"]
+    clients = {name: CLIENTS[name](built) for name in following}
+    domain = "" if is_search else DOMAIN
     # A silent server takes 2 s until the next one is asked, and musl asks all at once.
-    slow = ["slow"] if file == "a search list" else []
-    _assert_the_same(_compared(outside, clients, FEW + slow, domain))
+    more = [] if SILENT in FILES[file] or REFUSING in FILES[file] else ["slow", "fifty", "signed"]
+    _assert_the_same(outside, clients, FEW + more, domain)

@@ -21,11 +21,12 @@ import dns.rdatatype
 from tests.guard.support.resolving import response
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     Message = dns.message.Message
-    # For a query and "udp" or "tcp": the replies, each with the seconds to wait before it.
-    Behaviour = Callable[[Message, str], list[tuple[float, Message]]]
+    # For a query and "udp" or "tcp": the replies, each with the seconds to wait before it. None:
+    # the connection is closed.
+    Behaviour = Callable[[Message, str], Sequence[tuple[float, Message | None]]]
 
 DOMAIN = "b.example"
 ADDRESS, ADDRESS6 = "10.9.0.10", "fd09::10"
@@ -90,6 +91,13 @@ def _truncating(query: Message, transport: str) -> list[tuple[float, Message]]:
     return [(0, _good(query, _huge(query)))]
 
 
+def _cut(query: Message, transport: str) -> list[tuple[float, Message | None]]:
+    """A part of the answer by UDP, and no service by TCP: many home routers."""
+    if transport == "tcp":
+        return [(0, None)]
+    return [(0, _good(query, flags=dns.flags.TC))]
+
+
 def _disordered(query: Message, transport: str) -> list[tuple[float, Message]]:
     """The answer to another question first; and the first question is answered last."""
     if transport == "tcp":
@@ -145,6 +153,7 @@ BEHAVIOURS: dict[str, Behaviour] = {
     "ttl0": lambda query, _: [(0, _good(query, _records(query, 0)))],
     "fifty": lambda query, _: [(0, _good(query, _many(query)))],
     "truncating": _truncating,
+    "cut": _cut,
     "chain": _chain,
     "chain-to-nothing": _chain_to_nothing,
     "slow": _good_after(1.5),
@@ -170,14 +179,16 @@ BEHAVIOURS: dict[str, Behaviour] = {
 }
 
 
-def _replies(data: bytes, transport: str) -> list[tuple[float, bytes]]:
+def _replies(data: bytes, transport: str) -> list[tuple[float, bytes | None]]:
     query = dns.message.from_wire(data)
     labels = _name(query).lower().rstrip(".").split(".")
     if labels[-2:] != DOMAIN.split(".") or len(labels) < 3 or labels[-3] not in BEHAVIOURS:
-        found = [(0.0, response(query, authority=_SOA, rcode=dns.rcode.NXDOMAIN))]
-    else:
-        found = BEHAVIOURS[labels[-3]](query, transport)
-    return [(delay, _wire(query, each, transport)) for delay, each in found]
+        reply = response(query, authority=_SOA, rcode=dns.rcode.NXDOMAIN)
+        return [(0, _wire(query, reply, transport))]
+    return [
+        (delay, None if each is None else _wire(query, each, transport))
+        for delay, each in BEHAVIOURS[labels[-3]](query, transport)
+    ]
 
 
 def _wire(query: Message, reply: Message, transport: str) -> bytes:
@@ -198,6 +209,8 @@ class _Datagrams(asyncio.DatagramProtocol):
     def datagram_received(self, data: bytes, client: object) -> None:
         loop = asyncio.get_running_loop()
         for delay, reply in _replies(data, "udp"):
+            if reply is None:
+                continue
             if delay:
                 loop.call_later(delay, self._transport.sendto, reply, client)  # type: ignore[attr-defined]
             else:
@@ -205,12 +218,16 @@ class _Datagrams(asyncio.DatagramProtocol):
 
 
 async def _serve_stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer each query when it is due, also before earlier ones (RFC 7766, section 7)."""
+    loop = asyncio.get_running_loop()
     try:
         while True:
             length = int.from_bytes(await reader.readexactly(2))
             for delay, reply in _replies(await reader.readexactly(length), "tcp"):
-                await asyncio.sleep(delay)
-                writer.write(pack("!H", len(reply)) + reply)
+                if reply is None:
+                    writer.close()
+                    return
+                loop.call_later(delay, writer.write, pack("!H", len(reply)) + reply)
     except (asyncio.IncompleteReadError, ConnectionError):
         writer.close()
 

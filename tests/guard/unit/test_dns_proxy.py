@@ -358,13 +358,6 @@ def test_what_is_truncated_is_asked_for_over_tcp(running: Running, server: FakeS
     assert [transport for _, transport in server.asked] == ["udp", "tcp"]
 
 
-def test_a_truncated_answer_alone_is_none(stack: ExitStack) -> None:
-    script = always(f"{WWW} 60 A 192.0.2.66", flags=dns.flags.TC)
-    server = stack.enter_context(FakeServer(script, has_tcp=False))
-    running, _ = stack.enter_context(proxied(server))
-    assert running.ask(WWW).rcode() == dns.rcode.SERVFAIL
-
-
 def test_over_tcp_nothing_is_cut(running: Running, server: FakeServer) -> None:
     texts = "\n".join(f'{WWW} 60 TXT "{number:03}{"x" * 240}"' for number in range(200))
 
@@ -560,6 +553,17 @@ def test_a_server_without_edns_is_asked_without(running: Running, server: FakeSe
     server.script = script
     assert addresses(running.ask(WWW, use_edns=0, want_dnssec=True)) == ["192.0.2.1"]
     assert [query.edns for query, _ in server.asked] == [0, -1]
+
+
+def test_a_truncated_answer_counts_where_the_server_does_not_serve_tcp(stack: ExitStack) -> None:
+    cut = stack.enter_context(
+        FakeServer(always(f"{WWW} 60 A 192.0.2.1", flags=dns.flags.TC), has_tcp=False)
+    )
+    running, policy = stack.enter_context(proxied(cut))
+    assert addresses(running.ask(WWW)) == ["192.0.2.1"]
+    assert policy.admitted == [((ADDRESS,), frozenset(), 61)]
+    cut.script = always("", flags=dns.flags.TC)
+    assert running.ask("a.test.").rcode() == dns.rcode.SERVFAIL
 
 
 def test_the_end_of_a_chain_that_upstream_left_out_is_asked_for(

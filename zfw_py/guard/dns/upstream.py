@@ -52,6 +52,7 @@ LOOK_INTERVAL = 0.5
 _LARGEST = 65_535
 # In the third byte of a message.
 _QR, _OPCODE, _TC = 0x80, 0x78, 0x02
+_ANCOUNT = slice(6, 8)  # the number of records in the answer section
 _ANSWERS = frozenset({NOERROR, NXDOMAIN, YXDOMAIN})
 # Errors of a server that could not read the query, and so does not repeat the question.
 _ERRORS = frozenset({FORMERR, SERVFAIL, NOTIMP, REFUSED})
@@ -234,14 +235,21 @@ class Upstream:
     async def _ask_server(
         self, server: _SocketAddress, name: Name, question: Question, deadline: float
     ) -> Message:
-        """Ask over UDP; over TCP if the reply is truncated; without EDNS if it is not known."""
+        """Ask over UDP; over TCP if the reply is truncated; without EDNS if it is not known.
+
+        The truncated reply counts if the server does not serve TCP: musl and busybox use it too.
+        """
         for is_edns in (True, False):
             asked = query(name, question, is_edns=is_edns)
             with self._socket(server, socket.SOCK_DGRAM) as udp:
                 received = await _ask_udp(udp, server.address, asked, deadline)
             if received[2] & _TC:
                 with self._socket(server, socket.SOCK_STREAM) as tcp:
-                    received = await _ask_tcp(tcp, server.address, asked, deadline)
+                    try:
+                        received = await _ask_tcp(tcp, server.address, asked, deadline)
+                    except OSError:
+                        if not any(received[_ANCOUNT]):
+                            raise
             try:
                 reply = read_reply(received, question.rdtype)
             except DNSException as error:
