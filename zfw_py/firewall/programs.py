@@ -434,7 +434,7 @@ def _opened_program(maps: Maps, name: str) -> Iterator[int]:
         try:
             program = held.enter_context(opened(f"{maps.directory}/{name}"))
         except OSError as error:
-            raise maps.mismatch(name, error.strerror or str(error)) from None
+            raise maps.not_opened(name, error) from None
         if not bpf_links.is_program(program):
             raise maps.mismatch(name, "it is no program")
         yield program

@@ -11,7 +11,7 @@ from __future__ import annotations
 import posix
 from os.path import isdir, lexists
 
-from zfw_py.errors import LayoutMismatch, NotFound, raise_expected
+from zfw_py.errors import KernelError, LayoutMismatch, NotFound, raise_expected
 from zfw_py.kernel import bpf_maps
 from zfw_py.kernel.lock import Lock, require_own
 
@@ -31,6 +31,8 @@ ROOT = f"{_TOP}/zfw"
 # Prefix of what is not published yet, or no longer: directories, and pins within one. No
 # identifier has an underscore.
 UNNAMED = "new_"
+# EIO, EAGAIN, ENOMEM, ENFILE, EMFILE, EROFS (include/uapi/asm-generic/errno-base.h).
+_OF_THE_SYSTEM = (5, 11, 12, 23, 24, 30)
 # The pin of an instance's manifest, in systems that have one.
 MANIFEST = "about"
 
@@ -210,8 +212,17 @@ class Pins:
                 raise self.mismatch(name, "it is a directory") from None
             raise_expected(error)
         except OSError as error:
-            # EINVAL and others: what is pinned there is no map.
-            raise self.mismatch(name, error.strerror or str(error)) from None
+            raise self.not_opened(name, error) from None
+
+    def not_opened(self, name: str, error: OSError) -> ZfwError:
+        """The error for a pin that cannot be opened.
+
+        EINVAL and others mean that what is pinned there is of another kind. Where the system lacks
+        something, the pin is as it was, and nobody shall remove it.
+        """
+        if error.errno in _OF_THE_SYSTEM:
+            return KernelError(f"open {self.directory}/{name}", error.errno)
+        return self.mismatch(name, error.strerror or str(error))
 
     def mismatch(self, name: str, what: str, hint: str = "") -> LayoutMismatch:
         """The error for a pin that is not what this version makes."""

@@ -24,6 +24,7 @@ from tests.firewall.support.attached import (
     our_program,
 )
 from tests.support.children import drop_privileges, in_child
+from tests.support.command import ZFW
 from tests.support.netns import CLONE_NEWNS, Network
 from tests.support.waiting import wait_until
 from zfw_py import Firewall, LayoutMismatch, Prefix, Rule, RuleKey, ZfwError
@@ -332,6 +333,24 @@ def test_a_state_of_another_version_is_refused_by_every_verb(machine: Network) -
             states.update(ZERO, good)
     assert snapshot() == before
     assert attached(INTERFACE) == attached("lo") == []
+
+
+@pytest.mark.parametrize("is_read_only", [True, False], ids=["read-only", "descriptors"])
+@pytest.mark.parametrize("verb", ["insert -c 100.72.0.9 -p tcp -l 80", "attach lo"])
+def test_a_pin_that_the_system_cannot_open_is_not_of_another_version(
+    network: Network, verb: str, is_read_only: bool
+) -> None:
+    """The hint for another version is to remove the firewall."""
+    Firewall().attach(INTERFACE, "both")
+    before, after, said = "ulimit -n 9", "true", "Too many open files (EMFILE)"
+    if is_read_only:
+        before, after = (f"mount -o remount,{how} /sys/fs/bpf" for how in ("ro", "rw"))
+        said = "Read-only file system (EROFS)"
+    script = f"{before} && {ZFW} {verb}; code=$?; {after}; exit $code"
+    done = network.gateway.run("sh", "-c", script, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert said in done.stderr
+    assert "version" not in done.stderr
 
 
 @pytest.mark.parametrize("mode", ["tcx", "clsact"])
