@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from zfw_py.errors import Conflict
 from zfw_py.firewall import codec, layout
-from zfw_py.kernel.local_lookup import is_local
+from zfw_py.kernel.lookups import route_of
 
 if TYPE_CHECKING:
     from zfw_py.firewall.maps import Maps
@@ -24,7 +24,8 @@ def lost(maps: Maps) -> list[Prefix]:
     for key, value in maps.map("routes").items():
         rules, binds, owner = codec.decode_route(value)
         prefix = codec.decode_route_key(key)
-        if owner == layout.OWNER_ZFW and (rules or binds) and not is_local(_within(prefix)):
+        is_needed = owner == layout.OWNER_ZFW and (rules or binds)
+        if is_needed and route_of(prefix.family, _within(prefix)).kind != "local":
             found.append(prefix)
     return sorted(found, key=str)
 
