@@ -347,18 +347,18 @@ __noinline int fw_match_further(struct fw_rule_query *query, int match)
 	table = bpf_map_lookup_elem(&lengths, &number);
 	if (!table)
 		return FW_MATCH_NONE;
-	/* For each pair of lengths at most one prefix of own addresses and one port index. */
-	for (i = 0; i < 3 * FW_MAX_LENGTHS + 2; i++) {
+	/* The verifier goes through all turns: each takes the steps for a prefix one after the
+	 * other, and then tries the next pairs of lengths, one at least. */
+	for (i = 0; i < FW_MAX_LENGTHS + 1; i++) {
 		if (match == FW_MATCH_IN_OWN)
 			match = fw_match_own(query);
-		else if (match == FW_MATCH_IN_MEDIUM)
+		if (match == FW_MATCH_IN_MEDIUM)
 			match = fw_search_medium(query);
 		else if (match == FW_MATCH_IN_LARGE)
 			match = fw_search_large(query);
-		else if (match == FW_MATCH_NEXT && !query->is_last)
-			match = fw_match_lengths(query);
-		else
+		if (match != FW_MATCH_NEXT || query->is_last)
 			break;
+		match = fw_match_lengths(query);
 	}
 	/* A port index was read after fw_match_lengths() compared this. */
 	if (READ_ONCE(table->changes) - query->changes > 1)
