@@ -14,8 +14,9 @@ from zfw_py.firewall.rules import Transaction
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from zfw_py.firewall.capture import Captured
     from zfw_py.firewall.document import Document
     from zfw_py.firewall.explain import Decision
     from zfw_py.firewall.flow_limits import FlowLimits
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from zfw_py.firewall.persistence import Restored
     from zfw_py.firewall.programs import Attachment
     from zfw_py.firewall.question import Question
+    from zfw_py.firewall.replay import Answer
     from zfw_py.firewall.rules import Deleted, Inserted
     from zfw_py.firewall.rules.edit import RuleEdit
     from zfw_py.firewall.status import Status
@@ -417,6 +419,14 @@ class Firewall:
 
         with Maps(is_writer=False) as maps:
             return explain(maps, Interfaces(maps), question)
+
+    def replay(
+        self, captured: Iterable[Captured], interface: str | None, direction: str = "ingress"
+    ) -> Iterator[Answer]:
+        """What happens to each packet of a capture; see ``replay.replay``."""
+        from zfw_py.firewall.replay import replay
+
+        return replay(captured, interface, direction)
 
     # Tracked flows
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 
 import os
 import secrets
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from errno import EINVAL, ELOOP
 from stat import S_ISLNK, S_ISREG, S_ISVTX, S_IWGRP, S_IWOTH
 from struct import Struct
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from zfw_py.errors import NotFound, UsageError, ZfwError
 from zfw_py.kernel.libc import last_error, libc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 # include/uapi/linux/openat2.h: RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS. Since 5.6 (fddb5d430ad9).
@@ -36,6 +36,28 @@ def read(path: str, most: int) -> bytes:
             return _bounded(file.read(most + 1), path, most)
     except FileNotFoundError:
         raise NotFound(f"{path}: no such file") from None
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+
+
+@contextmanager
+def open_to_read(path: str) -> Iterator[IO[bytes]]:
+    """A file, a pipe or a device to read, "-" for stdin, for the length of a with block.
+
+    Raises NotFound, and UsageError that names the file, also for what fails within the block.
+    """
+    if path == "-":
+        import sys
+
+        yield sys.stdin.buffer
+        return
+    try:
+        with open(path, "rb") as file:
+            yield file
+    except FileNotFoundError:
+        raise NotFound(f"{path}: no such file") from None
+    except ZfwError:
+        raise
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
 

@@ -12,8 +12,10 @@ from zfw_py.cli.commands.interfaces import complete
 from zfw_py.cli.commands.list import as_object as rule_as_object
 from zfw_py.errors import UsageError
 from zfw_py.firewall import question
+from zfw_py.firewall.model import check_direction, check_interface_name
 from zfw_py.firewall.reasons import TEXTS
 from zfw_py.firewall.service import Firewall
+from zfw_py.kernel import files
 from zfw_py.values.endpoint import Endpoint
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from zfw_py.firewall.model import Rule
     from zfw_py.firewall.question import Question
+    from zfw_py.firewall.replay import Answer
     from zfw_py.firewall.story import Explanation, Listener, RouteFound
     from zfw_py.firewall.tried import Tried
 
@@ -89,7 +92,17 @@ def command(
         Literal["pass", "drop", "intercept"] | None,
         typer.Option(help="Exit with code 11 if the verdict is another one."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print an object.")] = False,
+    pcap: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Ask about every packet of a capture, pcap or pcapng, - for stdin; a line each."
+            " Takes -i, --direction, --expect and --json alone.",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print an object; with --pcap one a line.")
+    ] = False,
 ) -> None:
     """Show what happens to a packet, and why.
 
@@ -98,6 +111,14 @@ def command(
     tried before and why none of their rules matched, the socket that gets the packet,
     the route, commands that change the decision, and what a test run cannot show.
     """
+    if pcap is not None:
+        if any(value is not None for value in (protocol, source, destination, tcp_flags, icmp)):
+            raise UsageError("--pcap: not together with -p, --from, --to, --tcp-flags and --icmp")
+        check_direction(direction, "--direction")
+        if interface is not None:
+            check_interface_name(interface, "-i, --interface")
+        _replay(pcap, interface, direction, expect, as_json=as_json)
+        return
     if source is None or destination is None:
         raise UsageError(f"{'--to' if source else '--from'}: missing")
     asked = question.ask(
@@ -134,6 +155,57 @@ def as_object(explained: Explanation) -> dict[str, object]:
         "route": None if explained.route is None else explained.route._asdict(),
         "advice": [f"{purpose}: {line}" if line else purpose for purpose, line in explained.advice],
         "unknown": explained.unknown,
+    }
+
+
+def _replay(
+    path: str, interface: str | None, direction: str, expect: str | None, *, as_json: bool
+) -> None:
+    """Print a line for each packet of a capture, and how many there were of each reason."""
+    from collections import Counter
+    from json import dumps
+
+    from zfw_py.firewall import capture
+
+    counts: Counter[tuple[str, str]] = Counter()
+    name = "stdin" if path == "-" else path
+    with files.open_to_read(path) as file:
+        for answer in Firewall().replay(capture.read(file, name), interface, direction):
+            verdict, reason = answer.verdict or "unknown", answer.reason or "too_short"
+            counts[verdict, reason] += 1
+            if as_json:
+                print(dumps(_answer_object(answer), separators=(",", ":")))
+            else:
+                output.line(f"{answer.packet.number:>6} {verdict:<9} {reason}  {_ends(answer)}")
+    if not as_json:
+        parts = [f"{verdict} {reason} {count}" for (verdict, reason), count in counts.most_common()]
+        output.fields([(output.counted(counts.total(), "packet"), [", ".join(parts) or "none"])])
+    others = sum(count for (verdict, _), count in counts.items() if verdict != expect)
+    if expect is not None and others:
+        output.error(f"expected {expect}, which {output.counted(others, 'packet')} did not have")
+        raise typer.Exit(output.REFUSED)
+
+
+def _ends(answer: Answer) -> str:
+    seen = answer.outline
+    kind = f"{seen.protocol}{f' {seen.fragment} fragment' if seen.fragment else ''}"
+    return f"{kind} {seen.source_text} > {seen.destination_text}" if seen.source else kind
+
+
+def _answer_object(answer: Answer) -> dict[str, object]:
+    seen = answer.outline
+    return {
+        "number": answer.packet.number,
+        "time": answer.packet.time,
+        "verdict": answer.verdict,
+        "reason": answer.reason,
+        "rule": None if answer.rule is None else rule_as_object(answer.rule),
+        "protocol": seen.protocol,
+        "from": seen.source_text or None,
+        "to": seen.destination_text or None,
+        "fragment": seen.fragment or None,
+        "bytes": answer.packet.length,
+        "captured": len(answer.packet.data),
     }
 
 
