@@ -26,7 +26,7 @@ _OTHER_VERSION = "The pinned maps were made by another version of zfw: nothing e
 def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print an array of objects.")] = False,
 ) -> None:
-    """Find what is wrong with firewall, guards, redirects and steering, and how to mend it.
+    """Find faults, and print the command that mends each.
 
     Looks at the firewall and the steering of this network namespace, and at all
     guards and redirects of the machine. Changes nothing. Each finding says what is
