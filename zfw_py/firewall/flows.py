@@ -32,6 +32,7 @@ _STAGES = {
 class Flow(NamedTuple):
     """A tracked flow: its initiator and its responder, addresses as text.
 
+    ``protocol`` is "tcp", "udp", "icmp", "icmpv6", or the number of another one, whose ports are 0.
     ``state`` is "started" (no answer yet), "answered", "open", "closing" (both ends have sent
     FIN) or "reset". ``is_admitted_in`` and ``is_admitted_out`` say whether packets of the
     initiator passed ingress and egress. ``idle``: seconds since the last packet. Both ports of
@@ -110,6 +111,8 @@ def _copy(old: Map, new: Map) -> None:
 
 def _lifetime(protocol: int, flags: int, table: int, limits: FlowLimits) -> int:
     """Seconds, as fw_is_expired() in bpf/include/firewall/flows.h computes them."""
+    if protocol not in _PROTOCOLS:
+        return layout.OTHER_IDLE
     if protocol != _TCP:
         return limits.udp_idle
     if flags & layout.FLOW_RESET:
@@ -149,7 +152,7 @@ def read_flows(maps: Maps) -> Iterator[Flow]:
         else:
             state = _STAGES[stage]
         yield Flow(
-            _PROTOCOLS[protocol],
+            _PROTOCOLS.get(protocol, str(protocol)),
             ends[initiator],
             ports[initiator],
             ends[1 - initiator],

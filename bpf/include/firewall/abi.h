@@ -57,6 +57,8 @@ enum fw_limit {
 	FW_TCP_OPENING_IDLE = 120,
 	FW_TCP_CLOSING_IDLE = 120,
 	FW_TCP_RESET_IDLE = 10,
+	/* Of flows that are neither TCP, UDP nor ICMP echo, in seconds: GRE, ESP and others. */
+	FW_OTHER_IDLE = 600,
 	/* Entries in the table of opening flows. */
 	FW_OPENING_FLOWS = 32768,
 	/* Seconds after the end of a flow in which the responder's packets are late answers. */
@@ -451,7 +453,7 @@ struct fw_pair {
  */
 struct fw_flow_key {
 	__be32 address[2][4];
-	__be16 port[2]; /* ICMP echo: the identifier, twice */
+	__be16 port[2]; /* ICMP echo: the identifier, twice; other protocols: 0 */
 	__u8 protocol;
 	__u8 pad[3];
 };
@@ -502,7 +504,7 @@ struct fw_flow {
 enum fw_flow_table {
 	FW_FLOWS_OPENING = 0,
 	FW_FLOWS_OPEN = 1, /* TCP */
-	FW_FLOWS_OPEN_DATAGRAMS = 2, /* UDP and ICMP echo */
+	FW_FLOWS_OPEN_DATAGRAMS = 2, /* all but TCP */
 	FW_FLOW_TABLES = 3,
 };
 

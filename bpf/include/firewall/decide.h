@@ -70,18 +70,6 @@ static __always_inline void fw_decide_frame(enum pkt_parsed parsed, __u32 settin
 		fw_decide(decision, FW_VERDICT_DROP, FW_REASON_MALFORMED);
 }
 
-/* A packet of a protocol other than TCP, UDP and ICMP. */
-static __always_inline void fw_decide_protocol(const struct packet *packet, __u32 settings,
-					       struct fw_decision *decision)
-{
-	if (settings & FW_SETTING_VRRP && packet->protocol == IPPROTO_VRRP)
-		fw_decide(decision, FW_VERDICT_PASS, FW_REASON_VRRP);
-	else if (settings & FW_SETTING_PASS_NON_TUPLE)
-		fw_decide(decision, FW_VERDICT_PASS, FW_REASON_NON_TUPLE);
-	else
-		fw_decide(decision, FW_VERDICT_DROP, FW_REASON_PROTOCOL);
-}
-
 /*
  * How an outgoing packet is tracked. The beginning of a forwarded flow may date from before
  * the programs were attached. Of this host's own TCP flows only the first packet makes an entry:
@@ -129,6 +117,28 @@ static __always_inline bool fw_decide_flow(struct __sk_buff *skb, struct packet 
 	/* Numbers that this host's own TCP sends are believed (FW_TRACK_OPEN). */
 	decision->track = is_leaving && !skb->ingress_ifindex ? FW_TRACK_OPEN : FW_TRACK_RENEW;
 	return true;
+}
+
+/*
+ * A packet of a protocol other than TCP, UDP and ICMP: GRE, ESP, SCTP. Its flow is known by the
+ * addresses alone. Members of a group send to it, each by itself: these are no answers.
+ */
+static __always_inline void fw_decide_protocol(struct __sk_buff *skb, struct packet *packet,
+					       __u32 settings, bool is_leaving,
+					       struct fw_decision *decision)
+{
+	if (settings & FW_SETTING_VRRP && packet->protocol == IPPROTO_VRRP) {
+		fw_decide(decision, FW_VERDICT_PASS, FW_REASON_VRRP);
+	} else if (fw_decide_flow(skb, packet, is_leaving, decision)) {
+		return;
+	} else if (settings & FW_SETTING_PASS_NON_TUPLE) {
+		fw_decide(decision, FW_VERDICT_PASS, FW_REASON_NON_TUPLE);
+		/* What comes in begins the flow here, or its answer would begin one. */
+		if (!is_multicast(packet->destination))
+			decision->track = is_leaving ? fw_track_of(skb, packet) : FW_TRACK_ADOPT;
+	} else {
+		fw_decide(decision, FW_VERDICT_DROP, FW_REASON_PROTOCOL);
+	}
 }
 
 static __always_inline void fw_decide_icmp(struct __sk_buff *skb, struct packet *packet,
@@ -183,7 +193,7 @@ static __always_inline bool fw_decide_early(struct __sk_buff *skb, struct packet
 	else if (fw_is_igmp(skb, packet))
 		fw_decide(decision, FW_VERDICT_PASS, FW_REASON_MULTICAST_LISTENER);
 	else if (packet->protocol != IPPROTO_TCP && packet->protocol != IPPROTO_UDP)
-		fw_decide_protocol(packet, settings, decision);
+		fw_decide_protocol(skb, packet, settings, is_leaving, decision);
 	else if (is_leaving ? fw_is_dhcp_request(skb->ifindex, packet) ||
 				      fw_is_dhcp_answer(skb->ifindex, packet) :
 			      fw_is_dhcp_reply(skb->ifindex, packet))

@@ -28,7 +28,8 @@ static __always_inline void fw_decide_unfiltered(struct __sk_buff *skb, struct p
 	if (parsed != PKT_PARSED_IP || packet->fragment == PKT_FRAGMENT_LATER)
 		return;
 	if (packet->protocol == IPPROTO_TCP || packet->protocol == IPPROTO_UDP ||
-	    (is_icmp(packet) && fw_classify_icmp(skb, packet) == FW_REASON_ICMP_ECHO))
+	    (is_icmp(packet) ? fw_classify_icmp(skb, packet) == FW_REASON_ICMP_ECHO :
+			       !is_multicast(packet->destination)))
 		decision->track = fw_track_of(skb, packet);
 }
 

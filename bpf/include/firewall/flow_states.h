@@ -98,14 +98,17 @@ static __always_inline bool fw_is_closed(__u8 flags)
  *        started, answered    FW_TCP_OPENING_IDLE
  *        confirmed            fw_flow_limits.tcp_idle
  *   UDP, ICMP echo            fw_flow_limits.udp_idle
+ *   other protocols           FW_OTHER_IDLE
  *
  * table: where the entry lies; it is FW_FLOWS_OPENING until the flow is confirmed.
  */
 static __always_inline __u64 fw_flow_timeout(const struct fw_flow *flow, __u8 protocol, __u32 table,
 					     const struct fw_flow_limits *limits)
 {
-	if (protocol != IPPROTO_TCP)
+	if (protocol == IPPROTO_UDP || protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6)
 		return limits->udp_idle;
+	if (protocol != IPPROTO_TCP)
+		return FW_OTHER_IDLE * NSEC_PER_SEC;
 	if (flow->flags & FW_FLOW_RESET)
 		return FW_TCP_RESET_IDLE * NSEC_PER_SEC;
 	if (fw_is_closed(flow->flags))

@@ -143,8 +143,7 @@ static __always_inline bool fw_is_late_answer(const struct packet *packet,
 	if (!limits || !(admitted & FW_FLOW_ADMITTED_OUT) || flow->initiator == end ||
 	    !(flow->flags & FW_FLOW_ADMITTED_IN))
 		return false;
-	if (packet->protocol == IPPROTO_TCP ? fw_is_only_syn(packet) :
-					      packet->protocol != IPPROTO_UDP)
+	if (packet->protocol == IPPROTO_TCP ? fw_is_only_syn(packet) : is_icmp(packet))
 		return false;
 	return flow->seen + fw_flow_timeout(flow, packet->protocol, table, limits) +
 		       FW_LATE_ANSWER * NSEC_PER_SEC >=
@@ -152,8 +151,8 @@ static __always_inline bool fw_is_late_answer(const struct packet *packet,
 }
 
 /*
- * Looks up the flow of a packet of TCP, UDP or ICMP echo: 1 with *match filled, or 0 if there
- * is none. A global function, so that the verifier goes through it once.
+ * Looks up the flow of a packet, which is no other ICMP than an echo: 1 with *match filled, or 0 if
+ * there is none. A global function, so that the verifier goes through it once.
  */
 __noinline int fw_find_flow(struct packet *packet, struct fw_flow_match *match)
 {
@@ -213,10 +212,8 @@ static __always_inline bool fw_is_exact_reset(const struct packet *packet,
 static __always_inline bool fw_is_plausible(const struct packet *packet,
 					    const struct fw_flow_match *match)
 {
-	if (packet->protocol == IPPROTO_UDP)
-		return true;
 	if (packet->protocol != IPPROTO_TCP)
-		return match->is_initiator == packet->is_echo_request;
+		return !is_icmp(packet) || match->is_initiator == packet->is_echo_request;
 	/* Its RST may end an older connection that the other end still has, see below. */
 	if (match->is_initiator && match->stage == FW_FLOW_STARTED)
 		return true;
@@ -252,11 +249,9 @@ static __always_inline bool fw_crosses(struct packet *packet)
 static __always_inline bool fw_is_proof(const struct packet *packet,
 					const struct fw_flow_match *match)
 {
-	if (packet->protocol == IPPROTO_UDP)
-		return true;
 	/* Both ends may ping each other with one identifier. */
 	if (packet->protocol != IPPROTO_TCP)
-		return match->is_initiator == packet->is_echo_request;
+		return !is_icmp(packet) || match->is_initiator == packet->is_echo_request;
 	if (!(packet->tcp_flags & TCP_ACK) || packet->tcp_flags & TCP_RST)
 		return false;
 	if (match->flags & FW_FLOW_ADOPTED || match->stage != FW_FLOW_STARTED)
@@ -312,10 +307,8 @@ static __always_inline void fw_note_numbers(const struct packet *packet, struct 
 /* Whether a packet without an entry begins a flow. */
 static __always_inline bool fw_may_begin(const struct packet *packet, __u32 track)
 {
-	if (packet->protocol == IPPROTO_UDP)
-		return true;
 	if (packet->protocol != IPPROTO_TCP)
-		return packet->is_echo_request;
+		return !is_icmp(packet) || packet->is_echo_request;
 	return fw_is_only_syn(packet) || (track == FW_TRACK_ADOPT && fw_is_only_ack(packet));
 }
 

@@ -58,7 +58,7 @@ static __always_inline bool fw_is_echo(__u8 family, __u8 type)
 
 /*
  * Reads the packet that an ICMP error quotes, and sets *answer to a packet of the other direction:
- * addresses, ports, protocol. Returns 1, or 0 if no packet of TCP, UDP or echo is quoted. A global
+ * addresses, ports, protocol. Returns 1, or 0 if no packet of a flow is quoted. A global
  * function, so that only this chain of calls pays for its frame.
  */
 __noinline int fw_read_quote(struct __sk_buff *skb, struct packet *packet, struct packet *answer)
@@ -126,8 +126,6 @@ __noinline int fw_read_quote(struct __sk_buff *skb, struct packet *packet, struc
 			return 0;
 		__builtin_memcpy(&answer->source_port, quoted.transport + 4, 2);
 		answer->destination_port = answer->source_port;
-	} else {
-		return 0;
 	}
 	return 1;
 }

@@ -208,13 +208,6 @@ UNSOLICITED = {
 }
 # By kind: whether it works with nftables, and with zfw.
 DIFFERENT = {
-    "traceroute by UDP-Lite": (True, False),
-    "traceroute by SCTP": (True, False),
-    "traceroute by DCCP": (True, False),
-    "GRE": (True, False),
-    "IP in IP": (True, False),
-    "ESP": (True, False),
-    "AH": (True, False),
     "ICMP timestamp": (True, False),
     "IGMP query": (False, True),
     "MLD query": (False, True),

@@ -13,7 +13,7 @@ import pytest
 from tests.firewall.support import packets
 from tests.firewall.support.flow_kinds import flows, segments
 from tests.firewall.support.flow_tables import clear_flows, encode, programs, run, table_of
-from tests.firewall.support.tracked import ICMP, TCP, UDP, Segment, TrackedFlow, TrackedFlows
+from tests.firewall.support.tracked import GRE, ICMP, TCP, UDP, Segment, TrackedFlow, TrackedFlows
 from zfw_py import Firewall
 from zfw_py.firewall import layout
 from zfw_py.firewall.maps import Maps
@@ -47,7 +47,7 @@ def frame_of(segment: Segment) -> bytes:
     return packets.ethernet(packets.ipv4(source, destination, segment.protocol, payload), 0x0800)
 
 
-@pytest.mark.parametrize("protocol", [TCP, UDP, ICMP])
+@pytest.mark.parametrize("protocol", [TCP, UDP, ICMP, GRE])
 def test_program_and_model_agree_in_each_state(network: Network, protocol: int) -> None:
     network.gateway.add_veth(OUTSIDE, "out1")
     Firewall().attach(OUTSIDE, "both")

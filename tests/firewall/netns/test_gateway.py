@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from scapy.contrib.ospf import OSPF_Hdr, OSPF_Hello, OSPFv3_Hdr, OSPFv3_Hello
 from scapy.layers.inet import ICMP
+from scapy.packet import Raw
 
 from tests.firewall.support.frames import PROTOCOLS, SOME, families, is_silent, listening
 from tests.firewall.support.routed import (
@@ -254,6 +255,55 @@ def test_the_hosts_own_connection_goes_on_when_a_filtering_firewall_comes(family
                 firewall.detach_all()
     finally:
         network.close()
+
+
+# Protocols without ports that are known: a flow is of two hosts
+
+
+def of_gre(source: str, destination: str) -> Packet:
+    number = {"nh" if ":" in source else "proto": GRE}
+    return ip(source, destination, **number) / Raw(b"\0\0\x08\0in a tunnel")
+
+
+@families
+def test_an_answer_of_another_protocol_comes_back(router: Router, family: int) -> None:
+    router.set("pass_non_tuple", True, router.inside)
+    asker, answerer = SILENT_CLIENT[family], SILENT_SERVER[family]
+    with router.counts(protocol=1):
+        router.send(router.server, of_gre(answerer, asker))
+    with router.counts(non_tuple=1, egress=1):
+        router.send(router.client, of_gre(asker, answerer))
+    (flow,) = router.firewall.flows()
+    assert flow[:5] == (str(GRE), asker, 0, answerer, 0)
+    with router.counts(flow=1, egress=1, protocol=3):
+        router.send(
+            router.server,
+            of_gre(answerer, asker),
+            of_gre(SERVER[family], asker),
+            of_gre(answerer, CLIENT[family]),
+            ip(answerer, asker, **{"nh" if family == 6 else "proto": OSPF}) / Raw(bytes(20)),
+        )
+    router.age_flows(599)
+    with router.counts(flow=1, egress=1):
+        router.send(router.server, of_gre(answerer, asker))
+    router.age_flows(601)
+    with router.counts(protocol=1):
+        router.send(router.server, of_gre(answerer, asker))
+
+
+@families
+def test_who_is_answered_in_another_protocol_has_not_been_asked(
+    router: Router, family: int
+) -> None:
+    """A setting let it in, and no more does."""
+    router.set("pass_non_tuple", True)
+    asker, answerer = SILENT_SERVER[family], SILENT_CLIENT[family]
+    router.send(router.server, of_gre(asker, answerer))
+    with router.counts(flow=1, egress=1):
+        router.send(router.client, of_gre(answerer, asker))
+    router.set("pass_non_tuple", False, router.outside)
+    with router.counts(protocol=1):
+        router.send(router.server, of_gre(asker, answerer))
 
 
 # What the host itself sends

@@ -10,6 +10,7 @@ from itertools import product
 from tests.firewall.support.tracked import (
     ACK,
     FIN,
+    GRE,
     ICMP,
     NEAR,
     RST,
@@ -31,7 +32,9 @@ AGAIN = 777_000_001
 
 
 def ends(protocol: int) -> tuple[End, End]:
-    """The initiator and the responder. An echo's identifier is the port of both."""
+    """The initiator and the responder. An echo's identifier is the port of both, GRE has none."""
+    if protocol == GRE:
+        return (INITIATOR[0], 0), (RESPONDER[0], 0)
     return (INITIATOR, (RESPONDER[0], INITIATOR[1])) if protocol == ICMP else ENDS
 
 
@@ -80,8 +83,8 @@ def segments(protocol: int) -> Iterator[Segment]:
     """Each kind of packet of either end."""
     initiator, responder = ends(protocol)
     for sender, receiver in ((initiator, responder), (responder, initiator)):
-        if protocol == UDP:
-            yield Segment(UDP, sender, receiver)
+        if protocol in (UDP, GRE):
+            yield Segment(protocol, sender, receiver)
         elif protocol == ICMP:
             for is_request in (False, True):
                 yield Segment(ICMP, sender, receiver, is_request=is_request)

@@ -33,7 +33,7 @@ from tests.firewall.support.reference import (
     Rule,
     Sockets,
 )
-from tests.firewall.support.tracked import ICMP, ICMPV6, NEAR, TCP, UDP, WRAP, End, TrackedFlow
+from tests.firewall.support.tracked import GRE, ICMP, ICMPV6, NEAR, TCP, UDP, WRAP, End, TrackedFlow
 
 # The largest frame that BPF_PROG_TEST_RUN takes is a page less head and tail room.
 MAX_FRAME = 3000
@@ -331,7 +331,7 @@ def _at_tracked(rng: Random, scene: Scene) -> _Segment:
 def random_flow(rng: Random, scene: Scene, now: float, ages: Sequence[float]) -> TrackedFlow:
     """A flow in any state, some of which no packets lead to."""
     family = rng.choice((4, 6))
-    protocol = rng.choice((TCP, TCP, TCP, UDP, ICMP if family == 4 else ICMPV6))
+    protocol = rng.choice((TCP, TCP, TCP, TCP, UDP, ICMP if family == 4 else ICMPV6, GRE))
     initiator, responder = (
         (
             _address(rng, scene, family),
@@ -344,8 +344,11 @@ def random_flow(rng: Random, scene: Scene, now: float, ages: Sequence[float]) ->
         if rule.family == family:
             initiator = (_address_near(rng, rule.source), initiator[1])
             responder = (_address_near(rng, rule.destination), _port_near(rng, rule))
-    if protocol not in (TCP, UDP):
+    if protocol in (ICMP, ICMPV6):
         responder = (responder[0], initiator[1])
+    if protocol == GRE:
+        # Of the whole protocol: no port is known.
+        initiator, responder = (initiator[0], 0), (responder[0], 0)
     flow = TrackedFlow(
         protocol,
         initiator,
@@ -429,7 +432,7 @@ def _quote(rng: Random, scene: Scene, family: int) -> bytes:
     segment = _Segment(flow.local, flow.remote, protocol, payload)
     if _chance(rng, 0.08):
         # An echo request of this host, or a packet without ports.
-        segment.protocol = rng.choice((ICMP, ICMPV6, 47))
+        segment.protocol = rng.choice((ICMP, ICMPV6, GRE))
     return _cut_quote(rng, family, _ip(rng, segment, simple=0.6))
 
 
@@ -476,7 +479,7 @@ def _at_icmp(rng: Random, scene: Scene) -> _Segment:
 def _at_other_protocol(rng: Random, scene: Scene) -> _Segment:
     family = rng.choice((4, 6))
     protocol = rng.choice(
-        (2, 4, 41, 47, 50, 51, 59, 89, VRRP, VRRP, 132, 135, 253, rng.randrange(256))
+        (2, 4, 41, 47, 50, 51, 59, 89, VRRP, VRRP, VRRP, 132, 135, 253, rng.randrange(256))
     )
     if family == 4 and _chance(rng, 0.2):
         message = bytes((rng.choice((0x11, 0x12, 0x16, 0x17, 0x22, 0x13)), 0)) + bytes(6)

@@ -526,7 +526,7 @@ def _parse_ipv6(frame: bytes, start: int) -> Packet:
 
 
 def segment_of(packet: Packet) -> Segment | None:
-    """The segment for the flow tables; None unless the packet is TCP, UDP or an echo.
+    """The segment for the flow tables; None for fragments, and ICMP that is no echo.
 
     Its transport header is there: decide() has seen to that.
     """
@@ -548,7 +548,9 @@ def segment_of(packet: Packet) -> Segment | None:
             acknowledgment=_number(payload, 8, 4),
             length=len(payload) - (payload[12] >> 4) * 4,
         )
-    if packet.protocol != packet.icmp_protocol or len(payload) < 8:
+    if packet.protocol != packet.icmp_protocol:
+        return Segment(packet.protocol, (packet.source, 0), (packet.destination, 0))
+    if len(payload) < 8:
         return None
     if payload[0] not in _ECHO[packet.family]:
         return None
@@ -562,7 +564,7 @@ def segment_of(packet: Packet) -> Segment | None:
 
 
 def quoted_segment(packet: Packet) -> Segment | None:
-    """The TCP, UDP or echo packet that an ICMP error quotes; None if that is not clear.
+    """The packet of a flow that an ICMP error quotes; None if that is not clear.
 
     A quote may end early, so the quoted lengths say nothing, but eight bytes of
     its payload are there (RFC 792, RFC 4443 section 2.4). No more of it is read.
@@ -602,6 +604,8 @@ def quoted_segment(packet: Packet) -> Segment | None:
     if protocol == packet.icmp_protocol and start[0] in _ECHO[packet.family]:
         identifier = _number(start, 4, 2)
         return Segment(protocol, (source, identifier), (destination, identifier))
+    if protocol != packet.icmp_protocol:
+        return Segment(protocol, (source, 0), (destination, 0))
     return None
 
 
@@ -768,6 +772,12 @@ def _is_ssh_answer(packet: Packet, ports: tuple[int, int], interface: Interface)
     )
 
 
+def is_group(address: Address) -> bool:
+    """Is it a multicast address, also one of IPv4 in IPv6's form?"""
+    mapped = address.ipv4_mapped if address.version == 6 else None
+    return (mapped or address).is_multicast
+
+
 # The decision for the first fragment of a datagram on an interface; and the pairs of hosts between
 # which something has passed lately, of which a later fragment may come before the first one.
 Fragments = dict[tuple[object, ...], str]
@@ -820,7 +830,14 @@ def _later_fragment(
     return Decision("drop", "fragment_dropped")
 
 
-def _other_protocol(packet: Packet, interface: Interface) -> Decision:
+def _other_protocol(
+    packet: Packet,
+    interface: Interface,
+    flows: TrackedFlows,
+    *,
+    is_leaving: bool = False,
+    is_forwarded: bool = False,
+) -> Decision:
     if (
         # RFC 3376 section 4: what a host and its routers say of groups stays on the link.
         (packet.family, packet.protocol, packet.hop_limit) == (4, IGMP, 1)
@@ -831,8 +848,19 @@ def _other_protocol(packet: Packet, interface: Interface) -> Decision:
         return Decision("pass", "multicast_listener")
     if packet.protocol == VRRP and interface.vrrp:
         return Decision("pass", "vrrp")
+    segment = segment_of(packet)
+    assert segment is not None
+    flow = flows.find(segment)
+    if flow is not None:
+        is_first = flow.is_from_initiator(segment)
+        if is_leaving and (not is_first or flow.is_admitted_out):
+            return Decision("pass", "flow", track="renew" if is_forwarded else "open")
+        if not is_leaving and not is_first and flow.is_admitted_out:
+            return Decision("pass", "flow", track="renew")
     if interface.pass_non_tuple:
-        return Decision("pass", "non_tuple")
+        how = "open" if is_leaving and not is_forwarded else "adopt"
+        is_to_group = is_group(packet.destination)
+        return Decision("pass", "non_tuple", track="none" if is_to_group else how)
     return Decision("drop", "protocol")
 
 
@@ -864,7 +892,7 @@ def decide(
     if packet.protocol == packet.icmp_protocol:
         return _arriving_icmp(packet, interface, sockets, flows)
     if packet.protocol not in (TCP, UDP):
-        return _other_protocol(packet, interface)
+        return _other_protocol(packet, interface, flows)
 
     segment = segment_of(packet)
     assert segment is not None
@@ -935,6 +963,13 @@ def decide_egress(
     packet = _whole(frame, interface)
     if not interface.outbound_filter:
         leaving = segment_of(packet) if isinstance(packet, Packet) else None
+        if (
+            leaving is not None
+            and leaving.protocol not in (TCP, UDP)
+            and is_group(leaving.destination[0])
+        ):
+            # Of a group each member sends by itself.
+            leaving = None if not leaving.is_echo else leaving
         track = "none" if leaving is None else _how_it_leaves(leaving, is_forwarded=is_forwarded)
         return Decision("pass", "egress", track=track)
     if isinstance(packet, Decision):
@@ -948,7 +983,7 @@ def decide_egress(
     if packet.protocol == packet.icmp_protocol:
         return _leaving_icmp(packet, interface, flows, is_forwarded=is_forwarded)
     if packet.protocol not in (TCP, UDP):
-        return _other_protocol(packet, interface)
+        return _other_protocol(packet, interface, flows, is_leaving=True, is_forwarded=is_forwarded)
 
     segment = segment_of(packet)
     assert segment is not None
@@ -1039,7 +1074,7 @@ def _is_to_group(frame: bytes, packet: Packet) -> bool:
     """Is it a datagram to a group, or to all?"""
     to = packet.destination
     is_to_all = to == BROADCAST or frame[:6] == b"\xff" * 6
-    return packet.protocol == UDP and (to.is_multicast or is_to_all)
+    return packet.protocol == UDP and (is_group(to) or is_to_all)
 
 
 def _makes_a_flow(

@@ -14,10 +14,12 @@ from ipaddress import IPv4Address, IPv6Address
 Address = IPv4Address | IPv6Address
 End = tuple[Address, int]
 
-ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
+ICMP, TCP, UDP, GRE, ICMPV6 = 1, 6, 17, 47, 58
 FIN, SYN, RST, ACK = 1, 2, 4, 16
 
 OPENING_IDLE, CLOSING_IDLE, RESET_IDLE = 120, 120, 10
+# Of protocols without ports that are known.
+OTHER_IDLE = 600
 # How long after a flow's end the responder's packets are still answers.
 LATE_ANSWER = 600
 # The largest window that Linux offers by itself is 6 MB; a number beyond it is ignored.
@@ -56,6 +58,11 @@ class Segment:
     @property
     def is_tcp(self) -> bool:
         return self.protocol == TCP
+
+    @property
+    def is_echo(self) -> bool:
+        """Is it of ICMP, or of ICMPv6 where the packet is of IPv6?"""
+        return self.protocol == (ICMP if self.source[0].version == 4 else ICMPV6)
 
     @property
     def is_bare_syn(self) -> bool:
@@ -163,10 +170,10 @@ class TrackedFlow:
 
     def is_plausible(self, segment: Segment) -> bool:
         """Are the packet's numbers possible for this flow?"""
-        if self.protocol == UDP:
-            return True
-        if not segment.is_tcp:
+        if segment.is_echo:
             return self.is_from_initiator(segment) == segment.is_request
+        if not segment.is_tcp:
+            return True
         is_started = self.stage == "started"
         if self.is_from_initiator(segment) and is_started:
             # The RST may end an older connection that the other end still has.
@@ -192,10 +199,10 @@ class TrackedFlow:
 
     def is_proof(self, segment: Segment) -> bool:
         """Does it prove that its sender has received a packet of the other end?"""
-        if self.protocol == UDP:
-            return True
-        if not segment.is_tcp:
+        if segment.is_echo:
             return self.is_from_initiator(segment) == segment.is_request
+        if not segment.is_tcp:
+            return True
         if not segment.flags & ACK or segment.is_reset:
             return False
         if self.is_adopted or self.stage != "started":
@@ -307,10 +314,10 @@ class TrackedFlow:
 
 
 def _may_begin(segment: Segment, how: str) -> bool:
-    if segment.protocol == UDP:
-        return True
-    if not segment.is_tcp:
+    if segment.is_echo:
         return segment.is_request
+    if not segment.is_tcp:
+        return True
     return segment.is_bare_syn or (how == "adopt" and segment.is_bare_ack)
 
 
@@ -327,8 +334,10 @@ class TrackedFlows:
 
     def idle_of(self, flow: TrackedFlow) -> float:
         """Seconds without a packet after which a flow expires."""
-        if flow.protocol != TCP:
+        if flow.protocol in (UDP, ICMP, ICMPV6):
             return self.udp_idle
+        if flow.protocol != TCP:
+            return OTHER_IDLE
         if flow.is_reset:
             return RESET_IDLE
         if len(flow.fins) == 2:
@@ -357,7 +366,8 @@ class TrackedFlows:
         return (
             flow is not None
             and admitted == "out"
-            and (segment.protocol == UDP or (segment.is_tcp and not segment.is_bare_syn))
+            and not segment.is_echo
+            and not segment.is_bare_syn
             and not flow.is_from_initiator(segment)
             and flow.is_admitted_in
             and flow.seen + self.idle_of(flow) + LATE_ANSWER >= self.now

@@ -17,7 +17,18 @@ import pytest
 
 from tests.firewall.support import tracked
 from tests.firewall.support.flow_kinds import ENDS, INITIATOR, STATES, flows, segments
-from tests.firewall.support.tracked import ACK, FIN, ICMP, RST, SYN, TCP, UDP, Segment, TrackedFlow
+from tests.firewall.support.tracked import (
+    ACK,
+    FIN,
+    GRE,
+    ICMP,
+    RST,
+    SYN,
+    TCP,
+    UDP,
+    Segment,
+    TrackedFlow,
+)
 from zfw_py.firewall import layout
 
 HEADER = Path(__file__).parents[3] / "bpf" / "include" / "firewall" / "flow_states.h"
@@ -48,10 +59,11 @@ def event_of(flow: TrackedFlow | None, segment: Segment, how: str) -> tuple[str,
         begins = {
             TCP: segment.is_bare_syn or (how == "adopt" and segment.is_bare_ack),
             UDP: True,
+            GRE: True,
             ICMP: segment.is_request,
         }[segment.protocol]
         return ("BEGINNING" if begins and how != "renew" else "OTHER"), "no entry"
-    is_initiator = segment.source == INITIATOR
+    is_initiator = segment.source[0] == INITIATOR[0]
     is_proof = flow.is_proof(segment)
     if segment.is_bare_syn:
         event = "BEGINNING" if is_initiator else "RESPONDER_SYN"
@@ -105,7 +117,7 @@ def check(
     assert after.is_reset >= before.is_reset
 
 
-@pytest.mark.parametrize("protocol", [TCP, UDP, ICMP])
+@pytest.mark.parametrize("protocol", [TCP, UDP, ICMP, GRE])
 def test_the_model_does_what_the_table_says(protocol: int) -> None:
     reached: dict[tuple[str, str], int] = defaultdict(int)
     kinds = list(segments(protocol))
