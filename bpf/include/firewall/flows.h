@@ -401,7 +401,7 @@ __noinline int fw_track_flow(struct packet *packet, __u32 track, __u32 admitted)
 	struct fw_flow *flow, written = {};
 	__u32 end, table, opening_table = FW_FLOWS_OPENING;
 	enum fw_flow_step step;
-	void *open, *opening;
+	void *open, *opening, *inner;
 
 	if (!packet)
 		return FW_TRACKED;
@@ -411,9 +411,11 @@ __noinline int fw_track_flow(struct packet *packet, __u32 track, __u32 admitted)
 	if (!open || !opening)
 		return FW_TRACKED;
 	end = fw_set_flow_key(packet, &key) & 1;
+	inner = open;
 	flow = bpf_map_lookup_elem(open, &key);
 	if (!flow) {
 		table = FW_FLOWS_OPENING;
+		inner = opening;
 		flow = bpf_map_lookup_elem(opening, &key);
 	}
 	if (flow && fw_is_expired(flow, packet->protocol, table)) {
@@ -445,7 +447,9 @@ __noinline int fw_track_flow(struct packet *packet, __u32 track, __u32 admitted)
 	}
 	if (step == FW_STEP_BEGIN_ANEW) {
 		fw_begin_anew(packet, end, &match, flow->initiator, &written);
-		if (bpf_map_update_elem(opening, &key, &written, BPF_ANY) == 0 &&
+		/* Otherwise it may be another flow's initiator, and what was let in of that. */
+		if (is_still(inner, &key, flow) &&
+		    bpf_map_update_elem(opening, &key, &written, BPF_ANY) == 0 &&
 		    table != FW_FLOWS_OPENING)
 			bpf_map_delete_elem(open, &key);
 		return FW_TRACKED;
@@ -462,7 +466,8 @@ __noinline int fw_track_flow(struct packet *packet, __u32 track, __u32 admitted)
 		flow->stage = FW_FLOW_CONFIRMED;
 	if (table == FW_FLOWS_OPENING && flow->stage == FW_FLOW_CONFIRMED) {
 		written = *flow;
-		if (bpf_map_update_elem(open, &key, &written, BPF_ANY) == 0)
+		if (is_still(opening, &key, flow) &&
+		    bpf_map_update_elem(open, &key, &written, BPF_ANY) == 0)
 			bpf_map_delete_elem(opening, &key);
 	}
 	return FW_TRACKED;

@@ -16,8 +16,10 @@
 #include <bpf/bpf_helpers.h>
 
 #include "common/address.h"
+#include "common/maps.h"
 #include "common/packet.h"
 #include "common/time.h"
+#include "common/verifier.h"
 #include "firewall/abi.h"
 #include "firewall/exceptions.h"
 #include "firewall/maps.h"
@@ -102,17 +104,25 @@ static __always_inline void fw_decide_later_fragment(struct __sk_buff *skb, stru
 {
 	struct fw_fragment_key key = {};
 	struct fw_fragment *first;
+	__u64 expires = 0;
+	__u32 verdict = FW_VERDICT_DROP;
 
 	fw_set_fragment_key(skb, packet, is_leaving, &key);
 	first = bpf_map_lookup_elem(&fragments, &key);
-	if (!first || first->expires < bpf_ktime_get_ns()) {
+	if (first) {
+		expires = READ_ONCE(first->expires);
+		verdict = READ_ONCE(first->verdict);
+		if (!is_still(&fragments, &key, first))
+			expires = 0;
+	}
+	if (expires < bpf_ktime_get_ns()) {
 		if ((!is_leaving &&
 		     fw_is_own_address(skb->ifindex, packet->family, packet->destination)) ||
 		    fw_is_of_known_pair(skb, packet, is_leaving))
 			fw_decide(decision, FW_VERDICT_PASS, FW_REASON_FRAGMENT_PASSED);
 		else
 			fw_decide(decision, FW_VERDICT_DROP, FW_REASON_FRAGMENT_ORPHAN);
-	} else if (first->verdict == FW_VERDICT_PASS) {
+	} else if (verdict == FW_VERDICT_PASS) {
 		fw_decide(decision, FW_VERDICT_PASS, FW_REASON_FRAGMENT_PASSED);
 	} else {
 		fw_decide(decision, FW_VERDICT_DROP, FW_REASON_FRAGMENT_DROPPED);
