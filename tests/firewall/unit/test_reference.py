@@ -309,7 +309,9 @@ def test_later_fragments_follow_the_first(first: Packet, later: Packet, other: P
         remember(frame, OPEN, decide(frame, OPEN, rules, LISTENERS, seen), seen)
         follower = later / Raw(bytes(24))
         assert asked(follower, fragments=seen) == expected
-        assert reason(other / Raw(bytes(24)), fragments=seen) == "fragment_orphan"
+        # That of another datagram: where one has passed between these hosts, it may come first.
+        before = {"pass": "fragment_passed", "drop": "fragment_orphan"}[expected[0]]
+        assert reason(other / Raw(bytes(24)), fragments=seen) == before
         elsewhere = replace(OPEN, name="eth1")
         assert reason(follower, elsewhere, fragments=seen) == "fragment_orphan"
 
