@@ -565,7 +565,8 @@ def test_without_configuration_nothing_is_done(machine: Machine) -> None:
 @pytest.fixture
 def _readable(tmp_path: Path) -> Iterator[None]:
     """The test's directories, for somebody else to come in."""
-    changed = [(path, path.stat().st_mode) for path in (tmp_path, *tmp_path.parents[:2])]
+    above = [(path, path.stat().st_mode) for path in (tmp_path, *tmp_path.parents)]
+    changed = [(path, mode) for path, mode in above if mode & 0o005 != 0o005]
     for path, mode in changed:
         path.chmod(mode | 0o055)
     yield
