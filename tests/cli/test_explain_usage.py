@@ -10,6 +10,7 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6
 from scapy.layers.l2 import Ether
 
+from zfw_py import Firewall, NotInstalled
 from zfw_py.firewall.maps import Maps
 from zfw_py.firewall.question import ask, frame
 
@@ -69,6 +70,23 @@ def test_bad_input(zfw: Zfw, options: dict[str, str | None], message: str | None
         assert result.err == f"zfw: {message}\n"
 
 
+@pytest.mark.parametrize("words", [["--icmp"], ["--icmp", "8"], ["--icmp", "8/0"]])
+@pytest.mark.parametrize("is_last", [True, False])
+def test_icmp_has_an_optional_value(
+    zfw: Zfw, monkeypatch: pytest.MonkeyPatch, words: list[str], is_last: bool
+) -> None:
+    asked = []
+
+    def story(self: Firewall, question: object) -> None:
+        asked.append(question)
+        raise NotInstalled("none")
+
+    monkeypatch.setattr(Firewall, "story", story)
+    others = ["--from", "10.0.0.1", "--to", "10.0.0.2"]
+    assert zfw("explain", *(others + words if is_last else words + others)).code == 3
+    assert asked == [ask("icmp", "10.0.0.1", "10.0.0.2", icmp="8/0")]
+
+
 def test_a_frame_has_what_was_asked_for() -> None:
     made = Ether(frame(ask("tcp", "10.0.0.1", "10.0.0.2:443", tcp_flags="SYN,ACK")))
     assert (made[IP].src, made[IP].dst, made[IP].len) == ("10.0.0.1", "10.0.0.2", 40)
@@ -76,6 +94,7 @@ def test_a_frame_has_what_was_asked_for() -> None:
     made = Ether(frame(ask("udp", "[fd00::1]:53", "[fd00::2]:5353")))
     assert (made[IPv6].src, made[UDP].sport, made[UDP].dport) == ("fd00::1", 53, 5353)
     assert ICMPv6EchoRequest in Ether(frame(ask(None, "fd00::1", "fd00::2", icmp="128")))
+    assert ICMPv6EchoRequest in Ether(frame(ask(None, "fd00::1", "fd00::2", icmp="")))
     made = Ether(frame(ask("udp", "10.0.0.1:7", "10.0.0.2:9", icmp="3/3")))
     assert (made[ICMP].type, made[ICMP].code) == (3, 3)
     # It quotes a packet of its receiver.

@@ -11,6 +11,7 @@ import os
 import sys
 from difflib import get_close_matches
 from importlib import import_module
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, cast
 
 import typer
@@ -95,10 +96,20 @@ class _Commands(TyperGroup):
 
 
 class _Command(TyperCommand):
-    """A command that does not take ``--``, the end of options, for the value of an option."""
+    """A command that does not take ``--``, the end of options, for the value of an option.
+
+    Options of ``with_optional_value`` have the value "" where none follows; Typer has no such.
+    """
+
+    with_optional_value: tuple[str, ...] = ()
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        left = super().parse_args(ctx, args)
+        complete = []
+        for word, following in zip_longest(args, args[1:], fillvalue="-"):
+            complete.append(word)
+            if word in self.with_optional_value and following.startswith("-"):
+                complete.append("")
+        left = super().parse_args(ctx, complete)
         for parameter in self.params:
             value = ctx.params.get(parameter.name)
             values = value if isinstance(value, list | tuple) else [value]
@@ -113,7 +124,9 @@ def _made_of(name: str, module: ModuleType) -> Command:
         single = typer.Typer(**_PLAIN)
         settings = getattr(module, "CONTEXT_SETTINGS", None)
         single.command(name, cls=_Command, context_settings=settings)(module.command)
-        return get_command(single)
+        made: Any = get_command(single)
+        made.with_optional_value = getattr(module, "WITH_OPTIONAL_VALUE", ())
+        return cast("Command", made)
     several = typer.Typer(cls=_Commands, name=name, **_PLAIN)
     several.callback()(module.command)
     group: Any = get_command(several)

@@ -127,7 +127,7 @@ def ask(
         raise UsageError(f"--to: {destination} is not IPv{family} as --from is")
     if tcp_flags is not None and (protocol != "tcp" or icmp is not None):
         raise UsageError("--tcp-flags: only with -p tcp")
-    kind = _read_icmp(icmp) if icmp is not None else None
+    kind = _read_icmp(icmp, family) if icmp is not None else None
     if protocol == "icmp":
         for option, port in (("--from", from_port), ("--to", to_port)):
             if port is not None:
@@ -168,7 +168,9 @@ def _read_flags(text: str) -> int:
     return bits
 
 
-def _read_icmp(text: str) -> Icmp:
+def _read_icmp(text: str, family: int) -> Icmp:
+    if not text:
+        return Icmp(_ICMP[family][1], 0)
     numbers = text.split("/")
     if len(numbers) > 2 or not all(
         each.isascii() and each.isdigit() and len(each) <= 3 and int(each) <= 255

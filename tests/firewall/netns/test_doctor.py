@@ -17,7 +17,7 @@ from tests.support import doctor
 from tests.support.netns import Namespace, Network
 from tests.support.tcx import skip_without_tcx
 from tests.support.waiting import wait_until
-from zfw_py import Firewall, Prefix, Rule, RuleKey
+from zfw_py import OWN4, Firewall, Prefix, Rule, RuleKey
 from zfw_py.cli.commands import doctor as command
 from zfw_py.firewall.findings import host
 from zfw_py.firewall.maps import STORE
@@ -94,7 +94,7 @@ def test_nothing_is_found_on_a_healthy_machine(stack: ExitStack) -> None:
     Firewall().insert(rule(tproxy_port=proxy.port), route=True)
     Firewall().insert(rule("10.9.0.0/24", 8080))
     stack.enter_context(listener("10.9.0.1", 8081))
-    Firewall().insert(rule("own4", 8081))
+    Firewall().insert(Rule(RuleKey(OWN4, "tcp", 8081)))
     assert doctor.findings() == []
 
 
@@ -289,7 +289,7 @@ def test_a_prefix_that_another_program_removed(healthy: Network, stack: ExitStac
     proxy = Listener(4, socket.SOCK_STREAM)
     stack.callback(proxy.socket.close)
     Firewall().insert(rule("100.74.0.0/24", tproxy_port=proxy.port), route=True)
-    Firewall().insert(rule("own4", tproxy_port=proxy.port))
+    Firewall().insert(Rule(RuleKey(OWN4, "tcp", 443), tproxy_port=proxy.port))
     assert doctor.findings() == []
     healthy.gateway.ip("address flush dev lo", "address add 127.0.0.1/8 dev lo")
     healthy.gateway.ip("address add ::1/128 dev lo")

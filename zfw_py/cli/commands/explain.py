@@ -33,6 +33,7 @@ _ROUTES = {
     "prohibit": "none: a route prohibits it",
     "source": "none: the kernel refuses the source there (rp_filter, or no valid source)",
 }
+WITH_OPTIONAL_VALUE = ("--icmp",)
 # Prefixes that the text shows; --json has all.
 _MOST_TRIED = 12
 
@@ -84,8 +85,9 @@ def command(
     icmp: Annotated[
         str | None,
         typer.Option(
-            metavar="TYPE[/CODE]",
-            help="An ICMP message. An error is about a packet of -p from --to to --from.",
+            metavar="[TYPE[/CODE]]",
+            help="An ICMP message, a ping if no type is given. An error is about a packet of -p"
+            " from --to to --from.",
         ),
     ] = None,
     expect: Annotated[
