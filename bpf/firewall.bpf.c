@@ -113,7 +113,8 @@ int ingress(struct __sk_buff *skb)
 	fw_note_attached(skb->ifindex);
 	sk = fw_decide_ingress(skb, &packet, &decision, false);
 	if (sk) {
-		long error = bpf_sk_assign(skb, sk, 0);
+		/* Reassembly forgets it, and the whole datagram is for "deliver". */
+		long error = packet.fragment == PKT_FRAGMENT_NONE ? bpf_sk_assign(skb, sk, 0) : 0;
 
 		fw_mirror_new_listener(sk, &packet);
 		bpf_sk_release(sk);

@@ -425,7 +425,7 @@ struct fw_fragment_key {
 
 struct fw_fragment {
 	__u64 expires; /* ns, bpf_ktime_get_ns() */
-	__u32 verdict; /* enum fw_verdict: pass or drop */
+	__u32 verdict; /* enum fw_verdict */
 	__u32 pad;
 };
 

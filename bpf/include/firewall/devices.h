@@ -24,6 +24,7 @@
 #include "common/time.h"
 #include "firewall/abi.h"
 #include "firewall/maps.h"
+#include "firewall/routing.h"
 
 /* Devices one above the other (a port of a bond of a bridge), and devices on one. */
 #define FW_DEVICE_LEVELS 3
@@ -196,30 +197,6 @@ static __always_inline bool fw_is_taken_by(const struct net_device *upper,
 	return fw_has_mac(upper, mac);
 }
 
-/* Whether this host would forward a packet that a device has received. */
-static __always_inline bool fw_is_forwarded(struct __sk_buff *skb, const struct packet *packet,
-					    const struct net_device *device)
-{
-	struct bpf_fib_lookup route = {
-		.family = packet->family,
-		.l4_protocol = packet->protocol,
-		.sport = packet->source_port,
-		.dport = packet->destination_port,
-		.ifindex = BPF_CORE_READ(device, ifindex),
-	};
-	long found;
-
-	if (packet->family == AF_INET) {
-		route.ipv4_src = packet->source[3];
-		route.ipv4_dst = packet->destination[3];
-	} else {
-		__builtin_memcpy(route.ipv6_src, packet->source, sizeof(route.ipv6_src));
-		__builtin_memcpy(route.ipv6_dst, packet->destination, sizeof(route.ipv6_dst));
-	}
-	found = bpf_fib_lookup(skb, &route, sizeof(route), 0);
-	return found != BPF_FIB_LKUP_RET_NOT_FWDED && found != BPF_FIB_LKUP_RET_FWD_DISABLED;
-}
-
 /* Hands a frame to a bridge's own host: the frame gets the bridge's address. */
 static __always_inline enum fw_receiver
 fw_hand_up(struct __sk_buff *skb, const struct net_device *bridge, __u8 mac[ETH_ALEN])
@@ -267,7 +244,8 @@ __noinline int fw_keep_frame(struct __sk_buff *skb, struct packet *packet, int i
 		if (!master)
 			break;
 		if (fw_has_flag(device, IFF_BRIDGE_PORT)) {
-			if (is_intercepted && fw_is_forwarded(skb, packet, master))
+			if (is_intercepted &&
+			    fw_is_forwarded(skb, packet, BPF_CORE_READ(master, ifindex)))
 				return FW_RECEIVER_FORWARDED;
 			return fw_hand_up(skb, master, mac);
 		}

@@ -124,6 +124,9 @@ static __always_inline void fw_decide_later_fragment(struct __sk_buff *skb, stru
 			fw_decide(decision, FW_VERDICT_DROP, FW_REASON_FRAGMENT_ORPHAN);
 	} else if (verdict == FW_VERDICT_PASS) {
 		fw_decide(decision, FW_VERDICT_PASS, FW_REASON_FRAGMENT_PASSED);
+	} else if (first->verdict == FW_VERDICT_ASSIGN) {
+		/* "deliver" has the whole datagram. */
+		fw_decide(decision, FW_VERDICT_PASS, FW_REASON_RULE_INTERCEPT);
 	} else {
 		fw_decide(decision, FW_VERDICT_DROP, FW_REASON_FRAGMENT_DROPPED);
 	}
@@ -136,7 +139,7 @@ static __always_inline void fw_remember_fragment(struct __sk_buff *skb, struct p
 	struct fw_fragment_key key = {};
 	struct fw_fragment fragment = {
 		.expires = bpf_ktime_get_ns() + FW_FRAGMENT_LIFETIME * NSEC_PER_SEC,
-		.verdict = decision->verdict == FW_VERDICT_DROP ? FW_VERDICT_DROP : FW_VERDICT_PASS,
+		.verdict = decision->verdict,
 	};
 
 	fw_set_fragment_key(skb, packet, is_leaving, &key);

@@ -9,12 +9,14 @@
 #include <linux/bpf.h>
 #include <linux/if_packet.h>
 #include <linux/in.h>
+#include <bpf/bpf_core_read.h>
 #include <bpf/bpf_helpers.h>
 
 #include "common/packet.h"
 #include "firewall/abi.h"
 #include "firewall/decide.h"
 #include "firewall/listeners.h"
+#include "firewall/routing.h"
 #include "firewall/rules.h"
 #include "firewall/sockets.h"
 
@@ -64,9 +66,11 @@ fw_decide_ingress_rules(struct __sk_buff *skb, struct packet *packet,
 		decision->track = track;
 		return NULL;
 	}
-	/* Reassembly forgets the assigned socket. The kernel would deliver the whole datagram
-	 * to any other socket that is bound to its address. */
-	if (packet->fragment != PKT_FRAGMENT_NONE) {
+	/* Reassembly forgets the assigned socket, and "deliver" gives it back, if the kernel
+	 * delivers the whole datagram and the look-up shows the interface. */
+	if (packet->fragment != PKT_FRAGMENT_NONE &&
+	    (!bpf_core_field_exists(((struct bpf_sk_lookup *)0)->ingress_ifindex) ||
+	     fw_is_forwarded(skb, packet, skb->ifindex))) {
 		fw_decide(decision, FW_VERDICT_DROP, FW_REASON_FRAGMENT_INTERCEPT);
 		return NULL;
 	}

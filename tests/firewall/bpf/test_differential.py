@@ -98,6 +98,7 @@ LISTENERS = {
 # Own addresses, see _add_addresses().
 OWN = {4: "100.72.0.1", 6: "fd00:1::1"}
 EXTRA_INTERFACE, UNKNOWN_INTERFACE = "other0", "other1"
+BROADCAST = b"\xff" * 6  # an Ethernet address
 FLOWS = 60
 UDP_IDLE = 300
 # Seconds since the last packet of a flow: none gets near a limit while a stage is compared.
@@ -376,9 +377,10 @@ class _World:
         # What has no whole header is malformed, and on loopback nothing that leaves is read.
         if packet.fragment != "first" or (wanted.reason == "loopback" and direction == "egress"):
             return
-        # The program that runs on the wire: explain has no effect.
+        # The program that runs on the wire: explain has no effect. It drops an intercepted frame
+        # that has the MAC address of another host.
         with programs() as running:
-            run(running[direction], frame, interface.name, came_by)
+            run(running[direction], BROADCAST + frame[6:], interface.name, came_by)
         remember(frame, interface, wanted, self.fragments, direction)
         carry_out(frame, wanted, direction, self.flows, self.model, interface, self.fragments)
         self.first_fragments.append(packet)

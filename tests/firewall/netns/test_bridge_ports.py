@@ -393,3 +393,26 @@ def test_a_broadcast_frame_is_not_flooded(bridge: Bridge, family: int) -> None:
         bridge.send(header / datagram(SERVICE[family], 80))
         assert listener.receive()[2] == (SERVICE[family], 80)
         assert not captured.has(lambda frame: UDP in frame and frame[UDP].dport == 80)
+
+
+@families
+@netfilter
+@ways
+def test_a_datagram_in_fragments_reaches_the_listener(
+    bridge: Bridge, way: str, has_netfilter: bool, family: int
+) -> None:
+    bridge.send_by(way)
+    bridge.use_netfilter(has_netfilter)
+    data = bytes(range(250)) * 12
+    with (
+        listening("udp", family) as listener,
+        service(bridge.gateway, "udp", family) as own,
+        service(bridge.server, "udp", family) as remote,
+        bridge.client_socket("udp", family) as client,
+    ):
+        bridge.insert(SERVICE[family], "udp", 80, to=listener.port)
+        client.connect((SERVICE[family], 80))
+        with bridge.counts(rule_intercept=3, deliver_intercept=1):
+            client.send(data)
+        assert listener.receive()[::2] == (data, (SERVICE[family], 80))
+        assert is_silent(own, remote)

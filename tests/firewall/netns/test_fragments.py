@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Fragments: each follows its datagram's first one, and none is read for ports it has not.
 
-An intercepted datagram in fragments is dropped: an assigned socket does not survive
-reassembly. That has a reason of its own.
+An assigned socket does not survive reassembly. "deliver" gives it back.
 """
 
 from __future__ import annotations
 
 import struct
+from contextlib import contextmanager
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -40,6 +40,7 @@ from tests.firewall.support.frames import (
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Iterator
 
     from scapy.packet import Packet
 
@@ -110,21 +111,74 @@ def test_a_datagram_for_the_stack_arrives_whole(gateway: Gateway, family: int) -
     assert gateway.hits(rule) == 1
 
 
+@contextmanager
+def reassembling(gateway: Gateway, is_early: bool) -> Iterator[None]:
+    """Connection tracking reassembles before the route is looked up, and so early."""
+    nft = gateway.gateway.run
+    if is_early:
+        chain = "type filter hook prerouting priority 0; ct state new accept"
+        nft("nft", "-f", "-", input=f"table inet early {{ chain pre {{ {chain}\n}}\n}}\n")
+    try:
+        yield
+    finally:
+        if is_early:
+            nft("nft", "delete", "table", "inet", "early")
+
+
+early = pytest.mark.parametrize("is_early", [False, True], ids=["late", "conntrack"])
+
+
 @families
-def test_an_intercepted_datagram_is_dropped_and_counted(gateway: Gateway, family: int) -> None:
-    """Neither to the listener nor to whoever else has that port."""
+@early
+def test_an_intercepted_datagram_reaches_the_listener(
+    gateway: Gateway, is_early: bool, family: int
+) -> None:
     with (
         listening("udp", family) as listener,
         transparent_socket((SERVICE[family], 5000)) as bystander,
+        reassembling(gateway, is_early),
     ):
         rule = gateway.insert(SERVICE[family], "udp", 5000, to=listener.port)
-        with gateway.counts(fragment_intercept=1, fragment_dropped=2):
+        with gateway.counts(rule_intercept=3, deliver_intercept=1):
             client = ask(gateway, SERVICE[family], 5000)
         with client:
-            assert is_silent(client, listener.socket, bystander)
+            data, _, original = listener.receive()
+            assert (data, original) == (LARGE, (SERVICE[family], 5000))
+            assert is_silent(client, bystander)
         assert gateway.hits(rule) == 1
-        # The same flow in one piece is intercepted.
-        gateway.talks(listener, SERVICE[family], 5000)
+
+
+@families
+def test_an_intercepted_datagram_without_a_listener_is_dropped(
+    gateway: Gateway, family: int
+) -> None:
+    with transparent_socket((SERVICE[family], 5000)) as bystander:
+        gateway.insert(SERVICE[family], "udp", 5000, to=9999)
+        with gateway.counts(no_listener=1, fragment_dropped=2):
+            client = ask(gateway, SERVICE[family], 5000)
+        with client:
+            assert is_silent(client, bystander)
+
+
+@families
+@early
+def test_an_intercepted_datagram_that_the_host_would_forward_is_dropped(
+    gateway: Gateway, is_early: bool, family: int
+) -> None:
+    """Nothing would keep the kernel from it: the whole datagram has no socket."""
+    elsewhere = {4: "203.0.113.5", 6: "2001:db8::5"}[family]
+    gateway.gateway.ip(f"-{family} route add default via {CLIENT[family]}")
+    gateway.gateway.sysctl(1, "ipv4/ip_forward", "ipv6/conf/all/forwarding")
+    try:
+        with listening("udp", family) as listener, reassembling(gateway, is_early):
+            gateway.insert(elsewhere, "udp", 5000, to=listener.port)
+            with gateway.counts(fragment_intercept=1, fragment_dropped=2):
+                client = ask(gateway, elsewhere, 5000)
+            with client:
+                assert is_silent(listener.socket)
+    finally:
+        gateway.gateway.sysctl(0, "ipv4/ip_forward", "ipv6/conf/all/forwarding")
+        gateway.gateway.ip(f"-{family} route del default")
 
 
 @families

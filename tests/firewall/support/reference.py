@@ -827,6 +827,8 @@ def _later_fragment(
         return Decision("drop", "fragment_orphan")
     if first == "pass":
         return Decision("pass", "fragment_passed")
+    if first == "assign":
+        return Decision("pass", "rule_intercept")
     return Decision("drop", "fragment_dropped")
 
 
@@ -938,8 +940,6 @@ def decide(
     admitted = "adopt" if is_remembered else "none"
     if matched.action == "pass":
         return Decision("pass", "rule_pass", matched, admitted)
-    if packet.fragment == "first":
-        return Decision("drop", "fragment_intercept", matched)
     if (packet.family, protocol, matched.tproxy_port) in sockets.listeners:
         return Decision("assign", "rule_intercept", matched, admitted)
     return Decision("drop", "no_listener", matched)
@@ -1115,9 +1115,8 @@ def remember(
     except (Malformed, HeaderChain, NotIp):
         return
     if packet.fragment == "first":
-        verdict = "drop" if decision.verdict == "drop" else "pass"
-        fragments[(direction, interface.name, *packet.datagram)] = verdict
-        if verdict == "pass":
+        fragments[(direction, interface.name, *packet.datagram)] = decision.verdict
+        if decision.verdict != "drop":
             pair = _pair(packet.source, packet.destination, packet)
             fragments[(*pair, interface.name, direction)] = "pass"
 

@@ -223,12 +223,12 @@ def test_headers_far_into_the_frame_are_not_read() -> None:
 
 def test_a_first_fragment_is_decided_by_its_ports() -> None:
     first = replace_fragment(flags="MF")
-    assert asked(first / SYN) == ("drop", "fragment_intercept")
+    assert asked(first / SYN) == ("assign", "rule_intercept")
     assert asked(first / SYN, rules=RuleSet()) == ("drop", "no_rule")
     passing = RuleSet([rule("100.72.0.4/32", "tcp", 22)])
     assert asked(first / SYN, rules=passing) == ("pass", "rule_pass")
     first6 = IPV6 / IPv6ExtHdrFragment(m=1, offset=0, id=7)
-    assert asked(first6 / SYN) == ("drop", "fragment_intercept")
+    assert asked(first6 / SYN) == ("assign", "rule_intercept")
 
 
 def test_a_fragment_within_the_tcp_header_is_malformed() -> None:
@@ -302,7 +302,8 @@ def test_later_fragments_follow_the_first(first: Packet, later: Packet, other: P
     destination = "100.72.0.4/32" if IP in first else "fd00:1::4/128"
     for rules, expected in (
         (RuleSet([rule(destination, "tcp", 22)]), ("pass", "fragment_passed")),
-        (RULES, ("drop", "fragment_dropped")),
+        (RULES, ("pass", "rule_intercept")),
+        (RuleSet(), ("drop", "fragment_dropped")),
     ):
         seen: Fragments = {}
         frame = bytes(ETHER / first)
@@ -648,7 +649,7 @@ def test_the_generator_reaches_every_decision() -> None:
         *("no_rule", "loopback", "arp", "non_ip", "non_tuple", "protocol", "malformed"),
         "source_route",
         *("header_chain", "ipv6_off", "fragment_passed", "fragment_dropped", "fragment_orphan"),
-        *("fragment_intercept", "icmp_echo", "icmp_echo_off", "icmp_error", "icmp_other"),
+        *("icmp_echo", "icmp_echo_off", "icmp_error", "icmp_other"),
         *("icmp_error_unrelated", "neighbour_discovery", "multicast_listener", "dhcp", "ssh"),
         *("established", "rule_deny", "rule_pass", "rule_intercept", "no_listener"),
     }
