@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import socket
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -609,6 +609,30 @@ def test_fragments_of_what_no_rule_lets_out_stay(router: Router, family: int) ->
         with router.counts(**counts):
             asker.sendto(bytes(5000), (SERVER[family], PORT))
         assert not heard.has(lambda frame: getattr(frame.payload, "src", "") == CLIENT[family])
+
+
+# What the page says of packet sockets
+
+
+def test_a_packet_socket_is_filtered_unless_it_goes_past_the_qdisc(router: Router) -> None:
+    """PACKET_QDISC_BYPASS of packet(7), which takes CAP_NET_RAW: no program of TC runs."""
+    packet = datagram((OUTSIDE_GATEWAY[4], 4000), (SILENT_SERVER[4], PORT), b"past the filter")
+    ends = {"src": router.gateway.mac(router.outside), "dst": router.server.mac("eth0")}
+    with (
+        router.gateway.packet_socket(router.outside) as wire,
+        router.capture(router.server) as heard,
+    ):
+
+        def arrives() -> bool:
+            with suppress(OSError):  # the drop
+                wire.send(bytes(Ether(**ends) / packet))
+            return heard.has(lambda frame: b"past the filter" in bytes(frame))
+
+        with router.counts(egress_no_rule=1):
+            assert not arrives()
+        wire.setsockopt(263, 20, 1)  # SOL_PACKET, PACKET_QDISC_BYPASS
+        with router.counts():
+            assert arrives()
 
 
 # Questions to a group, which are answered from another address
