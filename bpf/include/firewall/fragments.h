@@ -124,7 +124,7 @@ static __always_inline void fw_decide_later_fragment(struct __sk_buff *skb, stru
 			fw_decide(decision, FW_VERDICT_DROP, FW_REASON_FRAGMENT_ORPHAN);
 	} else if (verdict == FW_VERDICT_PASS) {
 		fw_decide(decision, FW_VERDICT_PASS, FW_REASON_FRAGMENT_PASSED);
-	} else if (first->verdict == FW_VERDICT_ASSIGN) {
+	} else if (verdict == FW_VERDICT_ASSIGN) {
 		/* "deliver" has the whole datagram. */
 		fw_decide(decision, FW_VERDICT_PASS, FW_REASON_RULE_INTERCEPT);
 	} else {
@@ -144,7 +144,7 @@ static __always_inline void fw_remember_fragment(struct __sk_buff *skb, struct p
 
 	fw_set_fragment_key(skb, packet, is_leaving, &key);
 	bpf_map_update_elem(&fragments, &key, &fragment, BPF_ANY);
-	if (fragment.verdict == FW_VERDICT_PASS)
+	if (fragment.verdict != FW_VERDICT_DROP)
 		fw_remember_pair(skb, packet, is_leaving, false);
 }
 
