@@ -526,9 +526,8 @@ def test_case_62_both_grammars_write_the_same_bytes(gateway: Gateway) -> None:
         for verb in ("-I", "insert"):
             gateway.attach("ingress")
             gateway.ok(verb, *words, "-t", str(listener.port))
-            # The first packet sets a flag of the interface, and the kernel may send one itself.
-            gateway.connects(listener, "100.72.0.4", 22)
             found.append(contents())
+            gateway.connects(listener, "100.72.0.4", 22)
             gateway.ok("-Q")
     assert found[0] == found[1]
     assert len(found[0]["prefixes"]) == 1
