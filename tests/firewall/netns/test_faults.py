@@ -68,7 +68,7 @@ OPERATIONS: dict[str, tuple[list[Rule], list[Insert | Delete]]] = {
     "an interface": ([rule(1)], [Insert(rule(1, interfaces=(INTERFACE,)))]),
     "an interface less": (
         [rule(1, interfaces=(INTERFACE, "lo"))],
-        [Delete(key(1), (INTERFACE,))],
+        [Delete(key(1), ("lo",))],
     ),
     "the last interface": ([rule(1, interfaces=(INTERFACE,))], [Delete(key(1), (INTERFACE,))]),
 }

@@ -126,8 +126,9 @@ def _later_fragment(router: Router, verdict: str, rule: dict[str, Any] | None) -
 
 @contextmanager
 def _fragment_intercept(router: Router) -> Iterator[Wire]:
-    router.insert(GATEWAY, "udp", 5000, to=5353)
-    yield _from_server(router, _fragment(0, more=True), "drop")
+    # To a host that the router forwards to.
+    router.insert(SILENT_CLIENT[4], "udp", 5000, to=5353)
+    yield _from_server(router, _fragment(0, more=True, destination=SILENT_CLIENT[4]), "drop")
 
 
 @contextmanager

@@ -157,8 +157,7 @@ def test_a_process_is_moved_with_its_descendants(world: World) -> None:
         process = world.start(sys.executable, "-c", FAMILY)
         assert process.stdout is not None
         assert process.stdout.readline() == "here\n"
-        family = {each.pid for each in tree_of(process.pid)}
-        assert len(family) >= 6
+        assert wait_until(lambda: len(tree_of(process.pid)) >= 6)
         done = world.zfw("attach", *OPTIONS, "--pid", str(process.pid), "--move")
         assert (done.returncode, done.stderr) == (0, "")
         own = f"{world.cgroup}/zfw-guard-{done.stdout.strip()}"

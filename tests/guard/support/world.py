@@ -57,6 +57,8 @@ LINK_LOCAL = "fe80::1"
 
 _ETH_P_ALL, _IP = 3, (0x0800, 0x86DD)
 _SO_RCVBUFFORCE, _SOL_PACKET, _PACKET_STATISTICS = 33, 263, 6
+# Seconds in which a watcher has ended.
+_MOMENT = 2.0
 _TAP_BYTES = 16 << 20
 _numbers = itertools.count(1)
 
@@ -236,7 +238,21 @@ class World:
             self.bystanders.remove(process.pid)
 
     def left(self) -> list[str]:
-        """Pins, cgroups and processes that guards have created and not removed."""
+        """Pins, cgroups and processes that guards have created and not removed.
+
+        A watcher ends a moment after its guard is removed: it is waited for.
+        """
+        found: list[str] = []
+
+        def is_settled() -> bool:
+            nonlocal found
+            found = self._left()
+            return not any(each.startswith("process ") for each in found)
+
+        wait_until(is_settled, _MOMENT)
+        return found
+
+    def _left(self) -> list[str]:
         found = [path for path, _, _ in os.walk(STORE.root)][1:]
         found += [path for path, _, _ in os.walk(self.cgroup)][1:]
         for path in (str(self.cgroup), *found):
