@@ -231,7 +231,9 @@ GROUPS = [tuple(CLIENTS)[at : at + AT_ONCE] for at in range(0, len(CLIENTS), AT_
 def test_each_client_sees_the_same(outside: World, built: Path, group: tuple[str, ...]) -> None:
     (outside.folder / "resolv.conf").write_text(f"nameserver {SERVER}\n{OPTIONS}")
     clients = {name: CLIENTS[name](built) for name in group}
-    _assert_the_same(outside, clients, list(BEHAVIOURS), DOMAIN)
+    # Where the server closes a connection, c-ares loses its other queries on it.
+    _assert_the_same(outside, clients, [each for each in BEHAVIOURS if each != "cut"], DOMAIN)
+    _assert_the_same(outside, clients, ["cut"], DOMAIN)
 
 
 @pytest.mark.parametrize("file", FILES)
