@@ -54,6 +54,7 @@ def embedded_dns(
         *(
             dnsmasq,
             "--keep-in-foreground",
+            "--pid-file=",
             f"--listen-address={address}",
             f"--port={port}",
             *options,
