@@ -93,7 +93,7 @@ class Question(NamedTuple):
 
     @property
     def is_made_up(self) -> bool:
-        """Whether the answer may depend on numbers that nobody gave: TCP's, an error's quote."""
+        """Whether the answer may depend on numbers that were not given: TCP's, an error's quote."""
         is_error = self.icmp is not None and self.icmp.type in _ICMP_ERRORS[self.family]
         return is_error or (self.sent == "tcp" and self.tcp_flags != SYN)
 

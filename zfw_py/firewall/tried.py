@@ -30,7 +30,7 @@ _PROTOCOLS = {"tcp": "udp", "udp": "tcp"}
 
 
 class Place(NamedTuple):
-    """What of an interface the search depends on."""
+    """The properties of an interface that the search depends on."""
 
     ifindex: int
     settings: int
@@ -66,7 +66,7 @@ _Other = tuple[tuple[int, ...], Tried]
 
 
 class Search(NamedTuple):
-    """What was found: the rule's prefix key and the rule, or None twice.
+    """The result: the rule's prefix key and the rule, or None twice.
 
     ``is_complete`` is False where prefixes of other sources were not looked for.
     """

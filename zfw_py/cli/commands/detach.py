@@ -44,7 +44,7 @@ def _detach(name: str) -> None:
     firewall = Firewall()
     _tell(firewall.detach(name))
     if not firewall.is_installed():
-        return  # what was detached was of another network namespace's firewall
+        return  # the programs were those of another network namespace's firewall
     for difference in firewall.status().differences:
         if difference.interface == name:
             output.warning(str(difference))
